@@ -1,0 +1,5 @@
+//! Events: the published model, and the way from kernel bytes to it.
+
+pub mod model;
+
+pub use model::{Event, Kind, Mode, Verdict};

@@ -1,0 +1,5 @@
+//! agentwatch: see ARCHITECTURE.md for the map.
+
+pub mod event;
+pub mod policy;
+pub mod wire;

@@ -1,0 +1,109 @@
+//! What is said to the collector: batches of events from the daemon, questions from the command line.
+//!
+//! Two sockets in the collector's runtime directory. [`INGEST_SOCKET`] is the daemon's: batches in, acknowledgements
+//! out, in order. [`QUERY_SOCKET`] is anyone's: one question per connection, answers until `End` or `Error`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::event::model::{Coverage, Counts, Event, Kind, Mode, Verdict};
+
+/// Name of the ingest socket below `RUNTIME_DIR/collector`.
+pub const INGEST_SOCKET: &str = "ingest.sock";
+/// Name of the query socket below `RUNTIME_DIR/collector`.
+pub const QUERY_SOCKET: &str = "query.sock";
+
+/// Events on their way to the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Batch {
+    /// Number of the batch on this connection, from 1.
+    pub number: u64,
+    pub events: Vec<Event>,
+}
+
+/// The collector's answer to a batch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum BatchAnswer {
+    /// Every batch up to this one is committed to disk.
+    Ack { number: u64 },
+    /// The batch could not be stored (a full disk, say); it may be sent again later.
+    Refused { number: u64, error: String },
+}
+
+/// Which events a question is about. An empty list, or an absent bound, does not restrict.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Filter {
+    /// Session id, a unique beginning of one, or a name (then the newest of that name).
+    pub session: Option<String>,
+    pub since: Option<Timestamp>,
+    pub kinds: Vec<Kind>,
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Question {
+    /// Events, oldest first; with `follow`, then everything that comes, until the asker hangs up.
+    Events { filter: Filter, follow: bool },
+    /// All sessions that the asker may see, newest first.
+    Sessions,
+    /// One session with all its events, for the timeline.
+    Timeline { session: String },
+    /// Read-only SQL. Root and the collector's own user only.
+    Sql { sql: String },
+    /// Figures about the store.
+    Status,
+}
+
+/// A part of an answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    Events { events: Vec<Event> },
+    Sessions { sessions: Vec<SessionRow> },
+    Columns { columns: Vec<String> },
+    Rows { rows: Vec<Vec<serde_json::Value>> },
+    Status { status: StoreStatus },
+    /// The answer is complete.
+    End,
+    /// It could not be given.
+    Error { message: String },
+}
+
+/// A session as the history knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionRow {
+    pub id: String,
+    pub name: String,
+    pub uid: u32,
+    pub policy: String,
+    pub mode: Mode,
+    pub coverage: Coverage,
+    pub missing: Vec<String>,
+    pub backends: Vec<String>,
+    pub cgroup: String,
+    pub command: Vec<String>,
+    /// `run`, `attach`, `watch`.
+    pub origin: String,
+    /// `running` or `ended`.
+    pub state: String,
+    pub started: Timestamp,
+    pub ended: Option<Timestamp>,
+    pub reason: Option<String>,
+    pub exit_code: Option<i32>,
+    /// Stored events, and how many of them were denials.
+    pub events: u64,
+    pub denied: u64,
+    pub counts: Option<Counts>,
+}
+
+/// Figures about the store.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StoreStatus {
+    pub events: u64,
+    pub sessions: u64,
+    pub bytes: u64,
+    pub schema_version: u32,
+}

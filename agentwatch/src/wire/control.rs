@@ -1,0 +1,79 @@
+//! What the command line says to the daemon, on `RUNTIME_DIR/control.sock`. Root may do everything, others what
+//! concerns their own sessions; the daemon decides that by the peer's credentials, never by what a message says.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::model::Mode,
+    policy::model::Context,
+    wire::collector::SessionRow,
+};
+
+/// Name of the control socket below `RUNTIME_DIR`.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// The policy's text, read by the asker with the asker's own rights: the daemon opens no file that a client names.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PolicyText {
+    /// File name for messages; empty for the built-in default.
+    pub file: String,
+    pub text: String,
+    pub context: Context,
+}
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Makes a session for a command; the answer says which cgroup the asker is to enter.
+    Run {
+        policy: PolicyText,
+        name: Option<String>,
+        mode: Option<Mode>,
+        accept_degraded: bool,
+        command: Vec<String>,
+    },
+    /// Says that the command of a session ended, and how.
+    Exited { session: String, code: i32 },
+    /// Makes a session of an existing cgroup. Root only.
+    Attach { cgroup: PathBuf, policy: PolicyText, name: Option<String>, accept_degraded: bool },
+    /// Ends a session; its processes go on, unwatched. Root only for `attach` and `watch` sessions.
+    Detach { session: String },
+    /// The sessions that live now and that the asker may see.
+    Sessions,
+    /// The daemon's state.
+    Status,
+}
+
+/// A response.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    /// The session is in force and the asker has been moved into its cgroup.
+    Ready { session: String, name: String, warnings: Vec<String>, landlock: Option<crate::policy::model::Compiled> },
+    Sessions { sessions: Vec<SessionRow> },
+    Status { status: Box<Status> },
+    Done,
+    Error { message: String, hint: Option<String> },
+}
+
+/// The daemon's state, for `agentwatch status`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    /// `bpf-lsm`, `cgroup`, `landlock`: what enforces here.
+    pub backends: Vec<String>,
+    pub sessions: usize,
+    pub events_delivered: u64,
+    pub events_folded: u64,
+    pub events_lost: u64,
+    /// Events that wait on disk for the collector, and in memory.
+    pub spooled: u64,
+    pub queued: u64,
+    pub collector: String,
+    /// Every counter of the kernel programs by name: drops and helper failures by place.
+    pub kernel: BTreeMap<String, u64>,
+}

@@ -1,0 +1,45 @@
+//! The unix sockets between our own processes: frames of a 32-bit big-endian length and that many bytes of JSON.
+//!
+//! Whoever reads treats the other end as hostile: a frame longer than [`MAX_FRAME`] or one that does not parse
+//! ends the connection with an error that says so, and nothing else.
+
+pub mod collector;
+pub mod control;
+
+use anyhow::{Context as _, Result};
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+/// Longest frame, in bytes.
+pub const MAX_FRAME: usize = 8 << 20;
+
+/// A connection that speaks frames.
+pub struct Connection {
+    framed: Framed<UnixStream, LengthDelimitedCodec>,
+}
+
+impl Connection {
+    pub fn new(stream: UnixStream) -> Self {
+        Self { framed: LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_framed(stream) }
+    }
+
+    /// Sends one message.
+    pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<()> {
+        let bytes = serde_json::to_vec(message).context("encode a frame")?;
+        self.framed.send(bytes::Bytes::from(bytes)).await.context("send a frame")
+    }
+
+    /// The next message, `None` when the other end has closed.
+    pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        let Some(frame) = self.framed.next().await else { return Ok(None) };
+        let frame = frame.context("read a frame")?;
+        serde_json::from_slice(&frame).map(Some).context("a frame is not a message that is known here")
+    }
+
+    /// User and group of the process at the other end, as the kernel knows it.
+    pub fn peer(&self) -> Result<tokio::net::unix::UCred> {
+        self.framed.get_ref().peer_cred().context("read the peer's credentials")
+    }
+}
