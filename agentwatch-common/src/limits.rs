@@ -1,4 +1,32 @@
 //! Sizes that both sides must agree on.
 
-/// Port rules of one address prefix.
+/// Port rules of one address prefix, the enclosing prefixes' included.
 pub const PORT_RULES: usize = 16;
+/// Sessions at the same time; a power of two, because a session's slot is its number modulo this.
+pub const SESSIONS: usize = 1024;
+/// Places of all policies in force.
+pub const PLACES: usize = 1 << 18;
+/// Address prefixes of all policies in force.
+pub const PREFIXES: usize = 1 << 16;
+/// Distinct actions that are being folded.
+pub const FOLDS: usize = 1 << 16;
+/// Cgroups that belong to sessions.
+pub const CGROUPS: usize = 1 << 16;
+/// Directories between a file and the root of its file system that a decision walks; deeper is denied.
+pub const DEPTH: usize = 128;
+/// Arguments of a command that are recorded, in bytes.
+pub const ARGV: usize = 4096;
+/// Path components that are recorded, in bytes.
+pub const PATH: usize = 4096;
+/// Longest file name, with its NUL (`NAME_MAX` in linux/limits.h).
+pub const NAME: usize = 256;
+/// Bytes of the variable part of a record: arguments and two paths, and room for the last name of a full path.
+pub const DATA: usize = 16384;
+/// Bytes of the ring for verdicts: denials, holds, audits.
+pub const VERDICT_RING: usize = 1 << 22;
+/// Bytes of the ring for everything else.
+pub const BULK_RING: usize = 1 << 24;
+
+const _: () = assert!(SESSIONS.is_power_of_two());
+// bpf_ringbuf_output takes the size from a bounded register: the mask in emit.rs needs a power of two.
+const _: () = assert!(DATA.is_power_of_two() && ARGV + 2 * (PATH + NAME) <= DATA);

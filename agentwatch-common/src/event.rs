@@ -1,0 +1,141 @@
+//! The record that the kernel programs write into a ring.
+
+use crate::{limits, pod};
+
+/// What a record is about; the value of [`Record::kind`].
+pub mod kind {
+    /// A process was made: not an event, but what ancestry is known by.
+    pub const FORK: u32 = 1;
+    pub const EXEC: u32 = 2;
+    pub const EXIT: u32 = 3;
+    pub const OPEN: u32 = 4;
+    pub const CREATE: u32 = 5;
+    pub const DELETE: u32 = 6;
+    pub const RENAME: u32 = 7;
+    pub const LINK: u32 = 8;
+    pub const ATTR: u32 = 9;
+    pub const CONNECT: u32 = 10;
+    pub const BIND: u32 = 11;
+}
+
+/// The value of [`Record::verdict`].
+pub mod verdict {
+    pub const ALLOWED: u32 = 0;
+    pub const DENIED: u32 = 1;
+    pub const HELD: u32 = 2;
+    pub const AUDITED: u32 = 3;
+    /// The kernel refused by a mechanism that names no rule (Landlock, or the file's mode): user space finds out which.
+    pub const UNDECIDED: u32 = 4;
+}
+
+/// Bits of [`Record::access`].
+pub mod access {
+    pub const READ: u32 = 1;
+    pub const WRITE: u32 = 1 << 1;
+    pub const EXEC: u32 = 1 << 2;
+    pub const CREATE: u32 = 1 << 3;
+    pub const DELETE: u32 = 1 << 4;
+    pub const ATTR: u32 = 1 << 5;
+    pub const LIST: u32 = 1 << 6;
+}
+
+/// Bits of [`Record::state`].
+pub mod state {
+    /// The path's beginning is missing.
+    pub const PATH_TRUNCATED: u32 = 1;
+    pub const ARGV_TRUNCATED: u32 = 1 << 1;
+    /// Further actions like this one are folded into it.
+    pub const FOLDED: u32 = 1 << 2;
+    /// `dev`, `inode` are not those of the file but of the directory that the name starts at.
+    pub const NAME_ONLY: u32 = 1 << 3;
+    /// The walk was deeper than `limits::DEPTH`.
+    pub const TOO_DEEP: u32 = 1 << 4;
+    /// The process dumped core.
+    pub const CORE: u32 = 1 << 5;
+}
+
+/// Everything about one action but its strings.
+///
+/// The variable part that follows holds, one after another: `name_len` bytes as the program gave them (a path
+/// as asked for, arguments, a UNIX socket's name), `path_len` bytes of path components and `second_len` bytes
+/// of another path's. Components stand leaf first, each with its NUL, up to but without the root of the file system.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    pub kind: u32,
+    pub verdict: u32,
+    pub session: u32,
+    pub rule: u32,
+    /// Number within the session, from 1; 0 for what is not numbered.
+    pub seq: u64,
+    /// CLOCK_BOOTTIME, nanoseconds.
+    pub ktime: u64,
+    pub pid: u32,
+    pub tid: u32,
+    pub ppid: u32,
+    pub errno: i32,
+    pub start: u64,
+    pub parent_start: u64,
+    pub cgroup: u64,
+    pub uid: u32,
+    pub gid: u32,
+    pub comm: [u8; 16],
+    pub state: u32,
+    pub access: u32,
+    /// Open flags, or the exit status as wait(2) gives it.
+    pub flags: u32,
+    pub dev: u32,
+    pub inode: u64,
+    pub second_inode: u64,
+    pub second_dev: u32,
+    pub family: u16,
+    /// Host byte order.
+    pub port: u16,
+    /// IPv4 as v4-mapped.
+    pub addr: [u8; 16],
+    pub socket_type: u32,
+    pub _pad: u32,
+    pub duration: u64,
+    pub name_len: u32,
+    pub path_len: u32,
+    pub second_len: u32,
+    pub _pad2: u32,
+}
+
+const _: () = assert!(size_of::<Record>() == 184 && align_of::<Record>() == 8);
+
+/// A record with the room for its strings, as the programs build it.
+#[repr(C)]
+pub struct Scratch {
+    /// Nonzero while a program uses it.
+    pub busy: u64,
+    pub record: Record,
+    pub data: [u8; limits::DATA],
+}
+
+/// What makes two actions the same for folding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FoldKey {
+    pub session: u32,
+    /// Access bits and, from bit 16 up, the verdict and, from bit 24 up, the kind.
+    pub what: u32,
+    /// Identity of the acting program's executable.
+    pub image: u64,
+    /// Device and inode, or address and port.
+    pub object: [u64; 3],
+}
+const _: () = assert!(size_of::<FoldKey>() == 40);
+
+/// How often it happened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fold {
+    /// Occurrences after the first.
+    pub count: u64,
+    pub last: u64,
+    /// Sequence number of the first.
+    pub seq: u64,
+}
+
+pod!(Record, FoldKey, Fold);

@@ -1,0 +1,75 @@
+//! Members of kernel structs that the programs read. User space looks their offsets up in the running kernel's
+//! BTF and hands them to the programs as constants, so one object fits every kernel.
+
+/// A member: the name of its constant in the object, its struct, and where it is below it. A second path is tried
+/// where a kernel has renamed the member.
+pub struct Member {
+    pub name: &'static str,
+    pub parent: &'static str,
+    pub paths: &'static [&'static str],
+}
+
+/// Calls the macro `$with` with the list of members, each `NAME = "struct": "path" | "other path";`. The programs define
+/// their constants with it, user space its table: the list stands once.
+#[macro_export]
+macro_rules! with_members {
+    ($with:ident) => {
+        $with! {
+            FILE_F_PATH_DENTRY = "file": "f_path.dentry";
+            FILE_F_FLAGS = "file": "f_flags";
+            FILE_F_MODE = "file": "f_mode";
+            FILE_PRIVATE_DATA = "file": "private_data";
+            DENTRY_D_INODE = "dentry": "d_inode";
+            DENTRY_D_PARENT = "dentry": "d_parent";
+            DENTRY_D_SB = "dentry": "d_sb";
+            DENTRY_D_NAME_NAME = "dentry": "d_name.name" | "__d_name.name";
+            INODE_I_INO = "inode": "i_ino";
+            INODE_I_MODE = "inode": "i_mode";
+            SUPER_BLOCK_S_DEV = "super_block": "s_dev";
+            SUPER_BLOCK_S_FLAGS = "super_block": "s_flags";
+            TASK_TGID = "task_struct": "tgid";
+            TASK_PID = "task_struct": "pid";
+            TASK_COMM = "task_struct": "comm";
+            TASK_REAL_PARENT = "task_struct": "real_parent";
+            TASK_GROUP_LEADER = "task_struct": "group_leader";
+            TASK_START_BOOTTIME = "task_struct": "start_boottime";
+            TASK_EXIT_CODE = "task_struct": "exit_code";
+            TASK_SIGNAL = "task_struct": "signal";
+            TASK_MM = "task_struct": "mm";
+            TASK_FS = "task_struct": "fs";
+            TASK_FILES = "task_struct": "files";
+            TASK_CGROUPS = "task_struct": "cgroups";
+            TASK_REAL_CRED = "task_struct": "real_cred";
+            CRED_UID = "cred": "uid";
+            CRED_GID = "cred": "gid";
+            CSS_SET_DFL_CGRP = "css_set": "dfl_cgrp";
+            CGROUP_KN = "cgroup": "kn";
+            KERNFS_NODE_ID = "kernfs_node": "id";
+            KERNFS_NODE_PARENT = "kernfs_node": "parent" | "__parent";
+            SIGNAL_LIVE = "signal_struct": "live";
+            SIGNAL_FLAGS = "signal_struct": "flags";
+            SIGNAL_GROUP_EXIT_CODE = "signal_struct": "group_exit_code";
+            MM_ARG_START = "mm_struct": "arg_start";
+            MM_ARG_END = "mm_struct": "arg_end";
+            FS_PWD_DENTRY = "fs_struct": "pwd.dentry";
+            FILES_FDT = "files_struct": "fdt";
+            FDTABLE_FD = "fdtable": "fd";
+            FDTABLE_MAX_FDS = "fdtable": "max_fds";
+            BINPRM_FILE = "linux_binprm": "file";
+            FILENAME_NAME = "filename": "name";
+            OPEN_FLAGS_OPEN_FLAG = "open_flags": "open_flag";
+            SOCKET_TYPE = "socket": "type";
+            SOCKET_SK = "socket": "sk";
+            SOCK_PROTOCOL = "sock": "sk_protocol";
+        }
+    };
+}
+
+macro_rules! table {
+    ($($name:ident = $parent:literal: $($path:literal)|+;)+) => {
+        pub const MEMBERS: &[Member] = &[
+            $(Member { name: stringify!($name), parent: $parent, paths: &[$($path),+] }),+
+        ];
+    };
+}
+with_members!(table);

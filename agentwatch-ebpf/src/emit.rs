@@ -1,0 +1,293 @@
+//! Recording: builds a record in scratch memory, numbers it, folds repetitions, and puts it into its ring.
+//!
+//! Nothing is dropped silently: a record that finds no room has taken a sequence number, which user space misses.
+
+use agentwatch_common::{
+    event::{Fold, FoldKey, Record, Scratch, state, verdict},
+    limits, stats,
+};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{
+        bpf_ktime_get_boot_ns,
+        generated::{
+            bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+            bpf_probe_read_user_str,
+        },
+    },
+};
+
+use crate::{
+    kernel::{DentryAt, TaskAt},
+    maps::{BULK, FOLDS, SCRATCH, VERDICTS, count},
+    session::{Subject, add64, swap64},
+};
+
+const EEXIST: i32 = 17;
+
+/// Scratch memory in use; given back by [`Draft::submit`].
+pub struct Draft(*mut Scratch);
+
+/// Takes a scratch slot and fills in who acts and when.
+#[inline(always)]
+pub fn begin(kind: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
+    let Some(scratch) = take() else {
+        count(stats::NO_SCRATCH);
+        // The action happened: its number is taken, so that the gap shows.
+        add64(unsafe { &raw mut (*subject.session).made }, 1);
+        add64(unsafe { &raw mut (*subject.session).seq }, 1);
+        add64(unsafe { &raw mut (*subject.session).dropped }, 1);
+        return None;
+    };
+    fill(scratch, kind, subject.number, task.0);
+    Some(Draft(scratch))
+}
+
+#[inline(always)]
+fn take() -> Option<*mut Scratch> {
+    for slot in 0..4 {
+        let scratch = SCRATCH.get_ptr_mut(slot)?;
+        // SAFETY: an aligned field of a map's value; this processor's own, but a program can preempt another.
+        if swap64(unsafe { &raw mut (*scratch).busy }, 1) == 0 {
+            return Some(scratch);
+        }
+    }
+    None
+}
+
+#[inline(never)]
+fn fill(scratch: *mut Scratch, kind: u32, session: u32, task: u64) -> u64 {
+    let task = TaskAt(task);
+    // SAFETY: the slot is ours.
+    let record = unsafe { &mut (*scratch).record };
+    // Field by field: a whole-record store would go through the stack.
+    record.kind = kind;
+    record.verdict = verdict::ALLOWED;
+    record.session = session;
+    record.rule = u32::MAX;
+    record.seq = 0;
+    record.ktime = unsafe { bpf_ktime_get_boot_ns() };
+    record.pid = task.pid();
+    record.tid = task.tid();
+    record.errno = 0;
+    record.start = task.start();
+    let parent = task.parent();
+    record.ppid = parent.pid();
+    record.parent_start = parent.start();
+    record.cgroup = task.cgroup();
+    let (uid, gid) = task.ids();
+    record.uid = uid;
+    record.gid = gid;
+    record.comm = task.comm();
+    record.state = 0;
+    record.access = 0;
+    record.flags = 0;
+    record.dev = 0;
+    record.inode = 0;
+    record.second_inode = 0;
+    record.second_dev = 0;
+    record.family = 0;
+    record.port = 0;
+    record.addr = [0; 16];
+    record.socket_type = 0;
+    record._pad = 0;
+    record.duration = 0;
+    record.name_len = 0;
+    record.path_len = 0;
+    record.second_len = 0;
+    record._pad2 = 0;
+    0
+}
+
+impl Draft {
+    #[inline(always)]
+    pub fn record(&mut self) -> &mut Record {
+        // SAFETY: the slot is ours until it is given back.
+        unsafe { &mut (*self.0).record }
+    }
+
+    /// Adds a NUL-terminated string of kernel memory as the name.
+    #[inline(always)]
+    pub fn name_from_kernel(&mut self, address: u64) {
+        let data = unsafe { &raw mut (*self.0).data }.cast();
+        let len = unsafe { bpf_probe_read_kernel_str(data, limits::ARGV as u32, address as *const _) };
+        self.named(len);
+    }
+
+    /// Adds a NUL-terminated string of the task's memory as the name.
+    #[inline(always)]
+    pub fn name_from_user(&mut self, address: u64) {
+        let data = unsafe { &raw mut (*self.0).data }.cast();
+        let len = unsafe { bpf_probe_read_user_str(data, limits::ARGV as u32, address as *const _) };
+        self.named(len);
+    }
+
+    #[inline(always)]
+    fn named(&mut self, len: i64) {
+        if len > 0 && len <= limits::ARGV as i64 {
+            self.record().name_len = len as u32;
+        } else {
+            count(stats::READ_FAILED);
+        }
+    }
+
+    /// Adds bytes of a kernel address as the name.
+    #[inline(always)]
+    pub fn name_bytes(&mut self, address: *const u8, len: u32) {
+        let data = unsafe { &raw mut (*self.0).data }.cast();
+        let len = if len > 112 { 112 } else { len };
+        if unsafe { bpf_probe_read_kernel(data, len, address.cast()) } == 0 {
+            self.record().name_len = len;
+        }
+    }
+
+    /// Adds the arguments of the task, whose memory is the current one.
+    #[inline(always)]
+    pub fn arguments(&mut self, task: TaskAt) {
+        let (start, end) = task.arguments();
+        let all = end.wrapping_sub(start);
+        let len = if all > limits::ARGV as u64 {
+            self.record().state |= state::ARGV_TRUNCATED;
+            limits::ARGV as u64
+        } else {
+            all
+        };
+        let data = unsafe { &raw mut (*self.0).data }.cast();
+        if unsafe { bpf_probe_read_user(data, len as u32, start as *const _) } == 0 {
+            self.record().name_len = len as u32;
+        } else {
+            count(stats::READ_FAILED);
+        }
+    }
+
+    /// Adds the components of a path.
+    #[inline(always)]
+    pub fn path(&mut self, dentry: DentryAt) {
+        let offset = self.record().name_len;
+        let len = components(self.0, dentry.0, offset);
+        let record = self.record();
+        record.path_len = len as u32;
+        record.state |= (len >> 32) as u32;
+    }
+
+    /// Adds the components of the second path.
+    #[inline(always)]
+    pub fn second_path(&mut self, dentry: DentryAt) {
+        let record = self.record();
+        let offset = record.name_len + record.path_len;
+        let len = components(self.0, dentry.0, offset);
+        self.record().second_len = len as u32;
+    }
+
+    /// Gives the record its number and puts it into the ring that its verdict belongs to. Gives back the number, 0 where
+    /// the ring was full.
+    #[inline(always)]
+    pub fn submit(self, subject: &Subject) -> u64 {
+        put(self.0, subject.session.cast())
+    }
+
+    /// A record that is not an event: not numbered, and in no session's account.
+    #[inline(always)]
+    pub fn submit_unnumbered(self) {
+        put(self.0, core::ptr::null_mut());
+    }
+}
+
+/// Writes path components, leaf first, at `offset` of the data. Gives back their length, and state bits above bit 32.
+#[inline(never)]
+fn components(scratch: *mut Scratch, dentry: u64, offset: u32) -> u64 {
+    let data = unsafe { &raw mut (*scratch).data }.cast::<u8>();
+    let mut entry = DentryAt(dentry);
+    let mut at = u64::from(offset);
+    let end = u64::from(offset) + limits::PATH as u64;
+    for _ in 0..limits::DEPTH {
+        let parent = entry.parent();
+        if parent.0 == entry.0 || parent.0 == 0 {
+            return at - u64::from(offset);
+        }
+        if at > end || at > (limits::DATA - limits::NAME) as u64 {
+            break;
+        }
+        // SAFETY: at most NAME bytes below the end of the data.
+        let len = unsafe {
+            bpf_probe_read_kernel_str(
+                data.add(at as usize).cast(),
+                limits::NAME as u32,
+                entry.name() as *const _,
+            )
+        };
+        if len <= 0 || len > limits::NAME as i64 {
+            count(stats::READ_FAILED);
+            break;
+        }
+        at += len as u64;
+        entry = parent;
+    }
+    (at - u64::from(offset)) | u64::from(state::PATH_TRUNCATED) << 32
+}
+
+#[inline(never)]
+fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) -> u64 {
+    let record = unsafe { &mut (*scratch).record };
+    let mut seq = 0;
+    if !session.is_null() {
+        add64(unsafe { &raw mut (*session).made }, 1);
+        seq = add64(unsafe { &raw mut (*session).seq }, 1) + 1;
+        record.seq = seq;
+    }
+    let strings = u64::from(record.name_len) + u64::from(record.path_len) + u64::from(record.second_len);
+    let strings = if strings > limits::DATA as u64 { limits::DATA as u64 } else { strings };
+    let size = size_of::<Record>() as u64 + strings;
+    let urgent = record.verdict == verdict::DENIED
+        || record.verdict == verdict::HELD
+        || record.verdict == verdict::AUDITED;
+    let pointer = core::ptr::from_mut(record).cast();
+    let full = if urgent {
+        let ring = (&raw const VERDICTS).cast_mut().cast();
+        (unsafe { aya_ebpf::helpers::generated::bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
+            .then_some(stats::VERDICT_RING_FULL)
+    } else {
+        let ring = (&raw const BULK).cast_mut().cast();
+        (unsafe { aya_ebpf::helpers::generated::bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
+            .then_some(if session.is_null() { stats::FORK_RING_FULL } else { stats::BULK_RING_FULL })
+    };
+    if let Some(counter) = full {
+        count(counter);
+        if !session.is_null() {
+            add64(unsafe { &raw mut (*session).dropped }, 1);
+        }
+        seq = 0;
+    }
+    // SAFETY: the slot was ours; this gives it back.
+    unsafe { (&raw mut (*scratch).busy).write_volatile(0) };
+    seq
+}
+
+/// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
+/// `Ok` says what the new event is to be entered under.
+#[inline(always)]
+pub fn fold(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 3]) -> Result<FoldKey, ()> {
+    let image = if subject.tag.is_null() { 0 } else { unsafe { (*subject.tag).image } };
+    let key = FoldKey {
+        session: subject.number,
+        what: what | verdict << 16 | kind << 24,
+        image,
+        object,
+    };
+    let Some(entry) = FOLDS.get_ptr_mut(key) else { return Ok(key) };
+    add64(unsafe { &raw mut (*entry).count }, 1);
+    unsafe { (&raw mut (*entry).last).write_volatile(bpf_ktime_get_boot_ns()) };
+    add64(unsafe { &raw mut (*subject.session).made }, 1);
+    add64(unsafe { &raw mut (*subject.session).folded }, 1);
+    Err(())
+}
+
+/// Lets further actions like this one be folded into the event `seq`.
+#[inline(always)]
+pub fn remember(key: &FoldKey, seq: u64) {
+    let entry = Fold { count: 0, last: 0, seq };
+    // Another processor may have been first: then this event stands beside it, and nothing is lost.
+    if seq != 0 && let Err(error) = FOLDS.insert(key, entry, u64::from(BPF_NOEXIST)) && error != -EEXIST {
+        count(stats::FOLD_FULL);
+    }
+}

@@ -1,0 +1,10 @@
+//! Entry points: each gets its arguments, asks `verdict`, answers, and lets `emit` record it.
+//!
+//! `syscall` is for kernels that refuse BPF LSM; the loader attaches either it or `file` and `socket`.
+
+mod cgroup;
+mod file;
+mod net;
+mod process;
+mod socket;
+mod syscall;

@@ -1,0 +1,144 @@
+//! Internet sockets, decided by programs on the session's cgroup. On every kernel.
+
+use agentwatch_common::{
+    event::{kind, verdict},
+    policy::{net, rule},
+};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+
+use crate::{
+    emit,
+    kernel::TaskAt,
+    session::Subject,
+    verdict as policy,
+};
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const EPERM: i32 = 1;
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    decide(&ctx, AF_INET, net::CONNECT, false)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    decide(&ctx, AF_INET6, net::CONNECT, false)
+}
+
+/// Sending to an address without connecting.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    decide(&ctx, AF_INET, net::CONNECT, true)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    decide(&ctx, AF_INET6, net::CONNECT, true)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn bind4(ctx: SockAddrContext) -> i32 {
+    decide(&ctx, AF_INET, net::LISTEN, true)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn bind6(ctx: SockAddrContext) -> i32 {
+    decide(&ctx, AF_INET6, net::LISTEN, true)
+}
+
+/// An IPv4 address, in network order, as v4-mapped.
+#[inline(always)]
+pub fn mapped(addr: u32) -> [u8; 16] {
+    let b = addr.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]]
+}
+
+/// An IPv6 address from its words, in network order.
+#[inline(always)]
+pub fn words(w: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both are sixteen plain bytes.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(w) }
+}
+
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> i32 {
+    // Not a session's cgroup (any more): the program is about to be detached.
+    let Some(subject) = Subject::by_cgroup() else { return ALLOW };
+    let sock: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the verifier checks accesses to its context; words of the address are read one by one, as it demands.
+    let (addr, port, socket_type) = unsafe {
+        let addr = if family == AF_INET {
+            mapped((&raw const (*sock).user_ip4).read_volatile())
+        } else {
+            let ip = (&raw const (*sock).user_ip6).cast::<u32>();
+            words([
+                ip.read_volatile(),
+                ip.add(1).read_volatile(),
+                ip.add(2).read_volatile(),
+                ip.add(3).read_volatile(),
+            ])
+        };
+        let port = u16::from_be((&raw const (*sock).user_port).read_volatile() as u16);
+        (addr, port, (&raw const (*sock).type_).read_volatile())
+    };
+    let default = if op == net::LISTEN { rule::LISTEN_DEFAULT } else { rule::NETWORK_DEFAULT };
+    let decision = policy::address(subject.policy, op, addr, port, default);
+    let (outcome, answer) = if decision.allows() {
+        (verdict::ALLOWED, ALLOW)
+    } else if subject.monitors() {
+        (verdict::AUDITED, ALLOW)
+    } else {
+        (verdict::DENIED, REFUSE)
+    };
+    // A connect that may go on is recorded at its end, with its outcome.
+    if outcome == verdict::ALLOWED && !record_allowed {
+        return answer;
+    }
+    let what = if op == net::LISTEN { kind::BIND } else { kind::CONNECT };
+    record(&subject, what, family, addr, port, socket_type, outcome, decision.rule, if answer == REFUSE { EPERM } else { 0 });
+    answer
+}
+
+/// Records an action on an internet address, folding repetitions.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined: the fields of one record")]
+pub fn record(
+    subject: &Subject,
+    what: u32,
+    family: u16,
+    addr: [u8; 16],
+    port: u16,
+    socket_type: u32,
+    outcome: u32,
+    rule: u32,
+    errno: i32,
+) {
+    // SAFETY: both are sixteen plain bytes.
+    let halves = unsafe { core::mem::transmute::<[u8; 16], [u64; 2]>(addr) };
+    let object = [
+        halves[0],
+        halves[1],
+        u64::from(port) | u64::from(family) << 16 | u64::from(socket_type) << 32 | (errno as u64) << 48,
+    ];
+    let Ok(key) = emit::fold(subject, what, 0, outcome, object) else { return };
+    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else { return };
+    let record = draft.record();
+    record.verdict = outcome;
+    record.rule = rule;
+    record.family = family;
+    record.addr = addr;
+    record.port = port;
+    record.socket_type = socket_type;
+    record.errno = errno;
+    record.state |= agentwatch_common::event::state::FOLDED;
+    let seq = draft.submit(subject);
+    emit::remember(&key, seq);
+}

@@ -1,0 +1,350 @@
+//! The only file that reads kernel structs. Offsets are constants that the loader takes from the running kernel's BTF.
+//!
+//! Two ways to read: *direct* loads from pointers that the verifier knows the type of (cheap; for the paths every
+//! action takes), and *probed* ones by address (for what only recorded actions need, in programs whose pointers have no type).
+//! A direct load from a bad address gives 0, a probed one an error that is counted.
+
+use core::ffi::c_void;
+
+use agentwatch_common::{stats, with_members};
+use aya_ebpf::{
+    Global,
+    bindings::task_struct,
+    helpers::{
+        bpf_get_current_task, bpf_get_current_task_btf, generated::bpf_probe_read_kernel,
+    },
+};
+
+use crate::maps::count;
+
+macro_rules! define {
+    ($($name:ident = $parent:literal: $($path:literal)|+;)+) => {
+        $(#[unsafe(no_mangle)] static $name: Global<u64> = Global::new(0);)+
+    };
+}
+with_members!(define);
+
+/// `FMODE_READ`, `FMODE_WRITE` (include/linux/fs.h).
+pub const FMODE_READ: u32 = 1;
+pub const FMODE_WRITE: u32 = 2;
+/// `__FMODE_EXEC`, in `f_flags` when a file is opened to be executed.
+pub const OPEN_EXEC: u32 = 0x20;
+pub const O_TRUNC: u32 = 0o1000;
+pub const AT_FDCWD: i32 = -100;
+/// `SB_KERNMOUNT`: a file system that the kernel mounted for itself (pipes, sockets, memory files).
+const SB_KERNMOUNT: u64 = 1 << 22;
+/// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
+const SIGNAL_GROUP_EXIT: u32 = 4;
+const S_IFMT: u16 = 0o170000;
+const S_IFDIR: u16 = 0o040000;
+/// `MAX_ERRNO`: the pointers that are errors.
+const MAX_ERRNO: u64 = 4095;
+
+#[inline(always)]
+unsafe fn direct<T: Copy>(base: *const c_void, offset: &Global<u64>) -> T {
+    // SAFETY: the verifier knows the type at `base` and checks the offset.
+    unsafe { base.cast::<u8>().add(offset.load() as usize).cast::<T>().read_volatile() }
+}
+
+/// Reads by address; zero, and counted, where that fails.
+#[inline(always)]
+pub fn read<T: Copy + Default>(address: u64) -> T {
+    let mut value = T::default();
+    // SAFETY: the helper checks the address and writes only `value`.
+    let error = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const c_void,
+        )
+    };
+    if error != 0 {
+        count(stats::READ_FAILED);
+        return T::default();
+    }
+    value
+}
+
+#[inline(always)]
+fn member<T: Copy + Default>(address: u64, offset: &Global<u64>) -> T {
+    read(address + offset.load())
+}
+
+/// The error that a pointer stands for.
+#[inline(always)]
+pub fn error_of(pointer: u64) -> Option<i32> {
+    (pointer > u64::MAX - MAX_ERRNO).then(|| (pointer as i64).unsigned_abs() as i32)
+}
+
+/// An open file that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct File(pub *const c_void);
+
+impl File {
+    #[inline(always)]
+    pub fn dentry(self) -> Dentry {
+        // SAFETY: a direct load.
+        Dentry(unsafe { direct(self.0, &FILE_F_PATH_DENTRY) })
+    }
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &FILE_F_FLAGS) }
+    }
+    #[inline(always)]
+    pub fn mode(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &FILE_F_MODE) }
+    }
+}
+
+/// A directory entry that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct Dentry(pub *const c_void);
+
+impl Dentry {
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0 as u64
+    }
+    #[inline(always)]
+    pub fn parent(self) -> Dentry {
+        // SAFETY: a direct load.
+        Dentry(unsafe { direct(self.0, &DENTRY_D_PARENT) })
+    }
+    /// Inode number, 0 for a name without a file.
+    #[inline(always)]
+    pub fn inode(self) -> u64 {
+        // SAFETY: direct loads.
+        unsafe {
+            let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
+            if inode.is_null() { 0 } else { direct(inode, &INODE_I_INO) }
+        }
+    }
+    #[inline(always)]
+    pub fn is_dir(self) -> bool {
+        // SAFETY: direct loads.
+        unsafe {
+            let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
+            !inode.is_null() && direct::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
+        }
+    }
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct(super_block, &SUPER_BLOCK_S_DEV)
+        }
+    }
+    /// Whether the kernel mounted its file system for itself: a pipe, a socket, a memory file.
+    #[inline(always)]
+    pub fn is_internal(self) -> bool {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct::<u64>(super_block, &SUPER_BLOCK_S_FLAGS) & SB_KERNMOUNT != 0
+        }
+    }
+}
+
+/// A directory entry by address.
+#[derive(Clone, Copy)]
+pub struct DentryAt(pub u64);
+
+impl DentryAt {
+    #[inline(always)]
+    pub fn parent(self) -> DentryAt {
+        DentryAt(member(self.0, &DENTRY_D_PARENT))
+    }
+    #[inline(always)]
+    pub fn name(self) -> u64 {
+        member(self.0, &DENTRY_D_NAME_NAME)
+    }
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        let super_block: u64 = member(self.0, &DENTRY_D_SB);
+        member(super_block, &SUPER_BLOCK_S_DEV)
+    }
+    #[inline(always)]
+    pub fn inode(self) -> u64 {
+        let inode: u64 = member(self.0, &DENTRY_D_INODE);
+        if inode == 0 { 0 } else { member(inode, &INODE_I_INO) }
+    }
+    #[inline(always)]
+    pub fn is_dir(self) -> bool {
+        let inode: u64 = member(self.0, &DENTRY_D_INODE);
+        inode != 0 && member::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
+    }
+}
+
+/// An open file by address.
+#[derive(Clone, Copy)]
+pub struct FileAt(pub u64);
+
+impl FileAt {
+    #[inline(always)]
+    pub fn dentry(self) -> DentryAt {
+        DentryAt(member(self.0, &FILE_F_PATH_DENTRY))
+    }
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        member(self.0, &FILE_F_FLAGS)
+    }
+    #[inline(always)]
+    pub fn mode(self) -> u32 {
+        member(self.0, &FILE_F_MODE)
+    }
+    /// Type of the socket behind the descriptor; the caller knows that it is one.
+    #[inline(always)]
+    pub fn socket_type(self) -> u32 {
+        let socket: u64 = member(self.0, &FILE_PRIVATE_DATA);
+        u32::from(member::<u16>(socket, &SOCKET_TYPE))
+    }
+}
+
+/// A task by address.
+#[derive(Clone, Copy)]
+pub struct TaskAt(pub u64);
+
+/// The status of a process that ends.
+pub struct Ending {
+    /// As wait(2) gives it.
+    pub status: u32,
+    pub last: bool,
+}
+
+impl TaskAt {
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: no requirements.
+        TaskAt(unsafe { bpf_get_current_task() })
+    }
+    #[inline(always)]
+    pub fn pid(self) -> u32 {
+        member(self.0, &TASK_TGID)
+    }
+    #[inline(always)]
+    pub fn tid(self) -> u32 {
+        member(self.0, &TASK_PID)
+    }
+    #[inline(always)]
+    pub fn comm(self) -> [u8; 16] {
+        member(self.0, &TASK_COMM)
+    }
+    #[inline(always)]
+    pub fn parent(self) -> TaskAt {
+        TaskAt(member(self.0, &TASK_REAL_PARENT))
+    }
+    /// When the process (not the thread) started, nanoseconds of CLOCK_BOOTTIME.
+    #[inline(always)]
+    pub fn start(self) -> u64 {
+        let leader: u64 = member(self.0, &TASK_GROUP_LEADER);
+        member(leader, &TASK_START_BOOTTIME)
+    }
+    /// Real user and group id in the initial namespace.
+    #[inline(always)]
+    pub fn ids(self) -> (u32, u32) {
+        let cred: u64 = member(self.0, &TASK_REAL_CRED);
+        (member(cred, &CRED_UID), member(cred, &CRED_GID))
+    }
+    #[inline(always)]
+    pub fn cwd(self) -> DentryAt {
+        let fs: u64 = member(self.0, &TASK_FS);
+        if fs == 0 { DentryAt(0) } else { DentryAt(member(fs, &FS_PWD_DENTRY)) }
+    }
+    /// The file behind a descriptor; address 0 where there is none.
+    #[inline(always)]
+    pub fn file(self, fd: i32) -> FileAt {
+        let files: u64 = member(self.0, &TASK_FILES);
+        if files == 0 || fd < 0 {
+            return FileAt(0);
+        }
+        let table: u64 = member(files, &FILES_FDT);
+        let len: u32 = member(table, &FDTABLE_MAX_FDS);
+        if fd as u32 >= len {
+            return FileAt(0);
+        }
+        let array: u64 = member(table, &FDTABLE_FD);
+        FileAt(read(array + fd as u64 * 8))
+    }
+    /// Where the arguments stand in its memory.
+    #[inline(always)]
+    pub fn arguments(self) -> (u64, u64) {
+        let mm: u64 = member(self.0, &TASK_MM);
+        if mm == 0 {
+            return (0, 0);
+        }
+        (member(mm, &MM_ARG_START), member(mm, &MM_ARG_END))
+    }
+    #[inline(always)]
+    pub fn ending(self) -> Ending {
+        let signal: u64 = member(self.0, &TASK_SIGNAL);
+        let live: u32 = member(signal, &SIGNAL_LIVE);
+        let flags: u32 = member(signal, &SIGNAL_FLAGS);
+        let status = if flags & SIGNAL_GROUP_EXIT != 0 {
+            member(signal, &SIGNAL_GROUP_EXIT_CODE)
+        } else {
+            member(self.0, &TASK_EXIT_CODE)
+        };
+        Ending { status, last: live == 0 }
+    }
+    /// Id of its cgroup in the unified hierarchy.
+    #[inline(always)]
+    pub fn cgroup(self) -> u64 {
+        let set: u64 = member(self.0, &TASK_CGROUPS);
+        CgroupAt(member(set, &CSS_SET_DFL_CGRP)).id()
+    }
+}
+
+/// A cgroup by address.
+#[derive(Clone, Copy)]
+pub struct CgroupAt(pub u64);
+
+impl CgroupAt {
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        let node: u64 = member(self.0, &CGROUP_KN);
+        member(node, &KERNFS_NODE_ID)
+    }
+    /// Id of its parent; 0 for the root.
+    #[inline(always)]
+    pub fn parent_id(self) -> u64 {
+        let node: u64 = member(self.0, &CGROUP_KN);
+        let parent: u64 = member(node, &KERNFS_NODE_PARENT);
+        if parent == 0 { 0 } else { member(parent, &KERNFS_NODE_ID) }
+    }
+}
+
+/// The current task, typed.
+#[inline(always)]
+pub fn current() -> *mut task_struct {
+    // SAFETY: no requirements.
+    unsafe { bpf_get_current_task_btf() }
+}
+
+/// The first task of a task's process, typed.
+#[inline(always)]
+pub fn leader(task: *mut task_struct) -> *mut task_struct {
+    // SAFETY: a direct load.
+    unsafe { direct(task.cast_const().cast(), &TASK_GROUP_LEADER) }
+}
+
+/// The file that a program is loaded from, of a `linux_binprm` that the verifier knows.
+#[inline(always)]
+pub fn binprm_file(bprm: *const c_void) -> File {
+    // SAFETY: a direct load.
+    File(unsafe { direct(bprm, &BINPRM_FILE) })
+}
+
+/// The string of a `struct filename` at an address, as an address.
+#[inline(always)]
+pub fn filename(address: u64) -> u64 {
+    member(address, &FILENAME_NAME)
+}
+
+/// `open_flag` of a `struct open_flags` at an address.
+#[inline(always)]
+pub fn open_flag(address: u64) -> u32 {
+    member(address, &OPEN_FLAGS_OPEN_FLAG)
+}

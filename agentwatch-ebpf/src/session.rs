@@ -1,0 +1,161 @@
+//! Who acts: membership by a tag in task storage, given on entering a session's cgroup and inherited at fork.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
+
+use agentwatch_common::{
+    limits,
+    policy::{Session, Tag, flags},
+    stats,
+};
+use aya_ebpf::bindings::task_struct;
+
+use crate::{
+    kernel::{CgroupAt, TaskAt, current, leader},
+    maps::{CGROUPS, SESSIONS, TAGS, count},
+};
+
+/// The acting task's session.
+#[derive(Clone, Copy)]
+pub struct Subject {
+    pub session: *mut Session,
+    pub number: u32,
+    /// Null in cgroup programs, which cannot read task storage.
+    pub tag: *mut Tag,
+    pub policy: u32,
+    pub flags: u32,
+}
+
+impl Subject {
+    /// By the current task's tag. `None`, for nearly every task of a host, costs one look-up.
+    #[inline(always)]
+    pub fn current() -> Option<Self> {
+        let task = current();
+        let tag = TAGS.get(task);
+        if !tag.is_null() {
+            // SAFETY: not null; the kernel keeps it until the task's end.
+            return Self::of(unsafe { (*tag).session }, tag);
+        }
+        // A process that enters a cgroup with many threads is announced by its leader alone.
+        let leader = TAGS.get(leader(task));
+        if leader.is_null() {
+            return None;
+        }
+        // SAFETY: as above.
+        let (number, image) = unsafe { ((*leader).session, (*leader).image) };
+        self::tag(task, number, image);
+        let tag = TAGS.get(task);
+        if tag.is_null() { None } else { Self::of(number, tag) }
+    }
+
+    /// By the current task's cgroup, for programs that are attached to it.
+    #[inline(always)]
+    pub fn by_cgroup() -> Option<Self> {
+        let id = TaskAt::current().cgroup();
+        // SAFETY: entries are changed only by user space, whole.
+        let number = unsafe { *CGROUPS.get(id)? };
+        Self::of(number, core::ptr::null_mut())
+    }
+
+    #[inline(always)]
+    fn of(number: u32, tag: *mut Tag) -> Option<Self> {
+        let session = SESSIONS.get_ptr_mut(number & (limits::SESSIONS as u32 - 1))?;
+        // SAFETY: a slot of an array map.
+        let (owner, policy, flags) =
+            unsafe { ((*session).number, (*session).policy, (*session).flags) };
+        // A session that has ended leaves stale tags behind: they mean nothing.
+        (owner == number && number != 0).then_some(Self { session, number, tag, policy, flags })
+    }
+
+    #[inline(always)]
+    pub fn monitors(&self) -> bool {
+        self.flags & flags::MONITOR != 0
+    }
+}
+
+/// The session of a cgroup, 0 for none.
+#[inline(always)]
+pub fn of_cgroup(id: u64) -> u32 {
+    // SAFETY: entries are changed only by user space, whole.
+    unsafe { CGROUPS.get(id).map_or(0, |number| *number) }
+}
+
+/// Tags a task. A task that already has a tag keeps its session: leaving one by entering another is no way out.
+/// `image` is what its program is known by for folding.
+#[inline(always)]
+pub fn tag(task: *mut task_struct, number: u32, image: u64) {
+    let old = TAGS.get(task);
+    if !old.is_null() {
+        // SAFETY: not null.
+        let owner = unsafe { (*old).session };
+        if let Some(session) = SESSIONS.get(owner & (limits::SESSIONS as u32 - 1))
+            && session.number == owner
+            && owner != 0
+        {
+            return;
+        }
+        // The old session has ended.
+        // SAFETY: not null.
+        unsafe { (*old).session = number }
+        counted(number);
+        return;
+    }
+    let mut initial = Tag {
+        session: number,
+        fd: 0,
+        image,
+        pointer: 0,
+        flags: 0,
+        denied: 0,
+        addr: [0; 112],
+        addr_len: 0,
+        _pad: 0,
+    };
+    if TAGS.get_or_insert(task, &mut initial).is_null() {
+        // Out of memory. The task is outside the session now: user space sees the counter and reports it.
+        count(stats::TAG_FAILED);
+        return;
+    }
+    counted(number);
+}
+
+#[inline(always)]
+fn counted(number: u32) {
+    if let Some(session) = SESSIONS.get_ptr_mut(number & (limits::SESSIONS as u32 - 1)) {
+        add32(unsafe { &raw mut (*session).tasks }, 1);
+    }
+}
+
+/// A tagged task ends.
+#[inline(always)]
+pub fn leave(subject: &Subject) {
+    add32(unsafe { &raw mut (*subject.session).tasks }, u32::MAX);
+}
+
+/// A cgroup below a session's belongs to the session.
+#[inline(always)]
+pub fn inherit_cgroup(cgroup: CgroupAt) {
+    let number = of_cgroup(cgroup.parent_id());
+    if number != 0 && CGROUPS.insert(cgroup.id(), number, 0).is_err() {
+        count(stats::CGROUP_FULL);
+    }
+}
+
+/// Atomic operations. `core::sync::atomic` leaves them out for this target, because the oldest BPF processors lack
+/// some; the kernels that we run on (6.1 and later) have them all.
+#[inline(always)]
+pub fn add32(place: *mut u32, n: u32) {
+    // SAFETY: an aligned field of a map's value.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(place, n) };
+}
+
+#[inline(always)]
+pub fn add64(place: *mut u64, n: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, n) }
+}
+
+#[inline(always)]
+pub fn swap64(place: *mut u64, value: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::Relaxed }>(place, value) }
+}

@@ -1,0 +1,65 @@
+//! Builds the kernel programs and puts the object where `kernel::load` includes it from.
+//!
+//! aya-build does the like, but leaves no way to name the processor: the programs use atomic operations that
+//! give back a value (BPF v3, in every kernel since 5.12).
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// LLVM of this nightly and of the pinned bpf-linker are of one version; xtask installs both.
+const TOOLCHAIN: &str = "nightly-2026-05-20";
+const TARGET: &str = "bpfel-unknown-none";
+
+fn main() {
+    let root = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("..");
+    let out = PathBuf::from(var("OUT_DIR"));
+    for dir in ["agentwatch-ebpf", "agentwatch-common"] {
+        println!("cargo:rerun-if-changed={}", root.join(dir).display());
+    }
+    println!("cargo:rerun-if-changed=build.rs");
+
+    let arch = var("CARGO_CFG_TARGET_ARCH");
+    let flags = [
+        &format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2",
+        "-Ctarget-cpu=v3",
+        "-Clink-arg=--btf",
+    ]
+    .join("\x1f");
+    let target_dir = out.join("ebpf");
+    let status = Command::new("rustup")
+        .args(["run", TOOLCHAIN, "cargo", "build", "--release", "--package", "agentwatch-ebpf"])
+        .args(["-Zbuild-std=core", "--target", TARGET, "--locked"])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .current_dir(&root)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        // Cargo sets these for the outer build; the inner one is another toolchain's.
+        .env_remove("RUSTC")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!(
+            "the kernel programs do not build ({status}); hint: `cargo xtask setup` installs {TOOLCHAIN} with rust-src, and bpf-linker"
+        ),
+        Err(error) => panic!("cannot run rustup: {error}; hint: see README.md, Set-up"),
+    }
+    let object = target_dir.join(TARGET).join("release/agentwatch-ebpf");
+    copy(&object, &out.join("agentwatch-ebpf.o"));
+}
+
+fn var(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("cargo sets {name} for build scripts"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    if let Err(error) = std::fs::copy(from, to) {
+        panic!("cannot copy {} to {}: {error}", from.display(), to.display());
+    }
+}

@@ -1,0 +1,74 @@
+//! Offsets of struct members, from the running kernel's BTF.
+
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+
+use agentwatch_common::offsets::{MEMBERS, Member};
+use anyhow::{Context as _, Result, bail};
+use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation, TypeVariant};
+
+/// Where a kernel shows its own types.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Every member that the programs read, with its offset in bytes.
+pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
+    let file = BtfFile::open(path)?;
+    let types = TypeInformation::new(&file)
+        .map_err(|error| anyhow::anyhow!("{error:?}"))
+        .with_context(|| format!("parse the kernel's types in {}", path.display()))?;
+    MEMBERS
+        .iter()
+        .map(|member| {
+            let offset = offset(&types, member).with_context(|| {
+                format!("struct {} of this kernel has no member {}", member.parent, member.paths.join(" or "))
+            })?;
+            Ok((member.name, offset))
+        })
+        .collect()
+}
+
+fn offset(types: &TypeInformation, member: &Member) -> Result<u64> {
+    // A name may stand for a function or a typedef too.
+    let id = types
+        .get()
+        .iter()
+        .find(|(id, variant)| {
+            matches!(variant, TypeVariant::Struct(_)) && types.name_of(**id).as_deref() == Some(member.parent)
+        })
+        .map(|(id, _)| *id)
+        .with_context(|| format!("this kernel has no struct {}", member.parent))?;
+    for path in member.paths {
+        match types.offset_of(id, path) {
+            Ok((_, Offset::ByteOffset(offset))) => return Ok(u64::from(offset)),
+            Ok((_, Offset::BitOffsetAndSize(..))) => bail!("{path} is a bit field"),
+            Err(_) => {}
+        }
+    }
+    bail!("not found")
+}
+
+/// btfparse reads through this.
+struct BtfFile(Vec<u8>);
+
+impl BtfFile {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| {
+            format!("open {}; hint: the kernel must be built with CONFIG_DEBUG_INFO_BTF", path.display())
+        })?;
+        // One sequential read: the file is served by the kernel and has no other cost.
+        let len = file.metadata().with_context(|| format!("stat {}", path.display()))?.len();
+        let mut bytes = vec![0; usize::try_from(len).context("size of the BTF")?];
+        file.read_exact_at(&mut bytes, 0).with_context(|| format!("read {}", path.display()))?;
+        Ok(Self(bytes))
+    }
+}
+
+impl Readable for BtfFile {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let bytes = &self.0;
+        let short = || Error::new(ErrorKind::IOError, "read past the end of the BTF");
+        let start = usize::try_from(offset).map_err(|_| short())?;
+        let end = start.checked_add(buffer.len()).ok_or_else(short)?;
+        buffer.copy_from_slice(bytes.get(start..end).ok_or_else(short)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,331 @@
+//! Loads the programs, attaches what this kernel takes, and says what it does not.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError, TracePoint,
+        cgroup_sock_addr::CgroupSockAddrLink,
+    },
+};
+
+use super::{
+    btf, maps::Maps,
+    probe::{self, Check, State},
+    ring::Ring,
+};
+
+/// The object that build.rs made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentwatch-ebpf.o"));
+
+/// What enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// LSM hooks decide on files.
+    BpfLsm,
+    /// Landlock decides on files, for sessions that `run` starts.
+    Landlock,
+}
+
+/// Programs of every kernel: `tp_btf`.
+const TRACEPOINTS: [&str; 6] = [
+    "task_newtask",
+    "cgroup_attach_task",
+    "sched_process_exec",
+    "sched_process_exit",
+    "cgroup_mkdir",
+    "cgroup_rmdir",
+];
+
+/// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the hook.
+const LSM: [(&[&str], &str); 10] = [
+    (&["file_open"], "file_open"),
+    (&["inode_create"], "inode_create"),
+    (&["inode_mkdir"], "inode_mkdir"),
+    (&["inode_mknod"], "inode_mknod"),
+    (&["inode_symlink"], "inode_symlink"),
+    (&["inode_unlink"], "inode_unlink"),
+    (&["inode_rmdir"], "inode_rmdir"),
+    (&["inode_rename"], "inode_rename"),
+    (&["inode_link"], "inode_link"),
+    (&["inode_setattr_idmap", "inode_setattr"], "inode_setattr"),
+];
+
+/// Outcomes of look-ups and connects, where LSM programs work.
+const FEXIT: [(&str, &str); 2] =
+    [("do_filp_open", "do_filp_open"), ("sys_connect_file", "__sys_connect_file")];
+
+/// System-call tracepoints, where they do not: program, tracepoint.
+const SYSCALLS: [(&str, &str); 13] = [
+    ("sys_enter_open", "sys_enter_open"),
+    ("sys_enter_creat", "sys_enter_creat"),
+    ("sys_enter_openat", "sys_enter_openat"),
+    ("sys_enter_openat2", "sys_enter_openat2"),
+    ("sys_exit_open", "sys_exit_open"),
+    ("sys_exit_open", "sys_exit_creat"),
+    ("sys_exit_open", "sys_exit_openat"),
+    ("sys_exit_open", "sys_exit_openat2"),
+    ("sys_enter_execve", "sys_enter_execve"),
+    ("sys_enter_execveat", "sys_enter_execveat"),
+    ("sys_exit_exec", "sys_exit_execve"),
+    ("sys_exit_exec", "sys_exit_execveat"),
+    ("sys_enter_connect", "sys_enter_connect"),
+];
+const SYSCALL_EXIT_CONNECT: (&str, &str) = ("sys_exit_connect", "sys_exit_connect");
+
+/// Programs of a session's cgroup.
+const CGROUP: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
+
+/// Keeps a session's cgroup under its programs; dropping it takes them off.
+pub type CgroupLinks = Vec<CgroupSockAddrLink>;
+
+/// The loaded programs.
+pub struct Kernel {
+    ebpf: Ebpf,
+    btf: Btf,
+    pub maps: Maps,
+    pub file_backend: Backend,
+    pub cgroup_root: PathBuf,
+    pub checks: Vec<Check>,
+}
+
+/// The rings: verdicts, everything else.
+pub struct Rings {
+    pub verdicts: Ring,
+    pub bulk: Ring,
+}
+
+impl Kernel {
+    /// Loads and attaches everything that is not a session's own.
+    pub fn load() -> Result<(Self, Rings)> {
+        let cgroup_root = probe::cgroup2().context(
+            "no cgroup2 is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified beside version 1)",
+        )?;
+        let offsets = btf::offsets(Path::new(btf::VMLINUX))?;
+        let btf = Btf::from_sys_fs().context("read the kernel's types")?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf)).allow_unsupported_maps().verifier_log_level(VerifierLogLevel::STATS);
+        for (name, offset) in &offsets {
+            // A member that no program ended up reading is not in the object.
+            loader.override_global(name, offset, false);
+        }
+        let mut ebpf = loader.load(OBJECT).context(
+            "load the programs' maps into the kernel; hint: this needs root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN",
+        )?;
+        let mut checks = Vec::new();
+
+        for name in TRACEPOINTS {
+            let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
+            program.load(name, &btf).map_err(verifier).with_context(|| format!("load {name}"))?;
+            program.attach().with_context(|| format!("attach {name}"))?;
+        }
+        for name in CGROUP {
+            let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
+            program.load().map_err(verifier).with_context(|| format!("load {name}"))?;
+        }
+        checks.push(Check::new("cgroup", State::Active, format!("cgroup2 at {}", cgroup_root.display())));
+        let iterator: &mut Iter = program(&mut ebpf, "tag_tasks")?;
+        iterator.load("task", &btf).map_err(verifier).context("load tag_tasks")?;
+
+        let file_backend = match lsm_refusal(&mut ebpf, &btf) {
+            None => {
+                attach_lsm(&mut ebpf, &btf)?;
+                checks.push(Check::new("bpf-lsm", State::Active, "LSM programs load and are called"));
+                Backend::BpfLsm
+            }
+            Some(check) => {
+                checks.push(check);
+                attach_syscalls(&mut ebpf)?;
+                Backend::Landlock
+            }
+        };
+        let abi = probe::landlock_abi();
+        checks.push(if abi > 0 {
+            Check::new("landlock", State::Active, format!("ABI {abi}"))
+        } else {
+            Check::new("landlock", State::Absent, "the kernel has no Landlock, or it is not in the lsm= list")
+                .hint("add landlock to lsm= on the kernel's command line")
+        });
+
+        let verdicts = ring(&mut ebpf, "VERDICTS")?;
+        let bulk = ring(&mut ebpf, "BULK")?;
+        let maps = Maps::take(&mut ebpf)?;
+        let kernel = Self { ebpf, btf, maps, file_backend, cgroup_root, checks };
+        Ok((kernel, Rings { verdicts, bulk }))
+    }
+
+    /// Attaches the socket programs to a session's cgroup.
+    pub fn guard_cgroup(&mut self, cgroup: &Path) -> Result<CgroupLinks> {
+        let dir = File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
+        CGROUP
+            .iter()
+            .map(|name| {
+                let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
+                let link = program
+                    .attach(&dir, CgroupAttachMode::AllowMultiple)
+                    .with_context(|| format!("attach {name} to {}", cgroup.display()))?;
+                Ok(program.take_link(link)?)
+            })
+            .collect()
+    }
+
+    /// Tags every task that is in a session's cgroup already.
+    pub fn tag_existing(&mut self) -> Result<()> {
+        let iterator: &mut Iter = program(&mut self.ebpf, "tag_tasks")?;
+        let link = iterator.attach().context("attach the task iterator")?;
+        let mut tasks = iterator.take_link(link)?.into_file().context("open the task iterator")?;
+        std::io::copy(&mut tasks, &mut std::io::sink()).context("walk the host's tasks")?;
+        Ok(())
+    }
+
+    /// The programs' counters by name.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        let stats: PerCpuArray<_, u64> =
+            PerCpuArray::try_from(self.ebpf.map("STATS").context("map STATS")?)?;
+        agentwatch_common::stats::NAMES
+            .iter()
+            .zip(0..)
+            .map(|(name, index)| {
+                let sum = stats.get(&index, 0).with_context(|| format!("read counter {name}"))?.iter().sum();
+                Ok(((*name).to_owned(), sum))
+            })
+            .collect()
+    }
+
+    /// The kernel's types, for whoever loads further programs.
+    pub fn types(&self) -> &Btf {
+        &self.btf
+    }
+
+    /// What enforces here, by the names that events and `doctor` use.
+    pub fn backends(&self) -> Vec<String> {
+        let files = match self.file_backend {
+            Backend::BpfLsm => Some("bpf-lsm"),
+            Backend::Landlock => (probe::landlock_abi() > 0).then_some("landlock"),
+        };
+        files.into_iter().chain(["cgroup"]).map(str::to_owned).collect()
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("program {name} is of another type"))
+}
+
+fn ring(ebpf: &mut Ebpf, name: &str) -> Result<Ring> {
+    let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
+    Ring::new(RingBuf::try_from(map)?).with_context(|| format!("wait on ring {name}"))
+}
+
+/// Why this kernel does not take LSM programs; `None` where it does.
+fn lsm_refusal(ebpf: &mut Ebpf, btf: &Btf) -> Option<Check> {
+    let refused = |state, detail: String| {
+        Check::new("bpf-lsm", state, detail)
+    };
+    let lsm: &mut Lsm = match program(ebpf, "file_open") {
+        Ok(lsm) => lsm,
+        Err(error) => return Some(refused(State::Absent, format!("{error:#}"))),
+    };
+    if let Err(error) = lsm.load("file_open", btf) {
+        return Some(
+            refused(State::Disabled, format!("the kernel refuses LSM programs: {}", brief(&error)))
+                .hint("a kernel with CONFIG_BPF_LSM and BPF trampolines; until then files are held by Landlock"),
+        );
+    }
+    match lsm.attach() {
+        Ok(link) => {
+            // Attached for good below, with the others.
+            if let Err(error) = lsm.detach(link) {
+                return Some(refused(State::Disabled, format!("detach: {error}")));
+            }
+        }
+        Err(error) => {
+            return Some(
+                refused(State::Disabled, format!("the kernel does not attach LSM programs: {}", brief(&error)))
+                    .hint("a kernel with BPF trampolines; until then files are held by Landlock"),
+            );
+        }
+    }
+    // Attaching succeeds when the list lacks bpf, and nothing is ever called.
+    match probe::lsms() {
+        Ok(list) if list.iter().any(|name| name == "bpf") => None,
+        Ok(list) => Some(
+            refused(State::Disabled, format!("bpf is not among the active LSMs ({})", list.join(",")))
+                .hint(format!("add lsm={},bpf to the kernel's command line", list.join(","))),
+        ),
+        Err(error) => Some(refused(State::Disabled, error)),
+    }
+}
+
+fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+    for (names, hook) in LSM {
+        let mut refusal = None;
+        let mut attached = false;
+        for name in names {
+            let program: &mut Lsm = program(ebpf, name)?;
+            // `file_open` has been loaded by the probe.
+            match program.load(hook, btf) {
+                Ok(()) | Err(ProgramError::AlreadyLoaded) => {
+                    program.attach().with_context(|| format!("attach {name}"))?;
+                    attached = true;
+                    break;
+                }
+                Err(error) => refusal = Some(error),
+            }
+        }
+        if !attached {
+            let error = refusal.map_or_else(|| anyhow::anyhow!("no program"), verifier);
+            return Err(error).with_context(|| format!("load LSM hook {hook}"));
+        }
+    }
+    for (name, function) in FEXIT {
+        let program: &mut FExit = program(ebpf, name)?;
+        program.load(function, btf).map_err(verifier).with_context(|| format!("load {name}"))?;
+        program.attach().with_context(|| format!("attach {name}"))?;
+    }
+    Ok(())
+}
+
+fn attach_syscalls(ebpf: &mut Ebpf) -> Result<()> {
+    probe::tracefs().map_err(|error| anyhow::anyhow!("{error}; hint: mount -t tracefs none /sys/kernel/tracing"))?;
+    for (name, tracepoint) in SYSCALLS.into_iter().chain([SYSCALL_EXIT_CONNECT]) {
+        let program: &mut TracePoint = program(ebpf, name)?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(verifier(error)).with_context(|| format!("load {name}")),
+        }
+        program.attach("syscalls", tracepoint).with_context(|| format!("attach {name} to {tracepoint}"))?;
+    }
+    Ok(())
+}
+
+/// A load error with the end of the verifier's log, where it says what it minds.
+fn verifier(error: ProgramError) -> anyhow::Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = &error {
+        let log = verifier_log.to_string();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+        return anyhow::anyhow!("the verifier refuses it: {io_error}\n{tail}");
+    }
+    error.into()
+}
+
+fn brief(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, .. } => io_error.to_string(),
+        ProgramError::SyscallError(error) => format!("{error}: {}", error.io_error),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,244 @@
+//! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
+
+use std::{collections::HashMap as Map, net::IpAddr, path::PathBuf};
+
+use agentwatch_common::{
+    event::{Fold, FoldKey},
+    limits,
+    policy::{
+        PREFIX_BASE, Place, PlaceKey, Ports, Prefix, PrefixKey, Session, effect, net, right,
+    },
+};
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key},
+};
+use ipnet::IpNet;
+
+use super::files::{self, Found, Identity};
+use crate::policy::{
+    explain,
+    model::{Access, Compiled, Decision, Effect, NetOp},
+};
+
+/// The maps that user space writes or reads.
+pub struct Maps {
+    sessions: Array<MapData, Session>,
+    cgroups: HashMap<MapData, u64, u32>,
+    places: HashMap<MapData, PlaceKey, Place>,
+    prefixes: LpmTrie<MapData, PrefixKey, Prefix>,
+    folds: HashMap<MapData, FoldKey, Fold>,
+}
+
+/// A policy as the kernel has it, so that it can be taken out again.
+#[derive(Default)]
+pub struct Bound {
+    places: Vec<PlaceKey>,
+    prefixes: Vec<(u32, PrefixKey)>,
+    /// What of the policy is not in force, a sentence each.
+    pub gaps: Vec<String>,
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        Ok(Self {
+            sessions: map("SESSIONS")?.try_into()?,
+            cgroups: map("CGROUPS")?.try_into()?,
+            places: map("PLACES")?.try_into()?,
+            prefixes: map("PREFIXES")?.try_into()?,
+            folds: map("FOLDS")?.try_into()?,
+        })
+    }
+
+    /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number.
+    pub fn insert_policy(&mut self, number: u32, policy: &Compiled) -> Result<Bound> {
+        let mut bound = Bound::default();
+        let places = bind(policy, &mut bound.gaps)?;
+        for (identity, place) in places {
+            let key = PlaceKey { policy: number, dev: identity.dev, inode: identity.inode };
+            if let Err(error) = self.places.insert(key, place, 0) {
+                self.remove_policy(&bound);
+                return Err(error).context("enter a file rule into the kernel; hint: too many rules on this host?");
+            }
+            bound.places.push(key);
+        }
+        for prefix in &policy.prefixes {
+            let (len, addr) = mapped(prefix.net);
+            let op = match prefix.op {
+                NetOp::Connect => net::CONNECT,
+                NetOp::Listen => net::LISTEN,
+            };
+            let key = PrefixKey { policy: number, op, addr };
+            let mut value = Prefix::default();
+            for (slot, rule) in value.ports.iter_mut().zip(&prefix.ports) {
+                *slot = Ports {
+                    first: rule.first,
+                    last: rule.last,
+                    effect: effect_of(rule.decision.effect),
+                    _pad: [0; 3],
+                    rule: rule.decision.rule,
+                };
+                value.len += 1;
+            }
+            if let Err(error) = self.prefixes.insert(&Key::new(PREFIX_BASE + len, key), value, 0) {
+                self.remove_policy(&bound);
+                return Err(error).context("enter a network rule into the kernel; hint: too many rules on this host?");
+            }
+            bound.prefixes.push((PREFIX_BASE + len, key));
+        }
+        Ok(bound)
+    }
+
+    pub fn remove_policy(&mut self, bound: &Bound) {
+        for key in &bound.places {
+            if let Err(error) = self.places.remove(key) {
+                tracing::warn!(%error, "a file rule of an ended session stays in the kernel");
+            }
+        }
+        for (len, key) in &bound.prefixes {
+            if let Err(error) = self.prefixes.remove(&Key::new(*len, *key)) {
+                tracing::warn!(%error, "a network rule of an ended session stays in the kernel");
+            }
+        }
+    }
+
+    pub fn open_session(&mut self, number: u32, policy: u32, flags: u32) -> Result<()> {
+        let session = Session { number, policy, flags, ..Session::default() };
+        self.sessions.set(slot(number), session, 0).context("enter the session into the kernel")
+    }
+
+    /// From here on, tags of this session mean nothing.
+    pub fn close_session(&mut self, number: u32) -> Result<()> {
+        self.sessions.set(slot(number), Session::default(), 0).context("take the session out of the kernel")
+    }
+
+    /// The kernel's account of a session.
+    pub fn session(&self, number: u32) -> Result<Session> {
+        self.sessions.get(&slot(number), 0).context("read the session from the kernel")
+    }
+
+    pub fn insert_cgroup(&mut self, id: u64, session: u32) -> Result<()> {
+        self.cgroups.insert(id, session, 0).context("enter the cgroup into the kernel")
+    }
+
+    pub fn remove_cgroups(&mut self, session: u32) {
+        let ids: Vec<u64> =
+            self.cgroups.iter().flatten().filter(|(_, owner)| *owner == session).map(|(id, _)| id).collect();
+        for id in ids {
+            // It may have been removed with its cgroup meanwhile.
+            let _ = self.cgroups.remove(&id);
+        }
+    }
+
+    /// The session that a cgroup belongs to.
+    pub fn cgroup_session(&self, id: u64) -> Option<u32> {
+        self.cgroups.get(&id, 0).ok()
+    }
+
+    /// What has been folded so far. Counts only grow while a session lives.
+    pub fn folds(&self) -> impl Iterator<Item = (FoldKey, Fold)> + '_ {
+        self.folds.iter().flatten()
+    }
+
+    pub fn remove_folds(&mut self, session: u32) {
+        let keys: Vec<FoldKey> =
+            self.folds.iter().flatten().filter(|(key, _)| key.session == session).map(|(key, _)| key).collect();
+        for key in keys {
+            if let Err(error) = self.folds.remove(&key) {
+                tracing::warn!(%error, "a fold of an ended session stays in the kernel");
+            }
+        }
+    }
+}
+
+fn slot(number: u32) -> u32 {
+    number & (limits::SESSIONS as u32 - 1)
+}
+
+fn effect_of(effect: Effect) -> u8 {
+    match effect {
+        Effect::Allow => effect::ALLOW,
+        Effect::Approve => effect::HOLD,
+        Effect::Deny => effect::DENY,
+    }
+}
+
+fn place_of(decisions: &[Decision; 3]) -> Place {
+    let mut place = Place::default();
+    for access in Access::ALL {
+        let index = match access {
+            Access::Read => right::READ,
+            Access::Write => right::WRITE,
+            Access::Exec => right::EXEC,
+        };
+        let decision = decisions[access as usize];
+        place.effects[index] = effect_of(decision.effect);
+        place.rules[index] = decision.rule;
+    }
+    place
+}
+
+/// Of two places that turn out to be one file, what the stricter one says, right by right.
+fn stricter(a: Place, b: Place) -> Place {
+    let mut place = a;
+    for right in 0..3 {
+        let rank = |effect| match effect {
+            effect::DENY => 0,
+            effect::HOLD => 1,
+            _ => 2,
+        };
+        if rank(b.effects[right]) < rank(a.effects[right]) {
+            place.effects[right] = b.effects[right];
+            place.rules[right] = b.rules[right];
+        }
+    }
+    place
+}
+
+/// Finds the file that each place names, and gives the roots of mounts what holds above them.
+fn bind(policy: &Compiled, gaps: &mut Vec<String>) -> Result<Map<Identity, Place>> {
+    let mut bound: Map<Identity, Place> = Map::new();
+    for place in &policy.places {
+        let value = place_of(&place.decisions);
+        let rule = |access: Access| &policy.rules[place.decisions[access as usize].rule as usize].id;
+        match files::identify(&place.path) {
+            Ok(Found::File(identity)) => {
+                bound.entry(identity).and_modify(|old| *old = stricter(*old, value)).or_insert(value);
+            }
+            Ok(Found::Missing) => gaps.push(format!(
+                "{} ({}) does not exist: its rule is not in force if it is made later",
+                place.path.display(),
+                rule(Access::Read)
+            )),
+            Ok(Found::Hidden(name)) => gaps.push(format!(
+                "{} is on {name}, whose files cannot be told apart from here: its rule is not in force",
+                place.path.display()
+            )),
+            Err(error) => gaps.push(format!("{} cannot be looked at: {error:#}", place.path.display())),
+        }
+    }
+    let mut roots: Map<Identity, Place> = Map::new();
+    for mount in files::list()? {
+        let decisions = Access::ALL.map(|access| explain::decide_file(policy, access, &mount.point));
+        let point: PathBuf = mount.point;
+        // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway.
+        if let Ok(Found::File(identity)) = files::identify(&point)
+            && !bound.contains_key(&identity)
+        {
+            let value = place_of(&decisions);
+            roots.entry(identity).and_modify(|old| *old = stricter(*old, value)).or_insert(value);
+        }
+    }
+    bound.extend(roots);
+    Ok(bound)
+}
+
+/// A prefix over v4-mapped addresses, and its length.
+fn mapped(net: IpNet) -> (u32, [u8; 16]) {
+    match net.network() {
+        IpAddr::V4(addr) => (96 + u32::from(net.prefix_len()), addr.to_ipv6_mapped().octets()),
+        IpAddr::V6(addr) => (u32::from(net.prefix_len()), addr.octets()),
+    }
+}
