@@ -73,7 +73,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "PATH")]
     open: Option<PathBuf>,
     /// With --open: ask about writing
-    #[arg(long, requires = "open")]
+    #[arg(long, requires = "open", conflicts_with_all = ["exec", "connect", "listen"])]
     write: bool,
     /// Ask about executing a path. Symbolic links are not followed
     #[arg(long, value_name = "PATH")]
@@ -89,30 +89,38 @@ pub struct ExplainArgs {
 impl PolicyCommand {
     /// Runs the command. Errors are for what went wrong around it, such as a closed standard output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.run_to(&mut io::stdout().lock()) {
+            // A reader that has left is no error.
+            Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+            result => result,
+        }
+    }
+
+    fn run_to(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         match self {
-            PolicyCommand::Check(args) => check(&args),
-            PolicyCommand::Explain(args) => explain(&args),
+            PolicyCommand::Check(args) => check(&args, out),
+            PolicyCommand::Explain(args) => explain(&args, out),
             PolicyCommand::Schema => {
                 let schema = serde_json::to_string_pretty(&policy::file::schema()).context("rendering the schema")?;
-                print(&schema)?;
+                print(out, &schema)?;
                 Ok(ExitCode::SUCCESS)
             }
         }
     }
 }
 
-fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let (file, examined) = match examine(&args.source) {
         Ok(examined) => examined,
         Err(error) => return Ok(unusable(&error)),
     };
     if args.source.json {
-        print(&serde_json::to_string_pretty(&check_json(&file, &examined))?)?;
+        print(out, &serde_json::to_string_pretty(&check_json(&file, &examined))?)?;
     } else {
         complain(&examined.report);
         if let Some(compiled) = &examined.compiled {
             let rules = compiled.rules.len() - policy::model::DEFAULT_RULES.len();
-            print(&format!(
+            print(out, &format!(
                 "{}: {rules} {}, mode {}, {}",
                 Visible(&file),
                 if rules == 1 { "rule" } else { "rules" },
@@ -153,7 +161,7 @@ fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
     })
 }
 
-fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let (_, examined) = match examine(&args.source) {
         Ok(examined) => examined,
         Err(error) => return Ok(unusable(&error)),
@@ -186,7 +194,7 @@ fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     } else {
         answer_text(&compiled, action, &object, &answer)
     };
-    print(&text)?;
+    print(out, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -267,12 +275,12 @@ fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-/// Writes a line to standard output. A reader that has left is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write to standard output"),
-        _ => Ok(()),
-    }
+fn print(out: &mut dyn Write, text: &str) -> anyhow::Result<()> {
+    writeln!(out, "{text}").context("cannot write to standard output")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]
@@ -287,9 +295,12 @@ mod tests {
         command: PolicyCommand,
     }
 
-    fn run(args: &[&str]) -> Result<ExitCode, clap::error::ErrorKind> {
+    /// Exit code, and what went to standard output.
+    fn run(args: &[&str]) -> Result<(ExitCode, String), clap::error::ErrorKind> {
         let cli = Cli::try_parse_from(std::iter::once(&"policy").chain(args)).map_err(|error| error.kind())?;
-        Ok(cli.command.run().unwrap())
+        let mut out = Vec::new();
+        let code = cli.command.run_to(&mut out).unwrap();
+        Ok((code, String::from_utf8(out).unwrap()))
     }
 
     #[test]
@@ -303,21 +314,25 @@ mod tests {
         let good = write("good.toml", "[files]\nread = [\"/usr\"]\n");
         let bad = write("bad.toml", "[files]\nraed = [\"/usr\"]\n");
         let missing = directory.path().join("missing.toml").display().to_string();
-        for (args, code) in [
-            (&["check", &good][..], 0),
-            (&["check", &good, "--json"], 0),
-            (&["check"], 0),
-            (&["check", &bad], INVALID),
-            (&["check", &bad, "--json"], INVALID),
-            (&["check", &missing], USAGE),
-            (&["explain", &good, "--open", "/usr/x", "--write"], 0),
-            (&["explain", &good, "--exec", "relative"], 0),
-            (&["explain", &good, "--connect", "[::1]:443", "--json"], 0),
-            (&["explain", &good, "--listen", "127.0.0.1:1"], 0),
-            (&["explain", &bad, "--open", "/"], INVALID),
-            (&["schema"], 0),
+        for (args, code, expected) in [
+            (&["check", &good][..], 0, "1 rule, mode enforce, sha256:"),
+            (&["check", &good, "--json"], 0, "\"ok\": true"),
+            (&["check"], 0, "default: "),
+            (&["check", &bad], INVALID, ""),
+            (&["check", &bad, "--json"], INVALID, "\"help\": \"did you mean `read`?\""),
+            (&["check", &missing], USAGE, ""),
+            (&["explain", &good, "--open", "/usr/x"], 0, "allowed: read /usr/x"),
+            (&["explain", &good, "--open", "/usr/x", "--write"], 0, "denied: write /usr/x"),
+            (&["explain", &good, "--exec", "relative"], 0, "denied: exec /"),
+            (&["explain", &good, "--connect", "[::1]:443", "--json"], 0, "\"effect\": \"deny\""),
+            (&["explain", &good, "--listen", "127.0.0.1:1"], 0, "network.listen.default"),
+            (&["explain", &bad, "--open", "/"], INVALID, ""),
+            (&["schema"], 0, "\"additionalProperties\": false"),
         ] {
-            assert_eq!(run(args), Ok(ExitCode::from(code)), "{args:?}");
+            let (found, out) = run(args).unwrap();
+            assert_eq!(found, ExitCode::from(code), "{args:?}");
+            assert!(out.contains(expected), "{args:?}: {out}");
+            assert_eq!(out.is_empty(), expected.is_empty(), "{args:?}: {out}");
         }
     }
 

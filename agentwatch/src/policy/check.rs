@@ -205,7 +205,7 @@ error: the path holds the pattern character `*`
   |
   = help: a rule binds to the file that its path names, and a pattern names none: write the directory, and list what differs inside it as rules of their own
 
-error: domain names are not yet supported: `crates.io:443`
+error: domain names are not yet supported: `crates.io`
  --> p.toml:5:10
   |
 5 | allow = [\"crates.io:443\"]

@@ -200,7 +200,7 @@ impl Report {
         let to = self.floor(line_end.min(start.saturating_add(EXCERPT)));
         // A span over several lines (a table) is shown by its first.
         let end = self.floor(span.end).clamp(start.min(to), to);
-        let source = self.text.get(from..to).unwrap_or_default();
+        let source = harmless(self.text.get(from..to).unwrap_or_default());
         let mut annotation = kind.span(start.min(to) - from..end - from);
         if !label.is_empty() {
             annotation = annotation.label(clean(label).into_owned());
@@ -284,6 +284,17 @@ fn push_visible(to: &mut String, character: char) {
     if is_unprintable(character) { to.extend(character.escape_default()) } else { to.push(character) }
 }
 
+/// A piece of the text to point into: what could steer a terminal is replaced by characters of the same length in UTF-8,
+/// so that spans stay right. The renderer itself takes care of the ASCII control characters only.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |character: char| is_unprintable(character) && !character.is_ascii();
+    if !text.chars().any(steers) {
+        return Cow::Borrowed(text);
+    }
+    let stand_in = |character: char| if character.len_utf8() == 2 { '¿' } else { char::REPLACEMENT_CHARACTER };
+    Cow::Owned(text.chars().map(|character| if steers(character) { stand_in(character) } else { character }).collect())
+}
+
 /// Control characters, and those that turn the direction of text: they would let a line show something else than it says.
 fn is_unprintable(character: char) -> bool {
     character.is_control()
@@ -307,7 +318,7 @@ mod tests {
 
     #[test]
     fn spans_outside_the_text_and_inside_characters_are_harmless() {
-        let text = "é".repeat(10_000) + "\n\u{1b}[31m\n";
+        let text = "é".repeat(10_000) + "\n\u{1b}[31m\u{9b}31m\u{202e}\n";
         let mut report = Report::new("x\u{1b}[2J", text);
         for span in [0..1, 1..3, 19_999..20_004, 20_001..20_001, 90_000..90_001, 0..usize::MAX] {
             report.push(Diagnostic::error("\u{1b}]0;title", span.clone()).related(span, "\u{7}").help("\u{1b}"));

@@ -41,6 +41,12 @@ pub fn parse(text: &str) -> Result<Endpoint, Fault> {
     if text.trim().is_empty() {
         return Err(Fault::new("the address is empty", "write `*` for every address"));
     }
+    if text.contains("://") {
+        return Err(Fault::new(
+            format!("{} is a URL, and rules name addresses", quote(text)),
+            "write the IP address and, after a colon, the port",
+        ));
+    }
     let (address, ports) = split(text)?;
     let ports = ports.map_or(Ok(Ports::ALL), parse_ports)?;
     let nets = if address == "*" {
@@ -193,12 +199,6 @@ fn parse_address(address: &str, whole: &str) -> Result<IpAddr, Fault> {
              `[::1]:443`",
         ));
     }
-    if address.contains("://") || whole.contains("://") {
-        return Err(Fault::new(
-            format!("{} is a URL, and rules name addresses", quote(whole)),
-            "write the IP address and, after a colon, the port",
-        ));
-    }
     if address.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return Err(Fault::new(
             format!("{} is not an IPv4 address", quote(whole)),
@@ -277,6 +277,7 @@ mod tests {
             ("localhost", "`localhost` is a name", "`127.0.0.1` and `::1`"),
             ("localhost:80", "`localhost` is a name", "`127.0.0.1` and `::1`"),
             ("crates.io:443", "domain names are not yet supported", "IP addresses"),
+            ("https://192.0.2.7", "is a URL", "IP address"),
             ("*.github.com", "domain names are not yet supported", "IP addresses"),
             ("010.0.0.1", "not an IPv4 address", "leading zeros"),
             ("10.0.0", "not an IPv4 address", "four numbers"),

@@ -203,7 +203,8 @@ proptest! {
 
     #[test]
     fn no_entry_is_fatal(file in any::<String>(), net in "[0-9a-f:./*\\[\\]-]{0,40}|.{0,40}") {
-        let text = format!("[files]\nread = [{file:?}]\n[network]\nallow = [{net:?}]\nlisten = ['''{net}''']\n[exec]\ndeny = ['''{file}''']\n");
+        let (basic_file, basic_net) = (toml::Value::from(file.as_str()), toml::Value::from(net.as_str()));
+        let text = format!("[files]\nread = [{basic_file}]\n[network]\nallow = [{basic_net}]\nlisten = ['''{net}''']\n[exec]\ndeny = ['''{file}''']\n");
         let examined = examine("p.toml", text.as_bytes(), &context());
         let printed = examined.report.render(false);
         prop_assert!(!printed.chars().any(|character| character.is_control() && character != '\n'), "{printed:?}");
