@@ -1,3 +1,24 @@
-//! Policies: from a file's text to what the kernel is given. Pure: nothing below here needs a kernel.
+//! Policies: from a file's text to what the kernel is given. Pure: nothing below here needs a kernel, opens a file or
+//! reads a clock, so that a policy means the same on the host that wrote it and on the host that enforces it.
+//!
+//! The way is `file` (TOML) → `check` (rules) → `compile` (places and prefixes) → `explain` (answers);
+//! [`load`] goes it in one step.
 
+pub mod check;
+pub mod compile;
+pub mod default;
+pub mod diagnostic;
+pub mod explain;
+pub mod file;
+mod lint;
 pub mod model;
+pub mod network;
+pub mod path;
+
+#[cfg(test)]
+mod properties;
+
+pub use compile::{Examined, examine, load};
+pub use default::default_policy;
+pub use diagnostic::{Diagnostic, PolicyError, Report};
+pub use explain::{decide_file, decide_net};

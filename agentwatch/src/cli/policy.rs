@@ -1,0 +1,359 @@
+//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. It works on files alone: it must
+//! never talk to a daemon, and needs neither a kernel that enforces nor rights of any kind.
+
+use std::{
+    env, fs,
+    io::{self, IsTerminal, Read, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::{
+    event::model::Mode,
+    policy::{
+        self, Examined, Report,
+        compile::MAX_TEXT,
+        default,
+        diagnostic::{Severity, Visible},
+        explain::{self, Answer},
+        model::{Access, Compiled, Context, Effect, NetOp},
+        path::clean,
+    },
+};
+
+/// Exit code for a policy with errors.
+const INVALID: u8 = 1;
+/// Exit code for a question that can't be asked, as clap uses it.
+const USAGE: u8 = 2;
+
+/// Checks and explains policies.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Check a policy: errors and warnings go to stderr, exit code 1 if it can't be used
+    Check(CheckArgs),
+    /// Say what a policy decides about one action, and which rules lead there
+    Explain(ExplainArgs),
+    /// Print the JSON Schema of policy files
+    Schema,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PolicySource {
+    /// The policy file; `-` reads standard input. The built-in default policy if left out
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Directory that relative paths in the policy start from [default: the current directory]
+    #[arg(long, value_name = "DIR")]
+    context_cwd: Option<PathBuf>,
+    /// Directory that `~` in the policy stands for
+    #[arg(long, value_name = "DIR", env = "HOME", hide_env_values = true)]
+    home: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    source: PolicySource,
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(id = "question", required = true, multiple = false, args = ["open", "exec", "connect", "listen"])]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    source: PolicySource,
+    /// Ask about opening a path for reading. Symbolic links are not followed
+    #[arg(long, value_name = "PATH")]
+    open: Option<PathBuf>,
+    /// With --open: ask about writing
+    #[arg(long, requires = "open", conflicts_with_all = ["exec", "connect", "listen"])]
+    write: bool,
+    /// Ask about executing a path. Symbolic links are not followed
+    #[arg(long, value_name = "PATH")]
+    exec: Option<PathBuf>,
+    /// Ask about connecting to an IP address and port
+    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
+    connect: Option<SocketAddr>,
+    /// Ask about binding to a local IP address and port
+    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
+    listen: Option<SocketAddr>,
+}
+
+impl PolicyCommand {
+    /// Runs the command. Errors are for what went wrong around it, such as a closed standard output.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.run_to(&mut io::stdout().lock()) {
+            // A reader that has left is no error.
+            Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+            result => result,
+        }
+    }
+
+    fn run_to(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+        match self {
+            PolicyCommand::Check(args) => check(&args, out),
+            PolicyCommand::Explain(args) => explain(&args, out),
+            PolicyCommand::Schema => {
+                let schema = serde_json::to_string_pretty(&policy::file::schema()).context("rendering the schema")?;
+                print(out, &schema)?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let (file, examined) = match examine(&args.source) {
+        Ok(examined) => examined,
+        Err(error) => return Ok(unusable(&error)),
+    };
+    if args.source.json {
+        print(out, &serde_json::to_string_pretty(&check_json(&file, &examined))?)?;
+    } else {
+        complain(&examined.report);
+        if let Some(compiled) = &examined.compiled {
+            let rules = compiled.rules.len() - policy::model::DEFAULT_RULES.len();
+            print(out, &format!(
+                "{}: {rules} {}, mode {}, {}",
+                Visible(&file),
+                if rules == 1 { "rule" } else { "rules" },
+                mode_name(compiled.mode),
+                compiled.digest
+            ))?;
+        }
+    }
+    Ok(if examined.compiled.is_some() { ExitCode::SUCCESS } else { ExitCode::from(INVALID) })
+}
+
+fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
+    let report = &examined.report;
+    let diagnostics: Vec<_> = report
+        .diagnostics()
+        .into_iter()
+        .map(|diagnostic| {
+            json!({
+                "severity": diagnostic.severity,
+                "message": diagnostic.message,
+                "line": diagnostic.span.as_ref().map(|span| report.line(span.start)),
+                "column": diagnostic.span.as_ref().map(|span| report.column(span.start)),
+                "help": diagnostic.help,
+            })
+        })
+        .collect();
+    let compiled = examined.compiled.as_ref();
+    json!({
+        "file": file,
+        "ok": compiled.is_some(),
+        "name": examined.name,
+        "mode": compiled.map(|compiled| compiled.mode),
+        "digest": compiled.map(|compiled| &compiled.digest),
+        "rules": compiled.map(|compiled| compiled.rules.len() - policy::model::DEFAULT_RULES.len()),
+        "errors": report.errors(),
+        "warnings": report.warnings(),
+        "diagnostics": diagnostics,
+    })
+}
+
+fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let (_, examined) = match examine(&args.source) {
+        Ok(examined) => examined,
+        Err(error) => return Ok(unusable(&error)),
+    };
+    complain(&examined.report);
+    let Some(compiled) = examined.compiled else { return Ok(ExitCode::from(INVALID)) };
+    let file = |access, path: &Path| -> anyhow::Result<_> {
+        let path = clean(&std::path::absolute(path).context("the working directory is gone")?);
+        Ok((explain::explain_file(&compiled, access, &path), path.display().to_string()))
+    };
+    let net = |op, address: SocketAddr| {
+        (explain::explain_net(&compiled, op, address.ip(), address.port()), address.to_string())
+    };
+    let (action, (answer, object)) = match (&args.open, &args.exec, args.connect, args.listen) {
+        (Some(path), ..) if args.write => ("write", file(Access::Write, path)?),
+        (Some(path), ..) => ("read", file(Access::Read, path)?),
+        (_, Some(path), ..) => ("exec", file(Access::Exec, path)?),
+        (.., Some(address), _) => ("connect", net(NetOp::Connect, address)),
+        (.., Some(address)) => ("listen", net(NetOp::Listen, address)),
+        (None, None, None, None) => anyhow::bail!("nothing was asked; hint: give --open, --exec, --connect or --listen"),
+    };
+    let text = if args.source.json {
+        serde_json::to_string_pretty(&json!({
+            "action": action,
+            "object": object,
+            "mode": compiled.mode,
+            "effect": answer.decision.effect,
+            "chain": answer.chain,
+        }))?
+    } else {
+        answer_text(&compiled, action, &object, &answer)
+    };
+    print(out, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer_text(compiled: &Compiled, action: &str, object: &str, answer: &Answer<'_>) -> String {
+    let verdict = match (answer.decision.effect, compiled.mode) {
+        (Effect::Allow, _) => "allowed",
+        (Effect::Approve, Mode::Enforce) => "held for approval",
+        (Effect::Deny, Mode::Enforce) => "denied",
+        (_, Mode::Monitor) => "audited (monitor mode lets it pass)",
+    };
+    let mut text = format!("{verdict}: {action} {}", Visible(object));
+    for (place, link) in answer.chain.iter().enumerate() {
+        let lead = if place == 0 { "by" } else { "then" };
+        let effect = match link.effect {
+            Effect::Allow => "allow",
+            Effect::Approve => "approve",
+            Effect::Deny => "deny",
+        };
+        text.push_str(&format!("\n  {lead:<4} {effect:<7} {}", link.rule.id));
+        if let Some(at) = &link.at {
+            text.push_str(&format!(" at {}, {}", Visible(at), Visible(&link.rule.source)));
+        }
+    }
+    text
+}
+
+/// Reads and examines the policy. Gives its name for messages, too.
+fn examine(source: &PolicySource) -> anyhow::Result<(String, Examined)> {
+    let context = Context {
+        cwd: absolute(source.context_cwd.clone().map_or_else(env::current_dir, Ok).context("the working directory is gone")?)?,
+        // Without a home the policy may still do: only rules with `~` need it, and they say so.
+        home: source.home.clone().filter(|home| !home.as_os_str().is_empty()).map_or(Ok(PathBuf::new()), absolute)?,
+    };
+    let Some(file) = &source.file else {
+        return Ok((default::NAME.to_owned(), policy::examine("", default::TEXT.as_bytes(), &context)));
+    };
+    let stdin = file.as_os_str() == "-";
+    let name = if stdin { "<stdin>".to_owned() } else { file.display().to_string() };
+    // One byte more than a policy may have is enough to know that it has too many.
+    let limit = MAX_TEXT as u64 + 1;
+    let mut text = Vec::new();
+    if stdin {
+        io::stdin().lock().take(limit).read_to_end(&mut text)
+    } else {
+        fs::File::open(file).and_then(|file| file.take(limit).read_to_end(&mut text))
+    }
+    .with_context(|| format!("cannot read the policy {name}"))?;
+    let examined = policy::examine(&name, &text, &context);
+    Ok((name, examined))
+}
+
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("cannot make {} an absolute path", path.display()))
+}
+
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:443".to_owned())
+}
+
+fn complain(report: &Report) {
+    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    for severity in [Severity::Error, Severity::Warning] {
+        for rendered in report.render_each(severity, colour) {
+            eprintln!("{rendered}\n");
+        }
+    }
+}
+
+fn unusable(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {}", Visible(&format!("{error:#}")));
+    ExitCode::from(USAGE)
+}
+
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Monitor => "monitor",
+    }
+}
+
+fn print(out: &mut dyn Write, text: &str) -> anyhow::Result<()> {
+    writeln!(out, "{text}").context("cannot write to standard output")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    }
+
+    /// Exit code, and what went to standard output.
+    fn run(args: &[&str]) -> Result<(ExitCode, String), clap::error::ErrorKind> {
+        let cli = Cli::try_parse_from(std::iter::once(&"policy").chain(args)).map_err(|error| error.kind())?;
+        let mut out = Vec::new();
+        let code = cli.command.run_to(&mut out).unwrap();
+        Ok((code, String::from_utf8(out).unwrap()))
+    }
+
+    #[test]
+    fn exit_codes_tell_what_happened() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let good = write("good.toml", "[files]\nread = [\"/usr\"]\n");
+        let bad = write("bad.toml", "[files]\nraed = [\"/usr\"]\n");
+        let missing = directory.path().join("missing.toml").display().to_string();
+        for (args, code, expected) in [
+            (&["check", &good][..], 0, "1 rule, mode enforce, sha256:"),
+            (&["check", &good, "--json"], 0, "\"ok\": true"),
+            (&["check"], 0, "default: "),
+            (&["check", &bad], INVALID, ""),
+            (&["check", &bad, "--json"], INVALID, "\"help\": \"did you mean `read`?\""),
+            (&["check", &missing], USAGE, ""),
+            (&["explain", &good, "--open", "/usr/x"], 0, "allowed: read /usr/x"),
+            (&["explain", &good, "--open", "/usr/x", "--write"], 0, "denied: write /usr/x"),
+            (&["explain", &good, "--exec", "relative"], 0, "denied: exec /"),
+            (&["explain", &good, "--connect", "[::1]:443", "--json"], 0, "\"effect\": \"deny\""),
+            (&["explain", &good, "--listen", "127.0.0.1:1"], 0, "network.listen.default"),
+            (&["explain", &bad, "--open", "/"], INVALID, ""),
+            (&["schema"], 0, "\"additionalProperties\": false"),
+        ] {
+            let (found, out) = run(args).unwrap();
+            assert_eq!(found, ExitCode::from(code), "{args:?}");
+            assert!(out.contains(expected), "{args:?}: {out}");
+            assert_eq!(out.is_empty(), expected.is_empty(), "{args:?}: {out}");
+        }
+    }
+
+    #[test]
+    fn questions_that_make_no_sense_are_refused() {
+        use clap::error::ErrorKind;
+        assert_eq!(run(&["explain", "p"]), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(run(&["explain", "p", "--open", "/", "--exec", "/"]), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(run(&["explain", "p", "--connect", "localhost:1"]), Err(ErrorKind::ValueValidation));
+        assert!(run(&["explain", "p", "--exec", "/", "--write"]).is_err());
+    }
+
+    #[test]
+    fn an_answer_names_the_rules_in_line() {
+        let text = "[files]\nwrite = [\"/w\"]\nread = [\"/w/ro\"]\n";
+        let context = Context { cwd: "/".into(), home: "/".into() };
+        let compiled = policy::load("p.toml", text.as_bytes(), &context).unwrap();
+        let answer = explain::explain_file(&compiled, Access::Write, Path::new("/w/ro/x"));
+        assert_eq!(
+            answer_text(&compiled, "write", "/w/ro/x", &answer),
+            "denied: write /w/ro/x\n  by   deny    files.read[0] at /w/ro, p.toml:3\n  then allow   files.write[0] at /w, p.toml:2\n  then deny    files.default"
+        );
+    }
+}

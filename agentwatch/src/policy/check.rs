@@ -1,0 +1,249 @@
+//! From a policy file to rules: every entry read, numbered and named, or said to be wrong and why. After this step no
+//! text is looked at again. It must not decide what rules mean together; that is `compile`.
+
+use std::{collections::HashMap, hash::Hash, ops::Range, path::PathBuf};
+
+use toml::Spanned;
+
+use super::{
+    diagnostic::{Diagnostic, Report, quote},
+    file::{Entries, PolicyFile},
+    model::Context,
+    network::{self, Endpoint},
+    path::{self, Fault},
+};
+use crate::event::model::Mode;
+
+/// The most rules that a policy may have.
+pub const MAX_RULES: usize = 20_000;
+
+/// Lists of a policy that name files, in the order of their rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileList {
+    Read,
+    Write,
+    Exec,
+    Deny,
+    /// `[exec] deny`.
+    ExecDeny,
+}
+
+impl FileList {
+    pub fn name(self) -> &'static str {
+        match self {
+            FileList::Read => "files.read",
+            FileList::Write => "files.write",
+            FileList::Exec => "files.exec",
+            FileList::Deny => "files.deny",
+            FileList::ExecDeny => "exec.deny",
+        }
+    }
+}
+
+/// Lists of a policy that name addresses, in the order of their rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NetList {
+    Allow,
+    Deny,
+    Listen,
+}
+
+impl NetList {
+    pub fn name(self) -> &'static str {
+        match self {
+            NetList::Allow => "network.allow",
+            NetList::Deny => "network.deny",
+            NetList::Listen => "network.listen",
+        }
+    }
+}
+
+/// One rule: which list, what it names, and where it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked<L, T> {
+    pub list: L,
+    /// Index in its list, from 0.
+    pub index: usize,
+    pub target: T,
+    /// As written.
+    pub text: String,
+    pub span: Range<usize>,
+}
+
+pub type FileRule = Checked<FileList, PathBuf>;
+pub type NetRule = Checked<NetList, Endpoint>;
+
+/// The rules of a policy, in the order of their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub name: Option<String>,
+    pub mode: Mode,
+    pub files: Vec<FileRule>,
+    pub network: Vec<NetRule>,
+}
+
+/// Reads every entry. What is wrong goes into the report; rules that are wrong are left out.
+pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules {
+    let mut rules = Rules { name: file.name.map(Spanned::into_inner), mode: file.mode, ..Rules::default() };
+    let file_lists = [
+        (FileList::Read, file.files.read),
+        (FileList::Write, file.files.write),
+        (FileList::Exec, file.files.exec),
+        (FileList::Deny, file.files.deny),
+        (FileList::ExecDeny, file.exec.deny),
+    ];
+    let net_lists = [
+        (NetList::Allow, file.network.allow),
+        (NetList::Deny, file.network.deny),
+        (NetList::Listen, file.network.listen),
+    ];
+    let lists = file_lists.iter().map(|(_, entries)| entries).chain(net_lists.iter().map(|(_, entries)| entries));
+    if too_many(lists, report) {
+        return rules;
+    }
+    for (list, entries) in file_lists {
+        read_list(list, list.name(), entries, &mut rules.files, report, |text| {
+            if list == FileList::ExecDeny && !text.is_empty() && !text.contains('/') && !matches!(text, "." | ".." | "~") {
+                return Err(Fault::new(
+                    format!("{} is a bare name, and rules bind to the file that a path names", quote(text)),
+                    format!("write the path, such as `/usr/bin/{}`", text.chars().take(40).collect::<String>()),
+                ));
+            }
+            path::parse(text, context)
+        });
+    }
+    for (list, entries) in net_lists {
+        read_list(list, list.name(), entries, &mut rules.network, report, network::parse);
+    }
+    rules
+}
+
+/// Reports the first rule beyond [`MAX_RULES`].
+fn too_many<'a>(lists: impl Iterator<Item = &'a Entries> + Clone, report: &mut Report) -> bool {
+    let count = lists.clone().map(Vec::len).sum::<usize>();
+    let Some(beyond) = lists.flatten().nth(MAX_RULES) else { return false };
+    report.push(
+        Diagnostic::error(format!("the policy has {count} rules, more than {MAX_RULES}"), beyond.span())
+            .help("name directories instead of the files in them, and prefixes instead of the addresses in them"),
+    );
+    true
+}
+
+fn read_list<L: Copy, T: Clone + Eq + Hash>(
+    list: L,
+    name: &str,
+    entries: Entries,
+    rules: &mut Vec<Checked<L, T>>,
+    report: &mut Report,
+    parse: impl Fn(&str) -> Result<T, Fault>,
+) {
+    let mut seen: HashMap<T, Range<usize>> = HashMap::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let span = entry.span();
+        let text = entry.into_inner();
+        match parse(&text) {
+            Ok(target) => {
+                if let Some(first) = seen.get(&target) {
+                    report.push(
+                        Diagnostic::warning(format!("{} is listed twice in `{name}`", quote(&text)), span.clone())
+                            .related(first.clone(), "first listed here")
+                            .help("take one of them out"),
+                    );
+                } else {
+                    seen.insert(target.clone(), span.clone());
+                }
+                rules.push(Checked { list, index, target, text, span });
+            }
+            Err(fault) => report.push(Diagnostic::error(fault.message, span).help(fault.help)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::file;
+
+    fn checked(text: &str) -> (Rules, String) {
+        let context = Context { cwd: "/w".into(), home: "/home/u".into() };
+        let mut report = Report::new("p.toml", text);
+        let file = file::read(text, &mut report);
+        let rules = check(file, &context, &mut report);
+        (rules, report.render(false))
+    }
+
+    #[test]
+    fn every_fault_is_reported_with_its_place() {
+        let (rules, faults) = checked(
+            "[files]\nread = [\"/usr\", \"~bob/x\", \"\"]\nwrite = [\"src/*.rs\"]\n[network]\nallow = [\"crates.io:443\"]\n[exec]\ndeny = [\"curl\"]\n",
+        );
+        assert_eq!(rules.files.len(), 1);
+        assert_eq!(
+            faults,
+            "\
+error: only one's own home directory can be written with `~`: `~bob/x`
+ --> p.toml:2:17
+  |
+2 | read = [\"/usr\", \"~bob/x\", \"\"]
+  |                 ^^^^^^^^
+  |
+  = help: write the other user's home as an absolute path; a name that begins with `~` is written `./~…`
+
+error: the path is empty
+ --> p.toml:2:27
+  |
+2 | read = [\"/usr\", \"~bob/x\", \"\"]
+  |                           ^^
+  |
+  = help: write `.` for the working directory
+
+error: the path holds the pattern character `*`
+ --> p.toml:3:10
+  |
+3 | write = [\"src/*.rs\"]
+  |          ^^^^^^^^^^
+  |
+  = help: a rule binds to the file that its path names, and a pattern names none: write the directory, and list what differs inside it as rules of their own
+
+error: domain names are not yet supported: `crates.io`
+ --> p.toml:5:10
+  |
+5 | allow = [\"crates.io:443\"]
+  |          ^^^^^^^^^^^^^^^
+  |
+  = help: write the IP addresses, or the prefix, that the name stands for
+
+error: `curl` is a bare name, and rules bind to the file that a path names
+ --> p.toml:7:9
+  |
+7 | deny = [\"curl\"]
+  |         ^^^^^^
+  |
+  = help: write the path, such as `/usr/bin/curl`"
+        );
+    }
+
+    #[test]
+    fn a_rule_listed_twice_is_a_warning_however_it_is_spelt() {
+        let (rules, faults) = checked("[files]\nread = [\"/usr\",\n  \"/usr/./\"]\n[network]\nallow = [\"::ffff:10.0.0.1\", \"10.0.0.1/32\"]");
+        assert_eq!(rules.files.len(), 2);
+        assert!(faults.contains("warning: `/usr/./` is listed twice in `files.read`"), "{faults}");
+        assert!(faults.contains("first listed here"), "{faults}");
+        assert!(faults.contains("warning: `10.0.0.1/32` is listed twice in `network.allow`"), "{faults}");
+    }
+
+    #[test]
+    fn indexes_count_rules_that_are_wrong_too() {
+        let (rules, _) = checked("[files]\nread = [\"*\", \"/usr\"]");
+        assert_eq!((rules.files[0].index, rules.files[0].text.as_str()), (1, "/usr"));
+    }
+
+    #[test]
+    fn too_many_rules_are_refused() {
+        let list = |count: usize| format!("[files]\nread = [{}]", "\"/a\",".repeat(count));
+        let (_, faults) = checked(&list(MAX_RULES + 1));
+        assert!(faults.starts_with("error: the policy has 20001 rules, more than 20000"), "{faults}");
+        let (rules, _) = checked(&list(MAX_RULES));
+        assert_eq!(rules.files.len(), MAX_RULES);
+    }
+}

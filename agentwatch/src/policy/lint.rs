@@ -1,0 +1,188 @@
+//! Warnings about rules that are right one by one and can't mean what their author meant: rules that never apply, and
+//! denies that look wider than they are. It must never change what a policy means.
+
+use std::{collections::HashMap, net::IpAddr, path::Path};
+
+use super::{
+    check::{FileList, FileRule, NetList, NetRule, Rules},
+    compile::{network_base, operation},
+    diagnostic::{Diagnostic, Report, quote},
+    explain::{decide_file, decide_net, enclosing_prefix, find_prefix},
+    model::{Access, Compiled, Effect, NetOp, PortRule, RuleIndex},
+    network::Ports,
+};
+use crate::event::model::Mode;
+
+const NARROWEST_WINS: &str = "the most specific rule decides, so a deny only takes away from what is allowed at the same place or around it";
+
+/// Adds the warnings on a policy that has no errors.
+pub fn lint(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    lint_files(rules, compiled, report);
+    lint_network(rules, compiled, report);
+    let allowing = |effect| effect == Effect::Allow;
+    let any = compiled.places.iter().flat_map(|place| &place.decisions).any(|decision| allowing(decision.effect))
+        || compiled.prefixes.iter().flat_map(|prefix| &prefix.ports).any(|port| allowing(port.decision.effect));
+    if !any && compiled.mode == Mode::Enforce {
+        report.push(
+            Diagnostic::warning("the policy allows nothing", None)
+                .help("a session needs at least `files.read` and `files.exec` for its command and the libraries that it loads"),
+        );
+    }
+}
+
+fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    let mut at: HashMap<(&Path, FileList), &FileRule> = HashMap::new();
+    for rule in &rules.files {
+        at.entry((&rule.target, rule.list)).or_insert(rule);
+    }
+    for rule in &rules.files {
+        let path = rule.target.as_path();
+        let beside = |list| at.get(&(path, list)).copied();
+        // Told for the first of equal rules only; the others are reported as listed twice.
+        if beside(rule.list).is_some_and(|first| first.index != rule.index) {
+            continue;
+        }
+        let over = match rule.list {
+            FileList::Read => beside(FileList::Deny).or(beside(FileList::Write)),
+            FileList::Write | FileList::ExecDeny => beside(FileList::Deny),
+            FileList::Exec => beside(FileList::Deny).or(beside(FileList::ExecDeny)),
+            FileList::Deny => None,
+        };
+        if let Some(over) = over {
+            let (why, help) = match over.list {
+                FileList::Write => ("which covers reading", "take it out here; to make a part read-only, name that part"),
+                _ => ("and the stricter rule wins", "take one of them out"),
+            };
+            report.push(
+                Diagnostic::warning(
+                    format!("{} in `{}` changes nothing: it is also in `{}`, {why}", quote(&rule.text), rule.list.name(), over.list.name()),
+                    rule.span.clone(),
+                )
+                .related(over.span.clone(), "here")
+                .help(help),
+            );
+        } else if is_idle(rule, &beside, compiled) {
+            report.push(
+                Diagnostic::warning(
+                    format!("{} in `{}` changes nothing: it is denied without it", quote(&rule.text), rule.list.name()),
+                    rule.span.clone(),
+                )
+                .help(NARROWEST_WINS),
+            );
+        }
+    }
+}
+
+/// Whether everything that a deny takes away is denied anyway.
+fn is_idle<'a>(rule: &FileRule, beside: &impl Fn(FileList) -> Option<&'a FileRule>, compiled: &Compiled) -> bool {
+    let around = |access| {
+        let parent = rule.target.parent();
+        parent.is_some_and(|parent| decide_file(compiled, access, parent).effect != Effect::Deny)
+    };
+    let stating = beside(FileList::Read).or(beside(FileList::Write));
+    match rule.list {
+        FileList::Deny => {
+            stating.or(beside(FileList::Exec)).is_none() && !Access::ALL.into_iter().any(around)
+        }
+        FileList::ExecDeny => beside(FileList::Exec).is_none() && (stating.is_some() || !around(Access::Exec)),
+        FileList::Read | FileList::Write | FileList::Exec => false,
+    }
+}
+
+fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    let base = network_base(rules);
+    // The allows of each prefix; a policy without errors has few that are not covered by others.
+    let mut allows: HashMap<ipnet::IpNet, Vec<Ports>> = HashMap::new();
+    for rule in rules.network.iter().filter(|rule| rule.list == NetList::Allow) {
+        for net in &rule.target.nets {
+            allows.entry(*net).or_default().push(rule.target.ports);
+        }
+    }
+    for (rule, index) in rules.network.iter().zip(base..) {
+        match cover(rule, index, compiled) {
+            // Equal rules of one list are reported as listed twice.
+            Some(over) if is_twin(rule, over, rules, base) => {}
+            Some(over) => {
+                let over = &rules.network[(over - base) as usize];
+                report.push(
+                    Diagnostic::warning(
+                        format!("{} in `{}` changes nothing: {} in `{}` covers it", quote(&rule.text), rule.list.name(), quote(&over.text), over.list.name()),
+                        rule.span.clone(),
+                    )
+                    .related(over.span.clone(), "here")
+                    .help("take one of them out"),
+                );
+            }
+            None if rule.list == NetList::Deny => lint_deny(rule, index, &allows, compiled, report),
+            None => {}
+        }
+    }
+}
+
+/// The rule that leaves another one nothing at any of its prefixes.
+fn cover(rule: &NetRule, index: RuleIndex, compiled: &Compiled) -> Option<RuleIndex> {
+    let mut over = None;
+    for net in &rule.target.nets {
+        let prefix = find_prefix(compiled, operation(rule.list), *net)?;
+        if prefix.ports.iter().any(|port| port.decision.rule == index) {
+            return None;
+        }
+        over = prefix.ports.iter().find(|port| ports(port).covers(rule.target.ports)).map(|port| port.decision.rule);
+    }
+    over
+}
+
+fn is_twin(rule: &NetRule, over: RuleIndex, rules: &Rules, base: RuleIndex) -> bool {
+    over.checked_sub(base)
+        .and_then(|over| rules.network.get(over as usize))
+        .is_none_or(|over| over.list == rule.list && over.target == rule.target)
+}
+
+fn lint_deny(
+    rule: &NetRule,
+    index: RuleIndex,
+    allows: &HashMap<ipnet::IpNet, Vec<Ports>>,
+    compiled: &Compiled,
+    report: &mut Report,
+) {
+    let matters = rule.target.nets.iter().any(|net| {
+        allows.get(net).is_some_and(|allows| allows.iter().any(|ports| ports.overlaps(rule.target.ports)))
+            || enclosing_prefix(compiled, NetOp::Connect, *net).is_some_and(|around| {
+                around.ports.iter().any(|port| port.decision.effect == Effect::Allow && ports(port).overlaps(rule.target.ports))
+            })
+    });
+    if !matters {
+        report.push(
+            Diagnostic::warning(
+                format!("{} in `network.deny` changes nothing: it is denied without it", quote(&rule.text)),
+                rule.span.clone(),
+            )
+            .help(NARROWEST_WINS),
+        );
+        return;
+    }
+    // connect(2) to the unspecified address reaches the loopback interface: see ip_route_output_key_hash_rcu in
+    // net/ipv4/route.c and tcp_v6_connect in net/ipv6/tcp_ipv6.c.
+    let port = rule.target.ports.first;
+    let decide = |address: &str| {
+        address.parse::<IpAddr>().ok().map(|address| decide_net(compiled, NetOp::Connect, address, port))
+    };
+    for (loopback, any) in [("127.0.0.1", "0.0.0.0"), ("::1", "::")] {
+        if decide(loopback).is_some_and(|decision| decision.effect == Effect::Deny && decision.rule == index)
+            && decide(any).is_some_and(|decision| decision.effect == Effect::Allow)
+        {
+            report.push(
+                Diagnostic::warning(
+                    format!("{} denies {loopback}, and a connection to {any}, which is allowed, arrives there too", quote(&rule.text)),
+                    rule.span.clone(),
+                )
+                .help(format!("add `{any}` to `network.deny`")),
+            );
+        }
+    }
+}
+
+fn ports(rule: &PortRule) -> Ports {
+    Ports { first: rule.first, last: rule.last }
+}
+
