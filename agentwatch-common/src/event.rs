@@ -48,8 +48,6 @@ pub mod state {
     pub const FOLDED: u32 = 1 << 2;
     /// `dev`, `inode` are not those of the file but of the directory that the name starts at.
     pub const NAME_ONLY: u32 = 1 << 3;
-    /// The walk was deeper than `limits::DEPTH`.
-    pub const TOO_DEEP: u32 = 1 << 4;
     /// The process dumped core.
     pub const CORE: u32 = 1 << 5;
 }

@@ -13,7 +13,7 @@ pub const FOLDS: usize = 1 << 16;
 /// Cgroups that belong to sessions.
 pub const CGROUPS: usize = 1 << 16;
 /// Directories between a file and the root of its file system that a decision walks; deeper is denied.
-pub const DEPTH: usize = 128;
+pub const DEPTH: usize = 64;
 /// Arguments of a command that are recorded, in bytes.
 pub const ARGV: usize = 4096;
 /// Path components that are recorded, in bytes.

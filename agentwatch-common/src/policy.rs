@@ -101,6 +101,9 @@ pub mod net {
     pub const LISTEN: u32 = 1;
 }
 
+/// Set in [`PrefixKey::op`] for IPv6 that is not v4-mapped: a rule for every IPv6 address says nothing on IPv4.
+pub const OP_INET6: u32 = 1 << 8;
+
 /// An address, within a policy. The trie compares from the first byte on: policy and operation are always whole.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -2,15 +2,14 @@
 //! longest prefix.
 
 use agentwatch_common::{
-    event::state,
-    limits,
-    policy::{Place, PlaceKey, PREFIX_BASE, PrefixKey, effect, right, rule},
+    limits, stats,
+    policy::{OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, net, right, rule},
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 
 use crate::{
     kernel::Dentry,
-    maps::{PLACES, PREFIXES},
+    maps::{PLACES, PREFIXES, count},
 };
 
 /// What was decided, and by which rule.
@@ -18,8 +17,6 @@ use crate::{
 pub struct Decision {
     pub effect: u8,
     pub rule: u32,
-    /// Bits of `event::state`.
-    pub state: u32,
 }
 
 impl Decision {
@@ -42,24 +39,34 @@ pub const EXEC: Rights = 1 << right::EXEC;
 pub fn file(policy: u32, dentry: Dentry, rights: Rights) -> Decision {
     // The task's own pipes, sockets and memory files. They are not executed: nothing says what they hold.
     if dentry.is_internal() && rights & EXEC == 0 {
-        return Decision { effect: effect::ALLOW, rule: rule::FILES_DEFAULT, state: 0 };
+        return Decision { effect: effect::ALLOW, rule: rule::FILES_DEFAULT };
     }
-    let mut key = PlaceKey { policy, dev: dentry.device(), inode: 0 };
-    let mut entry = dentry;
+    let place = nearest(policy, dentry.0);
+    if place.is_null() {
+        return Decision { effect: effect::DENY, rule: rule::FILES_DEFAULT };
+    }
+    of_place(place, rights)
+}
+
+/// The nearest place upwards that has a rule; null where there is none. A function of its own, so that
+/// every way out of the loop looks the same to the verifier.
+#[inline(never)]
+fn nearest(policy: u32, dentry: *const core::ffi::c_void) -> *const Place {
+    let mut entry = Dentry(dentry);
+    let mut key = PlaceKey { policy, dev: entry.device(), inode: 0 };
     for _ in 0..limits::DEPTH {
         key.inode = entry.inode();
-        if key.inode != 0
-            && let Some(place) = PLACES.get_ptr(key)
-        {
-            return of_place(place, rights);
+        if let Some(place) = PLACES.get_ptr(key) {
+            return place;
         }
         let parent = entry.parent();
         if parent.address() == entry.address() {
-            return Decision { effect: effect::DENY, rule: rule::FILES_DEFAULT, state: 0 };
+            return core::ptr::null();
         }
         entry = parent;
     }
-    Decision { effect: effect::DENY, rule: rule::FILES_DEFAULT, state: state::TOO_DEEP }
+    count(stats::TOO_DEEP);
+    core::ptr::null()
 }
 
 /// The strictest decision among the rights that are asked for.
@@ -67,15 +74,15 @@ pub fn file(policy: u32, dentry: Dentry, rights: Rights) -> Decision {
 fn of_place(place: *const Place, rights: Rights) -> Decision {
     // SAFETY: an entry of a map; user space replaces entries whole.
     let place = unsafe { &*place };
-    let mut decision = Decision { effect: effect::ALLOW, rule: place.rules[right::READ], state: 0 };
+    let mut decision = Decision { effect: effect::ALLOW, rule: place.rules[right::READ] };
     if rights & READ != 0 {
-        decision = Decision { effect: place.effects[right::READ], rule: place.rules[right::READ], state: 0 };
+        decision = Decision { effect: place.effects[right::READ], rule: place.rules[right::READ] };
     }
     if rights & WRITE != 0 && decision.allows() {
-        decision = Decision { effect: place.effects[right::WRITE], rule: place.rules[right::WRITE], state: 0 };
+        decision = Decision { effect: place.effects[right::WRITE], rule: place.rules[right::WRITE] };
     }
     if rights & EXEC != 0 && decision.allows() {
-        decision = Decision { effect: place.effects[right::EXEC], rule: place.rules[right::EXEC], state: 0 };
+        decision = Decision { effect: place.effects[right::EXEC], rule: place.rules[right::EXEC] };
     }
     decision
 }
@@ -83,16 +90,36 @@ fn of_place(place: *const Place, rights: Rights) -> Decision {
 /// Decides on an address: IPv4 as v4-mapped, the port in host byte order.
 #[inline(always)]
 pub fn address(policy: u32, op: u32, addr: [u8; 16], port: u16, default: u32) -> Decision {
-    let key = Key::new(PREFIX_BASE + 128, PrefixKey { policy, op, addr });
-    let none = Decision { effect: effect::DENY, rule: default, state: 0 };
+    let (addr, family) = canonical(op, addr);
+    let key = Key::new(PREFIX_BASE + 128, PrefixKey { policy, op: op | family, addr });
+    let none = Decision { effect: effect::DENY, rule: default };
     let Some(prefix) = PREFIXES.get(&key) else { return none };
     for (i, ports) in prefix.ports.iter().enumerate() {
         if i as u32 >= prefix.len {
             return none;
         }
         if ports.first <= port && port <= ports.last {
-            return Decision { effect: ports.effect, rule: ports.rule, state: 0 };
+            return Decision { effect: ports.effect, rule: ports.rule };
         }
     }
     none
+}
+
+/// The address that is meant, and the family whose rules hold. Connecting to the unspecified address reaches loopback.
+#[inline(always)]
+fn canonical(op: u32, addr: [u8; 16]) -> ([u8; 16], u32) {
+    // SAFETY: both are sixteen plain bytes.
+    let mut words = unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(addr) };
+    let inet4 = words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be();
+    let mut family = OP_INET6;
+    if inet4 {
+        family = 0;
+        if words[3] == 0 && op == net::CONNECT {
+            words[3] = 0x7f00_0001_u32.to_be();
+        }
+    } else if words[0] == 0 && words[1] == 0 && words[2] == 0 && words[3] == 0 && op == net::CONNECT {
+        words[3] = 1_u32.to_be();
+    }
+    // SAFETY: as above.
+    (unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }, family)
 }

@@ -1,7 +1,9 @@
 //! agentwatch: see ARCHITECTURE.md for the map.
 
 pub mod cli;
+pub mod daemon;
 pub mod event;
 pub mod kernel;
 pub mod policy;
+pub mod session;
 pub mod wire;

@@ -38,6 +38,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
         (rights, bits)
     };
+    let (rights, access) = subject.forget(rights, access);
     let decision = policy::file(subject.policy, dentry, rights);
     // A program that may run is recorded when it does.
     let execs = access & access::EXEC != 0;
@@ -180,7 +181,6 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     record.second_inode = to.inode();
     record.verdict = outcome;
     record.rule = decision.rule;
-    record.state |= decision.state;
     record.errno = -result;
     record.access = access;
     draft.submit(&subject);
@@ -240,7 +240,6 @@ pub fn record_file(
     let record = draft.record();
     record.verdict = outcome;
     record.rule = decision.rule;
-    record.state |= decision.state;
     record.dev = device;
     record.inode = inode;
     record.access = access;

@@ -118,7 +118,7 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
             bits |= access::WRITE;
         }
         // Which rule allowed it, user space finds out: this program has no typed file to walk from.
-        let decision = Decision { effect: 1, rule: u32::MAX, state: 0 };
+        let decision = Decision { effect: 1, rule: u32::MAX };
         let flags = file.flags();
         record_file(&subject, kind::OPEN, dentry.0, dentry.device(), dentry.inode(), verdict::ALLOWED, decision, bits, flags, 0);
         return 0;

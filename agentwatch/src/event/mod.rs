@@ -1,5 +1,10 @@
 //! Events: the published model, and the way from kernel bytes to it.
 
+pub mod account;
+pub mod decode;
+pub mod enrich;
+pub mod flags;
 pub mod model;
+pub mod process;
 
 pub use model::{Event, Kind, Mode, Verdict};

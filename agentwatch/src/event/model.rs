@@ -16,7 +16,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub struct Event {
     /// Version of this schema.
     pub v: u32,
-    /// Unique id of the event (UUID, version 7); the key by which a repeated delivery is recognised.
+    /// Unique id of the event, by which a repeated delivery is recognised: `<session>-<seq>` for what the kernel numbered,
+    /// a UUID for what the daemon itself makes.
     pub id: String,
     /// Number of the event within its session, counted in the kernel from 1. Events that the daemon
     /// itself makes (`session`, `loss`) carry 0.

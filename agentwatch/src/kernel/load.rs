@@ -199,9 +199,24 @@ impl Kernel {
             .collect()
     }
 
+    /// How many instructions the verifier walked for each loaded program: what is left to its limit of a million.
+    pub fn verified(&self) -> BTreeMap<String, u32> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+            })
+            .collect()
+    }
+
     /// The kernel's types, for whoever loads further programs.
     pub fn types(&self) -> &Btf {
         &self.btf
+    }
+
+    /// Whether system-call tracepoints do the tracing, because the kernel refuses LSM programs.
+    pub fn traces_by_syscall(&self) -> bool {
+        self.file_backend == Backend::Landlock
     }
 
     /// What enforces here, by the names that events and `doctor` use.

@@ -6,7 +6,7 @@ use agentwatch_common::{
     event::{Fold, FoldKey},
     limits,
     policy::{
-        PREFIX_BASE, Place, PlaceKey, Ports, Prefix, PrefixKey, Session, effect, net, right,
+        OP_INET6, PREFIX_BASE, Place, PlaceKey, Ports, Prefix, PrefixKey, Session, effect, net, right,
     },
 };
 use anyhow::{Context as _, Result};
@@ -36,6 +36,8 @@ pub struct Maps {
 pub struct Bound {
     places: Vec<PlaceKey>,
     prefixes: Vec<(u32, PrefixKey)>,
+    /// Indexes of places that name nothing yet.
+    missing: Vec<usize>,
     /// What of the policy is not in force, a sentence each.
     pub gaps: Vec<String>,
 }
@@ -55,7 +57,7 @@ impl Maps {
     /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number.
     pub fn insert_policy(&mut self, number: u32, policy: &Compiled) -> Result<Bound> {
         let mut bound = Bound::default();
-        let places = bind(policy, &mut bound.gaps)?;
+        let places = bind(policy, &mut bound)?;
         for (identity, place) in places {
             let key = PlaceKey { policy: number, dev: identity.dev, inode: identity.inode };
             if let Err(error) = self.places.insert(key, place, 0) {
@@ -70,7 +72,8 @@ impl Maps {
                 NetOp::Connect => net::CONNECT,
                 NetOp::Listen => net::LISTEN,
             };
-            let key = PrefixKey { policy: number, op, addr };
+            let family = if prefix.net.network().is_ipv4() { 0 } else { OP_INET6 };
+            let key = PrefixKey { policy: number, op: op | family, addr };
             let mut value = Prefix::default();
             for (slot, rule) in value.ports.iter_mut().zip(&prefix.ports) {
                 *slot = Ports {
@@ -89,6 +92,23 @@ impl Maps {
             bound.prefixes.push((PREFIX_BASE + len, key));
         }
         Ok(bound)
+    }
+
+    /// Binds places that named nothing before and do now.
+    pub fn rebind(&mut self, number: u32, policy: &Compiled, bound: &mut Bound) -> Result<()> {
+        let mut still = Vec::new();
+        for index in std::mem::take(&mut bound.missing) {
+            let Some(place) = policy.places.get(index) else { continue };
+            let Ok(Found::File(identity)) = files::identify(&place.path) else {
+                still.push(index);
+                continue;
+            };
+            let key = PlaceKey { policy: number, dev: identity.dev, inode: identity.inode };
+            self.places.insert(key, place_of(&place.decisions), 0).context("enter a file rule into the kernel")?;
+            bound.places.push(key);
+        }
+        bound.missing = still;
+        Ok(())
     }
 
     pub fn remove_policy(&mut self, bound: &Bound) {
@@ -198,20 +218,17 @@ fn stricter(a: Place, b: Place) -> Place {
 }
 
 /// Finds the file that each place names, and gives the roots of mounts what holds above them.
-fn bind(policy: &Compiled, gaps: &mut Vec<String>) -> Result<Map<Identity, Place>> {
+fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
     let mut bound: Map<Identity, Place> = Map::new();
-    for place in &policy.places {
+    let gaps = &mut report.gaps;
+    for (index, place) in policy.places.iter().enumerate() {
         let value = place_of(&place.decisions);
-        let rule = |access: Access| &policy.rules[place.decisions[access as usize].rule as usize].id;
         match files::identify(&place.path) {
             Ok(Found::File(identity)) => {
                 bound.entry(identity).and_modify(|old| *old = stricter(*old, value)).or_insert(value);
             }
-            Ok(Found::Missing) => gaps.push(format!(
-                "{} ({}) does not exist: its rule is not in force if it is made later",
-                place.path.display(),
-                rule(Access::Read)
-            )),
+            // What grants something that is not there takes nothing away; what denies it does.
+            Ok(Found::Missing) => report.missing.push(index),
             Ok(Found::Hidden(name)) => gaps.push(format!(
                 "{} is on {name}, whose files cannot be told apart from here: its rule is not in force",
                 place.path.display()

@@ -20,7 +20,9 @@ impl AsRawFd for Inner {
 
 impl Ring {
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        Ok(Self { ring: AsyncFd::with_interest(Inner(ring), Interest::READABLE)? })
+        // SAFETY: `Inner` owns the ring's descriptor and gives the same one for as long as it lives.
+        let ring = unsafe { AsyncFd::register_with_interest(Inner(ring), Interest::READABLE)? };
+        Ok(Self { ring })
     }
 
     /// Waits until there may be something to take.

@@ -1,0 +1,72 @@
+//! The daemon's configuration file.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::session::watch::WatchRule;
+
+/// Where it is looked for when none is named.
+pub const DEFAULT: &str = "/etc/agentwatch/daemon.toml";
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub collector: CollectorConfig,
+    pub spool: SpoolConfig,
+    /// Cgroups that become sessions by themselves.
+    pub watch: Vec<WatchRule>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CollectorConfig {
+    /// Whether the daemon starts its collector. One that is there already is used as it is.
+    pub start: bool,
+    /// User that the collector runs as; where absent, `agentwatch` if there is one, else an unused number.
+    pub user: Option<String>,
+}
+
+impl Default for CollectorConfig {
+    fn default() -> Self {
+        Self { start: true, user: None }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpoolConfig {
+    /// Bytes of events that wait on disk for the collector at the most; what is beyond is declared lost.
+    pub max_bytes: u64,
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        Self { max_bytes: 256 << 20 }
+    }
+}
+
+impl Config {
+    /// Reads the file that was named, or the default one where there is one.
+    pub fn load(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(DEFAULT));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let error = toml::from_str::<Config>("[spol]\nmax_bytes = 1\n").unwrap_err().to_string();
+        assert!(error.contains("spol"), "{error}");
+    }
+}

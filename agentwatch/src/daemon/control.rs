@@ -1,0 +1,108 @@
+//! The control socket: one task a client, each request judged by the peer's credentials. A client that sends garbage, or
+//! never reads, harms only its own connection.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::wire::{
+    Connection,
+    control::{CONTROL_SOCKET, Request, Response},
+};
+
+/// Clients at the same time.
+const CLIENTS: usize = 256;
+/// How long a client may take to send its request, or to take its answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+}
+
+impl Peer {
+    pub fn is_root(self) -> bool {
+        self.uid == 0
+    }
+}
+
+/// A request on its way to the engine.
+pub struct Order {
+    pub peer: Peer,
+    pub request: Request,
+    pub answer: oneshot::Sender<Response>,
+}
+
+/// Listens on the control socket; the caller holds the lock that keeps a second daemon away, so a socket that is
+/// there is a stale one.
+pub fn listen(runtime: &Path) -> Result<UnixListener> {
+    let path = runtime.join(CONTROL_SOCKET);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove the stale socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+    // Everyone may ask; what is answered depends on who asks.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).with_context(|| format!("open {} to all", path.display()))?;
+    Ok(listener)
+}
+
+pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
+    let clients = std::sync::Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a client could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = clients.clone().try_acquire_owned() else {
+            tracing::warn!("a client was turned away: too many at once");
+            continue;
+        };
+        let engine = engine.clone();
+        tokio::spawn(async move {
+            if let Err(error) = client(stream, engine).await {
+                tracing::debug!(error = format!("{error:#}"), "a client's connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn client(stream: UnixStream, engine: mpsc::Sender<Order>) -> Result<()> {
+    let mut connection = Connection::new(stream);
+    let credentials = connection.peer()?;
+    let peer = Peer {
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+        pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+    };
+    loop {
+        let request = match timeout(PATIENCE, connection.receive::<Request>()).await.context("the client said nothing")? {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let response = Response::Error { message: format!("{error:#}"), hint: None };
+                let _ = timeout(PATIENCE, connection.send(&response)).await;
+                return Err(error);
+            }
+        };
+        let (answer, answered) = oneshot::channel();
+        engine.send(Order { peer, request, answer }).await.ok().context("the daemon is stopping")?;
+        let response = answered.await.context("the daemon is stopping")?;
+        timeout(PATIENCE, connection.send(&response)).await.context("the client does not read")??;
+    }
+}

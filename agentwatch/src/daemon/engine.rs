@@ -1,0 +1,349 @@
+//! All sessions and the kernel side, on one task: takes orders, drains the rings, keeps the account.
+
+mod live;
+mod orders;
+
+use std::{collections::HashMap, sync::Arc, time::{Duration, Instant}};
+
+use agentwatch_common::event::{FoldKey, state};
+use anyhow::Result;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{self, MissedTickBehavior},
+};
+
+use super::{Paths, config::Config, control::Order, forward::Figures, launch::Origin};
+use crate::{
+    event::{
+        Event, Kind,
+        decode::decode,
+        enrich::Enricher,
+        model::{Counts, Lifecycle, Loss},
+    },
+    kernel::{Kernel, load::Rings},
+    session::{cgroup, watch::Watch},
+};
+use live::Live;
+
+/// How often sessions are looked after.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between looks at what has been folded, at watched cgroups, and at places that were missing.
+const FOLD_TICKS: u64 = 4;
+const WATCH_TICKS: u64 = 3;
+const REBIND_TICKS: u64 = 10;
+/// Records that are taken from the bulk ring before the verdicts are looked at again.
+const BULK_TURN: usize = 256;
+/// How long a session whose processes are gone waits for the word on how its command ended.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// First events of folds that are kept, so that what continues them can be told in full.
+const FOLD_BASES: usize = 1 << 16;
+
+pub struct Engine {
+    kernel: Kernel,
+    rings: Rings,
+    enricher: Enricher,
+    sessions: HashMap<u32, Live>,
+    /// Number of the newest session; also of its policy.
+    last_number: u32,
+    watches: Vec<Watch>,
+    /// Watched cgroups that could not become sessions, so that it is said once.
+    refused: Vec<std::path::PathBuf>,
+    outbox: mpsc::Sender<Event>,
+    ready: Vec<Event>,
+    fold_bases: HashMap<(u32, u64), Event>,
+    fold_counts: HashMap<FoldKey, u64>,
+    folded: u64,
+    delivered: u64,
+    lost: u64,
+    undecodable: u64,
+    figures: Arc<Figures>,
+    paths: Paths,
+    ticks: u64,
+}
+
+impl Engine {
+    pub fn new(
+        kernel: Kernel,
+        rings: Rings,
+        outbox: mpsc::Sender<Event>,
+        config: &Config,
+        figures: Arc<Figures>,
+        paths: Paths,
+    ) -> Result<Self> {
+        let enricher = Enricher::new(kernel.cgroup_root.clone())?;
+        let watches = config
+            .watch
+            .iter()
+            .map(|rule| Watch::new(rule.clone()))
+            .collect::<Result<_, _>>()
+            .map_err(|error| anyhow::anyhow!("a [[watch]] rule's cgroup is not a glob: {error}"))?;
+        Ok(Self {
+            kernel,
+            rings,
+            enricher,
+            sessions: HashMap::new(),
+            last_number: 0,
+            watches,
+            refused: Vec::new(),
+            outbox,
+            ready: Vec::new(),
+            fold_bases: HashMap::new(),
+            fold_counts: HashMap::new(),
+            folded: 0,
+            delivered: 0,
+            lost: 0,
+            undecodable: 0,
+            figures,
+            paths,
+            ticks: 0,
+        })
+    }
+
+    /// Runs until told to stop. Sessions do not end with the daemon's stop: they are ended here, because the
+    /// programs go with it.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>, mut stopped: watch::Receiver<bool>) -> Result<()> {
+        let mut tick = time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopped.changed() => break,
+                Some(order) = orders.recv() => {
+                    let response = self.obey(order.peer, order.request);
+                    let _ = order.answer.send(response);
+                }
+                ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
+                _ = tick.tick() => { self.drain(); self.tick(); }
+                ready = self.rings.bulk.ready() => { ready?; self.drain(); }
+            }
+            self.flush().await;
+        }
+        let numbers: Vec<u32> = self.sessions.keys().copied().collect();
+        for number in numbers {
+            self.end(number, "daemon_stopped");
+        }
+        self.flush().await;
+        Ok(())
+    }
+
+    /// Passes on what is ready; waits where the forwarder is behind, and lets the rings fill meanwhile.
+    async fn flush(&mut self) {
+        for event in std::mem::take(&mut self.ready) {
+            if self.outbox.send(event).await.is_err() {
+                tracing::error!("the forwarder is gone: events are lost");
+                self.lost += 1;
+            }
+        }
+    }
+
+    /// Empties both rings, the verdicts first and again after every turn of the other.
+    fn drain(&mut self) {
+        loop {
+            let verdicts = self.take(true, usize::MAX);
+            let bulk = self.take(false, BULK_TURN);
+            if (verdicts == 0 && bulk == 0) || self.ready.len() > BULK_TURN * 16 {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, verdicts: bool, most: usize) -> usize {
+        let Self { rings, sessions, enricher, ready, fold_bases, delivered, undecodable, .. } = self;
+        let ring = if verdicts { &mut rings.verdicts } else { &mut rings.bulk };
+        ring.drain(most, |bytes| {
+            let decoded = match decode(bytes) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    tracing::error!(%error, "the kernel's record cannot be read");
+                    *undecodable += 1;
+                    return;
+                }
+            };
+            let record = decoded.record;
+            // A session that has ended: what its last tasks still do is nobody's.
+            let Some(live) = sessions.get_mut(&record.session) else { return };
+            if record.seq != 0 {
+                live.account.arrived(record.seq);
+                *delivered += 1;
+            }
+            let Some(event) = enricher.event(&decoded, &mut live.subject) else { return };
+            if record.state & state::FOLDED != 0 {
+                if fold_bases.len() >= FOLD_BASES {
+                    fold_bases.clear();
+                }
+                fold_bases.insert((record.session, record.seq), event.clone());
+            }
+            live.saw(&event);
+            ready.push(event);
+        })
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(FOLD_TICKS) {
+            self.collect_folds(None);
+        }
+        if self.ticks.is_multiple_of(WATCH_TICKS) && !self.watches.is_empty() {
+            self.scan_watches();
+        }
+        if self.ticks.is_multiple_of(REBIND_TICKS) {
+            for live in self.sessions.values_mut() {
+                if let Err(error) = self.kernel.maps.rebind(live.number, &live.subject.policy, &mut live.bound) {
+                    tracing::warn!(session = live.id(), error = format!("{error:#}"), "a new file's rule is not in force");
+                }
+            }
+        }
+        let numbers: Vec<u32> = self.sessions.keys().copied().collect();
+        for number in numbers {
+            self.look_after(number);
+        }
+    }
+
+    fn look_after(&mut self, number: u32) {
+        self.declare_losses(number, false);
+        let Some(live) = self.sessions.get_mut(&number) else { return };
+        let tasks = match self.kernel.maps.session(number) {
+            Ok(session) => session.tasks,
+            Err(error) => {
+                tracing::error!(session = live.id(), error = format!("{error:#}"), "the kernel does not show the session");
+                return;
+            }
+        };
+        if tasks > 0 {
+            live.seen_tasks = true;
+            live.empty_since = None;
+            return;
+        }
+        let cgroup_gone = !live.cgroup.exists();
+        let over = match live.origin {
+            Origin::Run => true,
+            Origin::Attach => cgroup_gone,
+            Origin::Watch => cgroup_gone || (live.seen_tasks && !cgroup::populated(&live.cgroup)),
+        };
+        if !over {
+            return;
+        }
+        let since = *live.empty_since.get_or_insert_with(Instant::now);
+        let patience = since.elapsed() < LAST_WORD;
+        match live.origin {
+            Origin::Run if live.exit_code.is_some() => self.end(number, "exited"),
+            Origin::Run if patience => {}
+            Origin::Run => self.end(number, "killed"),
+            Origin::Attach | Origin::Watch => self.end(number, "empty"),
+        }
+    }
+
+    /// Ends a session: takes what is left of it from the rings, closes its account, and takes it out of the kernel.
+    fn end(&mut self, number: u32, reason: &str) {
+        loop {
+            let taken = self.take(true, usize::MAX) + self.take(false, usize::MAX);
+            if taken == 0 {
+                break;
+            }
+        }
+        self.collect_folds(Some(number));
+        let counted = self.kernel.maps.session(number).unwrap_or_default();
+        if let Err(error) = self.kernel.maps.close_session(number) {
+            tracing::error!(error = format!("{error:#}"), "an ended session stays in the kernel");
+        }
+        self.declare_losses_up_to(number, counted.seq, true);
+        let Some(live) = self.sessions.remove(&number) else { return };
+        self.kernel.maps.remove_cgroups(number);
+        self.kernel.maps.remove_policy(&live.bound);
+        self.kernel.maps.remove_folds(number);
+        self.fold_bases.retain(|(session, _), _| *session != number);
+        self.fold_counts.retain(|key, _| key.session != number);
+        drop(live.links);
+        if live.origin == Origin::Run {
+            cgroup::remove(&live.cgroup);
+        }
+        let mut event = self.enricher.own(&live.subject.reference, Kind::Session);
+        event.lifecycle = Some(Lifecycle::Ended {
+            reason: reason.to_owned(),
+            exit_code: live.exit_code,
+            counts: Counts {
+                made: counted.made,
+                delivered: live.account.delivered,
+                folded: counted.folded,
+                lost: live.account.lost,
+            },
+        });
+        tracing::info!(session = live.subject.reference.id, reason, "session ended");
+        self.ready.push(event);
+    }
+
+    fn declare_losses(&mut self, number: u32, at_once: bool) {
+        let Ok(session) = self.kernel.maps.session(number) else { return };
+        self.declare_losses_up_to(number, session.seq, at_once);
+    }
+
+    fn declare_losses_up_to(&mut self, number: u32, last: u64, at_once: bool) {
+        let Some(live) = self.sessions.get_mut(&number) else { return };
+        for gap in live.account.lost(last, Instant::now(), at_once) {
+            let events = gap.end() - gap.start() + 1;
+            self.lost += events;
+            let mut event = self.enricher.own(&live.subject.reference, Kind::Loss);
+            event.loss = Some(Loss { from: *gap.start(), to: *gap.end(), reason: "ring_full".to_owned(), events });
+            self.ready.push(event);
+        }
+    }
+
+    /// Tells how often folded actions have happened since the last look; of all sessions, or of one.
+    fn collect_folds(&mut self, only: Option<u32>) {
+        // The walk over the map costs a system call an entry: only where something was folded.
+        let folded: u64 =
+            self.sessions.keys().filter_map(|number| self.kernel.maps.session(*number).ok()).map(|session| session.folded).sum();
+        if folded == self.folded && only.is_none() {
+            return;
+        }
+        self.folded = folded;
+        for (key, fold) in self.kernel.maps.folds() {
+            if only.is_some_and(|number| number != key.session) {
+                continue;
+            }
+            let told = self.fold_counts.entry(key).or_default();
+            let new = fold.count.saturating_sub(*told);
+            if new == 0 {
+                continue;
+            }
+            let Some(live) = self.sessions.get(&key.session) else { continue };
+            let mut event = match self.fold_bases.get(&(key.session, fold.seq)) {
+                Some(base) => {
+                    let mut event = base.clone();
+                    event.fold = Some(base.id.clone());
+                    event
+                }
+                // Its first event has been forgotten: the count is told, and which event it belongs to.
+                None => {
+                    let mut event = self.enricher.own(&live.subject.reference, Kind::Open);
+                    event.fold = Some(format!("{}-{}", live.subject.reference.id, fold.seq));
+                    event
+                }
+            };
+            *told = fold.count;
+            event.id = uuid::Uuid::now_v7().to_string();
+            event.seq = 0;
+            event.count = new;
+            event.ktime_ns = fold.last;
+            event.time = crate::event::enrich::wall(fold.last);
+            self.ready.push(event);
+        }
+    }
+
+    fn scan_watches(&mut self) {
+        let root = self.kernel.cgroup_root.clone();
+        let watches = std::mem::take(&mut self.watches);
+        for (path, watch) in crate::session::watch::scan(&root, &watches) {
+            let taken = self.sessions.values().any(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(&path));
+            if taken || !cgroup::populated(&path) || self.refused.contains(&path) {
+                continue;
+            }
+            if let Err(refusal) = self.watch(&path, watch) {
+                tracing::error!(cgroup = %path.display(), "a watched cgroup is not held: {refusal}");
+                self.refused.push(path);
+            }
+        }
+        self.refused.retain(|path| path.exists());
+        self.watches = watches;
+    }
+}

@@ -1,0 +1,73 @@
+//! A session that lives.
+
+use std::{path::PathBuf, time::Instant};
+
+use jiff::Timestamp;
+
+use crate::{
+    daemon::launch::{Holding, Origin},
+    event::{Event, Verdict, account::Account, enrich::Subject},
+    kernel::{load::CgroupLinks, maps::Bound},
+    wire::collector::SessionRow,
+};
+
+pub struct Live {
+    pub number: u32,
+    pub uid: u32,
+    pub origin: Origin,
+    pub command: Vec<String>,
+    pub holding: Holding,
+    pub backends: Vec<String>,
+    pub started: Timestamp,
+    pub cgroup: PathBuf,
+    /// Path of the cgroup as events show it.
+    pub shown: String,
+    pub subject: Subject,
+    pub bound: Bound,
+    /// Keeps the cgroup under its programs.
+    pub links: CgroupLinks,
+    pub account: Account,
+    pub exit_code: Option<i32>,
+    pub seen_tasks: bool,
+    pub empty_since: Option<Instant>,
+    pub events: u64,
+    pub denied: u64,
+}
+
+impl Live {
+    pub fn id(&self) -> &str {
+        &self.subject.reference.id
+    }
+
+    pub fn saw(&mut self, event: &Event) {
+        self.events += 1;
+        if event.verdict == Verdict::Denied {
+            self.denied += 1;
+        }
+    }
+
+    pub fn row(&self) -> SessionRow {
+        let reference = &self.subject.reference;
+        SessionRow {
+            id: reference.id.clone(),
+            name: reference.name.clone(),
+            uid: self.uid,
+            policy: reference.policy.clone(),
+            mode: reference.mode,
+            coverage: self.holding.coverage,
+            missing: self.holding.missing.clone(),
+            backends: self.backends.clone(),
+            cgroup: self.shown.clone(),
+            command: self.command.clone(),
+            origin: self.origin.name().to_owned(),
+            state: "running".to_owned(),
+            started: self.started,
+            ended: None,
+            reason: None,
+            exit_code: None,
+            events: self.events,
+            denied: self.denied,
+            counts: None,
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! What the command line asks for, and starting sessions.
+
+use std::{collections::HashMap, path::Path, sync::Arc, sync::atomic::Ordering};
+
+use agentwatch_common::{limits, policy::flags};
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+
+use super::{Engine, live::Live};
+use crate::{
+    daemon::{
+        control::Peer,
+        launch::{self, Holding, Origin},
+    },
+    event::{
+        Kind, Mode,
+        account::Account,
+        enrich::Subject,
+        model::{Lifecycle, SessionRef},
+    },
+    kernel::probe,
+    policy::{self, Examined, model::Compiled},
+    session::{cgroup, watch::Watch},
+    wire::control::{PolicyText, Request, Response, Status},
+};
+
+/// Why an order is not obeyed.
+#[derive(Debug)]
+pub struct Refusal {
+    message: String,
+    hint: Option<String>,
+}
+
+impl Refusal {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(format!("{error:#}"))
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A session that is to be.
+struct Plan<'a> {
+    name: String,
+    uid: u32,
+    origin: Origin,
+    command: Vec<String>,
+    policy: Arc<Compiled>,
+    mode: Mode,
+    accept_degraded: bool,
+    /// The cgroup that is there already, or none for one of its own.
+    cgroup: Option<&'a Path>,
+}
+
+impl Engine {
+    pub(super) fn obey(&mut self, peer: Peer, request: Request) -> Response {
+        let result = match request {
+            Request::Run { policy, name, mode, accept_degraded, command } => {
+                self.order_run(peer, &policy, name, mode, accept_degraded, command)
+            }
+            Request::Exited { session, code } => self.order_exited(peer, &session, code),
+            Request::Attach { cgroup, policy, name, accept_degraded } => {
+                self.order_attach(peer, &cgroup, &policy, name, accept_degraded)
+            }
+            Request::Detach { session } => self.order_detach(peer, &session),
+            Request::Sessions => Ok(Response::Sessions {
+                sessions: self.sessions.values().filter(|live| may(peer, live)).map(Live::row).collect(),
+            }),
+            Request::Status => self.status(),
+        };
+        result.unwrap_or_else(|refusal| Response::Error { message: refusal.message, hint: refusal.hint })
+    }
+
+    fn order_run(
+        &mut self,
+        peer: Peer,
+        text: &PolicyText,
+        name: Option<String>,
+        mode: Option<Mode>,
+        accept_degraded: bool,
+        command: Vec<String>,
+    ) -> Result<Response, Refusal> {
+        let (policy, policy_name) = compile(text)?;
+        let program = command.first().map(|program| {
+            Path::new(program).file_name().map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned())
+        });
+        let plan = Plan {
+            name: name.or(policy_name).or(program).unwrap_or_else(|| "session".to_owned()),
+            uid: peer.uid,
+            origin: Origin::Run,
+            command,
+            mode: mode.unwrap_or(policy.mode),
+            policy,
+            accept_degraded,
+            cgroup: None,
+        };
+        let mut warnings = plan.policy.warnings.clone();
+        let number = self.start(plan)?;
+        let Some(live) = self.sessions.get(&number) else { return Err(Refusal::new("the session is gone")) };
+        warnings.extend(live.bound.gaps.iter().cloned());
+        warnings.extend(live.holding.missing.iter().map(|missing| format!("not enforced: {missing}")));
+        if let Err(error) = cgroup::enter(&live.cgroup, peer.pid) {
+            self.end(number, "killed");
+            return Err(error.into());
+        }
+        Ok(Response::Ready {
+            session: live.id().to_owned(),
+            name: live.subject.reference.name.clone(),
+            warnings,
+            landlock: live.holding.landlock.then(|| (*live.subject.policy).clone()),
+        })
+    }
+
+    fn order_exited(&mut self, peer: Peer, session: &str, code: i32) -> Result<Response, Refusal> {
+        let live = self.find(peer, session)?;
+        if live.origin != Origin::Run {
+            return Err(Refusal::new(format!("session {session} was not started by `agentwatch run`")));
+        }
+        live.exit_code = Some(code);
+        Ok(Response::Done)
+    }
+
+    fn order_attach(
+        &mut self,
+        peer: Peer,
+        named: &Path,
+        text: &PolicyText,
+        name: Option<String>,
+        accept_degraded: bool,
+    ) -> Result<Response, Refusal> {
+        if !peer.is_root() {
+            return Err(Refusal::new("only root may attach to a cgroup").hint("`agentwatch run` starts a session of your own"));
+        }
+        let (policy, policy_name) = compile(text)?;
+        let path = cgroup::resolve(&self.kernel.cgroup_root, named)?;
+        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let plan = Plan {
+            name: name.or(policy_name).or(last).unwrap_or_default(),
+            uid: peer.uid,
+            origin: Origin::Attach,
+            command: Vec::new(),
+            mode: policy.mode,
+            policy,
+            accept_degraded,
+            cgroup: Some(&path),
+        };
+        let mut warnings = plan.policy.warnings.clone();
+        let number = self.start(plan)?;
+        let Some(live) = self.sessions.get(&number) else { return Err(Refusal::new("the session is gone")) };
+        warnings.extend(live.bound.gaps.iter().cloned());
+        warnings.extend(live.holding.missing.iter().map(|missing| format!("not enforced: {missing}")));
+        Ok(Response::Ready {
+            session: live.id().to_owned(),
+            name: live.subject.reference.name.clone(),
+            warnings,
+            landlock: None,
+        })
+    }
+
+    fn order_detach(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
+        let live = self.find(peer, session)?;
+        if live.origin != Origin::Run && !peer.is_root() {
+            return Err(Refusal::new("only root may end this session"));
+        }
+        let number = live.number;
+        self.end(number, "detached");
+        Ok(Response::Done)
+    }
+
+    /// Starts a session for a watched cgroup.
+    pub(super) fn watch(&mut self, path: &Path, watch: &Watch) -> Result<(), Refusal> {
+        let rule = &watch.rule;
+        let file = &rule.policy;
+        let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        let context = policy::model::Context { cwd: "/".into(), home: "/root".into() };
+        let examined = policy::examine(&file.to_string_lossy(), &text, &context);
+        let Examined { compiled: Some(policy), name, .. } = examined else {
+            return Err(Refusal::new(examined.report.render(false)));
+        };
+        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        self.start(Plan {
+            name: rule.name.clone().or(name).or(last).unwrap_or_default(),
+            uid: 0,
+            origin: Origin::Watch,
+            command: Vec::new(),
+            mode: policy.mode,
+            policy: Arc::new(policy),
+            accept_degraded: rule.accept_degraded,
+            cgroup: Some(path),
+        })?;
+        Ok(())
+    }
+
+    /// Puts a session into the kernel, its rules before its processes.
+    fn start(&mut self, plan: Plan<'_>) -> Result<u32, Refusal> {
+        let holding = launch::holding(self.kernel.file_backend, probe::landlock_abi(), plan.origin, plan.mode, &plan.policy);
+        if !holding.missing.is_empty() && !plan.accept_degraded {
+            return Err(Refusal::new(format!(
+                "this kernel cannot hold the whole policy:\n  - {}",
+                holding.missing.join("\n  - ")
+            ))
+            .hint("--accept-degraded starts the session without that; `agentwatch doctor` says what the kernel lacks"));
+        }
+        if let Some(path) = plan.cgroup
+            && let Some(other) = self.sessions.values().find(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(path))
+        {
+            return Err(Refusal::new(format!("cgroup {} is part of session {} already", path.display(), other.id())));
+        }
+        let number = self.free_number()?;
+        let id = uuid::Uuid::now_v7().to_string();
+        let (path, own) = match plan.cgroup {
+            Some(path) => (path.to_owned(), false),
+            None => (cgroup::create(&self.kernel.cgroup_root, &id)?, true),
+        };
+        let started = self.enter_kernel(number, &plan, &holding, &path);
+        let (bound, links) = match started {
+            Ok(parts) => parts,
+            Err(error) => {
+                if own {
+                    cgroup::remove(&path);
+                }
+                return Err(error.into());
+            }
+        };
+        let shown = cgroup::shown(&self.kernel.cgroup_root, &path);
+        let backends = match holding.coverage {
+            crate::event::model::Coverage::Off => Vec::new(),
+            _ => self.kernel.backends(),
+        };
+        let reference = SessionRef {
+            id: id.clone(),
+            name: plan.name,
+            policy: plan.policy.digest.clone(),
+            mode: plan.mode,
+        };
+        let mut event = self.enricher.own(&reference, Kind::Session);
+        event.lifecycle = Some(Lifecycle::Started {
+            coverage: holding.coverage,
+            missing: holding.missing.clone(),
+            backends: backends.clone(),
+            cgroup: shown.clone(),
+            uid: plan.uid,
+            command: plan.command.clone(),
+            origin: plan.origin.name().to_owned(),
+        });
+        self.ready.push(event);
+        tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
+        let live = Live {
+            number,
+            uid: plan.uid,
+            origin: plan.origin,
+            command: plan.command,
+            backends,
+            started: Timestamp::now(),
+            cgroup: path,
+            shown,
+            subject: Subject { reference, policy: plan.policy, cgroups: HashMap::new(), landlock: self.kernel.traces_by_syscall() },
+            bound,
+            links,
+            account: Account::default(),
+            exit_code: None,
+            seen_tasks: false,
+            empty_since: None,
+            events: 0,
+            denied: 0,
+            holding,
+        };
+        self.sessions.insert(number, live);
+        if !own && let Err(error) = self.kernel.tag_existing() {
+            self.end(number, "detached");
+            return Err(error.into());
+        }
+        Ok(number)
+    }
+
+    fn enter_kernel(
+        &mut self,
+        number: u32,
+        plan: &Plan<'_>,
+        holding: &Holding,
+        path: &Path,
+    ) -> Result<(crate::kernel::maps::Bound, crate::kernel::load::CgroupLinks)> {
+        let mut bits = 0;
+        if plan.mode == Mode::Monitor {
+            bits |= flags::MONITOR;
+        }
+        if self.kernel.traces_by_syscall() {
+            bits |= flags::LANDLOCK;
+        }
+        let _ = holding;
+        let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
+        let rest = (|| {
+            self.kernel.maps.open_session(number, number, bits)?;
+            let links = self.kernel.guard_cgroup(path)?;
+            for cgroup in cgroup::descendants(path) {
+                self.kernel.maps.insert_cgroup(cgroup::id(&cgroup)?, number)?;
+            }
+            Ok(links)
+        })();
+        match rest {
+            Ok(links) => Ok((bound, links)),
+            Err(error) => {
+                self.kernel.maps.remove_cgroups(number);
+                self.kernel.maps.remove_policy(&bound);
+                let _ = self.kernel.maps.close_session(number);
+                Err(error)
+            }
+        }
+    }
+
+    /// A number whose slot is free.
+    fn free_number(&mut self) -> Result<u32, Refusal> {
+        let slots = limits::SESSIONS as u32;
+        let taken: Vec<u32> = self.sessions.keys().map(|number| number % slots).collect();
+        for _ in 0..slots {
+            self.last_number = self.last_number.wrapping_add(1).max(1);
+            if !taken.contains(&(self.last_number % slots)) {
+                return Ok(self.last_number);
+            }
+        }
+        Err(Refusal::new(format!("{slots} sessions run already")).hint("end some: agentwatch sessions, agentwatch detach"))
+    }
+
+    fn find(&mut self, peer: Peer, named: &str) -> Result<&mut Live, Refusal> {
+        let mut found: Vec<&mut Live> = self
+            .sessions
+            .values_mut()
+            .filter(|live| may(peer, live) && (live.id() == named || live.id().starts_with(named) || live.subject.reference.name == named))
+            .collect();
+        found.sort_by_key(|live| (live.id() != named, std::cmp::Reverse(live.number)));
+        if found.is_empty() {
+            return Err(Refusal::new(format!("no session {named} is running")).hint("agentwatch sessions"));
+        }
+        Ok(found.swap_remove(0))
+    }
+
+    fn status(&self) -> Result<Response, Refusal> {
+        let mut kernel = self.kernel.counters()?;
+        kernel.insert("undecodable_records".to_owned(), self.undecodable);
+        let connected = self.figures.connected.load(Ordering::Relaxed);
+        Ok(Response::Status {
+            status: Box::new(Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                backends: self.kernel.backends(),
+                sessions: self.sessions.len(),
+                events_delivered: self.delivered,
+                events_folded: self.folded,
+                events_lost: self.lost + self.figures.lost.load(Ordering::Relaxed),
+                spooled: self.figures.spooled.load(Ordering::Relaxed),
+                queued: self.figures.queued.load(Ordering::Relaxed),
+                collector: if connected { "connected" } else { "away" }.to_owned(),
+                kernel,
+            }),
+        })
+    }
+}
+
+fn may(peer: Peer, live: &Live) -> bool {
+    peer.is_root() || peer.uid == live.uid
+}
+
+/// A client's policy; its name is the second value.
+fn compile(text: &PolicyText) -> Result<(Arc<Compiled>, Option<String>), Refusal> {
+    let examined = policy::examine(&text.file, text.text.as_bytes(), &text.context);
+    match examined.compiled {
+        Some(policy) => Ok((Arc::new(policy), examined.name)),
+        None => Err(Refusal::new(examined.report.render(false)).hint("agentwatch policy check FILE")),
+    }
+}

@@ -1,0 +1,335 @@
+//! Brings events to the collector: in memory while it keeps up, by way of the spool on disk while it does not.
+//!
+//! An event is let go of only when the collector has acknowledged it. What neither the collector nor the disk takes is
+//! counted by session and number and declared as a `loss` event as soon as something can be written again.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{net::UnixStream, sync::mpsc, time};
+
+use super::{
+    Paths,
+    spool::{Refusal, Spool},
+};
+use crate::{
+    event::{
+        Event, Kind, Verdict,
+        model::{Loss, SCHEMA_VERSION},
+    },
+    wire::{
+        Connection,
+        collector::{Batch, BatchAnswer, INGEST_SOCKET},
+    },
+};
+
+/// Events of one batch at the most.
+const BATCH: usize = 512;
+/// How long events are gathered for a batch.
+const GATHER: Duration = Duration::from_millis(20);
+/// Batches that wait for their acknowledgement at the most; beyond, events go to disk.
+const WINDOW: usize = 16;
+/// How often a collector that is away is looked for.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long a collector may take to answer before it counts as away.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What `status` shows of the way to the collector.
+#[derive(Default)]
+pub struct Figures {
+    pub queued: AtomicU64,
+    pub spooled: AtomicU64,
+    pub lost: AtomicU64,
+    pub connected: AtomicBool,
+}
+
+/// Starts the forwarder on a thread of its own: it may wait for the disk. It ends when `inbox` is closed.
+pub fn start(
+    inbox: mpsc::Receiver<Event>,
+    paths: &Paths,
+    max_bytes: u64,
+) -> Result<(JoinHandle<()>, Arc<Figures>)> {
+    let (spool, damage) = Spool::open(&paths.state.join("spool"), max_bytes)?;
+    let figures = Arc::new(Figures::default());
+    let mut forwarder = Forwarder {
+        socket: paths.runtime.join("collector").join(INGEST_SOCKET),
+        spool,
+        connection: None,
+        unacknowledged: VecDeque::new(),
+        number: 0,
+        losses: BTreeMap::new(),
+        figures: figures.clone(),
+    };
+    if let Some(damage) = damage {
+        tracing::error!("{damage}");
+        forwarder.declare_damage();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the forwarder")?;
+    let thread = std::thread::Builder::new()
+        .name("forward".to_owned())
+        .spawn(move || runtime.block_on(forwarder.run(inbox)))
+        .context("start the forwarder")?;
+    Ok((thread, figures))
+}
+
+struct Forwarder {
+    socket: PathBuf,
+    spool: Spool,
+    connection: Option<Connection>,
+    /// Sent and not acknowledged: the batch's number, where it came from, its events.
+    unacknowledged: VecDeque<(u64, Origin, Vec<Event>)>,
+    number: u64,
+    /// What could not be kept, by session.
+    losses: BTreeMap<String, (Event, Loss)>,
+    figures: Arc<Figures>,
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    Memory,
+    /// Up to this number of the spool.
+    Disk(i64),
+}
+
+impl Forwarder {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
+        let mut open = true;
+        let mut pending: Vec<Event> = Vec::new();
+        let mut retry = time::interval(RETRY);
+        retry.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        while open {
+            tokio::select! {
+                received = inbox.recv_many(&mut pending, BATCH) => {
+                    open = received > 0;
+                    if open && pending.len() < BATCH {
+                        // More may be about to come; a denial is not kept waiting for it.
+                        if !pending.iter().any(|event| event.verdict != Verdict::Allowed) {
+                            let gathered = time::timeout(GATHER, inbox.recv_many(&mut pending, BATCH)).await;
+                            open = !matches!(gathered, Ok(0));
+                        }
+                    }
+                }
+                answer = answer(&mut self.connection), if !self.unacknowledged.is_empty() => self.answered(answer),
+                _ = retry.tick() => self.reconnect().await,
+            }
+            self.declare_losses(&mut pending);
+            self.pass_on(&mut pending).await;
+            self.show();
+        }
+        self.finish(pending).await;
+    }
+
+    /// Sends what is pending, or puts it on disk.
+    async fn pass_on(&mut self, pending: &mut Vec<Event>) {
+        if !pending.is_empty() {
+            let events = std::mem::take(pending);
+            if self.connection.is_some() && self.spool.events() == 0 && self.unacknowledged.len() < WINDOW {
+                self.send(Origin::Memory, events).await;
+            } else {
+                self.keep(events);
+            }
+        }
+        // What is on disk goes one batch at a time: it is taken off when it is acknowledged.
+        if self.connection.is_some() && self.unacknowledged.is_empty() && self.spool.events() > 0 {
+            match self.spool.front(BATCH) {
+                Ok(Some((last, events))) => self.send(Origin::Disk(last), events).await,
+                Ok(None) => {}
+                Err(error) => tracing::error!(error = format!("{error:#}"), "the spool cannot be read"),
+            }
+        }
+    }
+
+    async fn send(&mut self, origin: Origin, events: Vec<Event>) {
+        let Some(connection) = &mut self.connection else { return self.keep(events) };
+        self.number += 1;
+        let batch = Batch { number: self.number, events };
+        let sent = time::timeout(PATIENCE, connection.send(&batch)).await;
+        self.unacknowledged.push_back((batch.number, origin, batch.events));
+        match sent {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.lost_connection(&format!("{error:#}")),
+            Err(_) => self.lost_connection("it does not read"),
+        }
+    }
+
+    fn answered(&mut self, answer: Result<Option<BatchAnswer>>) {
+        match answer {
+            Ok(Some(BatchAnswer::Ack { number })) => {
+                while self.unacknowledged.front().is_some_and(|(sent, ..)| *sent <= number) {
+                    if let Some((_, Origin::Disk(up_to), _)) = self.unacknowledged.pop_front()
+                        && let Err(error) = self.spool.pop(up_to)
+                    {
+                        // They are sent again and recognised by their ids.
+                        tracing::error!(error = format!("{error:#}"), "the spool does not let go of events");
+                    }
+                }
+            }
+            Ok(Some(BatchAnswer::Refused { number, error })) => {
+                self.lost_connection(&format!("it refused batch {number}: {error}"));
+            }
+            Ok(None) => self.lost_connection("it closed the connection"),
+            Err(error) => self.lost_connection(&format!("{error:#}")),
+        }
+    }
+
+    /// The collector is away: what it has not acknowledged goes to disk.
+    fn lost_connection(&mut self, why: &str) {
+        tracing::warn!(why, "the collector is away");
+        self.connection = None;
+        for (_, origin, events) in std::mem::take(&mut self.unacknowledged) {
+            if matches!(origin, Origin::Memory) {
+                self.keep(events);
+            }
+        }
+    }
+
+    async fn reconnect(&mut self) {
+        if self.connection.is_some() {
+            return;
+        }
+        if let Ok(stream) = UnixStream::connect(&self.socket).await {
+            tracing::info!(spooled = self.spool.events(), "connected to the collector");
+            self.connection = Some(Connection::new(stream));
+        }
+    }
+
+    fn keep(&mut self, events: Vec<Event>) {
+        match self.spool.push(&events) {
+            Ok(()) => {}
+            Err(refusal) => {
+                if let Refusal::Failed(error) = refusal {
+                    tracing::error!(error = format!("{error:#}"), events = events.len(), "the spool takes no events");
+                }
+                for event in events {
+                    self.lose(event);
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, event: Event) {
+        self.figures.lost.fetch_add(1, Ordering::Relaxed);
+        let seq = event.seq;
+        let count = event.loss.as_ref().map_or(1, |loss| loss.events.max(1));
+        let (_, loss) = self.losses.entry(event.session.id.clone()).or_insert_with(|| {
+            let loss = Loss { from: seq, to: seq, reason: "spool_full".to_owned(), events: 0 };
+            (event, loss)
+        });
+        loss.from = if loss.from == 0 { seq } else { loss.from.min(seq.max(1)) };
+        loss.to = loss.to.max(seq);
+        loss.events += count;
+    }
+
+    /// Declares losses as soon as there is a way out for them.
+    fn declare_losses(&mut self, pending: &mut Vec<Event>) {
+        if self.losses.is_empty() || (self.connection.is_none() || self.spool.events() > 0) {
+            return;
+        }
+        for (event, loss) in std::mem::take(&mut self.losses).into_values() {
+            pending.push(loss_event(event, loss));
+        }
+    }
+
+    fn declare_damage(&mut self) {
+        let session = crate::event::model::SessionRef {
+            id: "host".to_owned(),
+            name: "host".to_owned(),
+            policy: String::new(),
+            mode: crate::event::Mode::Enforce,
+        };
+        let event = Event {
+            v: SCHEMA_VERSION,
+            id: uuid::Uuid::now_v7().to_string(),
+            seq: 0,
+            time: jiff::Timestamp::now(),
+            ktime_ns: crate::event::enrich::boottime_ns(),
+            host: String::new(),
+            boot_id: String::new(),
+            session,
+            kind: Kind::Loss,
+            verdict: Verdict::Allowed,
+            errno: None,
+            count: 1,
+            fold: None,
+            rule: None,
+            process: None,
+            file: None,
+            target: None,
+            net: None,
+            exit: None,
+            lifecycle: None,
+            loss: Some(Loss { from: 0, to: 0, reason: "spool_corrupt".to_owned(), events: 0 }),
+        };
+        self.keep(vec![event]);
+    }
+
+    fn show(&self) {
+        let queued = self.unacknowledged.iter().map(|(.., events)| events.len() as u64).sum();
+        self.figures.queued.store(queued, Ordering::Relaxed);
+        self.figures.spooled.store(self.spool.events(), Ordering::Relaxed);
+        self.figures.connected.store(self.connection.is_some(), Ordering::Relaxed);
+    }
+
+    /// The daemon stops: gives the collector a moment, and puts the rest on disk.
+    async fn finish(&mut self, mut pending: Vec<Event>) {
+        let deadline = time::Instant::now() + Duration::from_secs(2);
+        loop {
+            self.declare_losses(&mut pending);
+            self.pass_on(&mut pending).await;
+            if self.connection.is_none() || self.unacknowledged.is_empty() {
+                break;
+            }
+            match time::timeout_at(deadline, answer(&mut self.connection)).await {
+                Ok(answer) => self.answered(answer),
+                Err(_) => break,
+            }
+        }
+        self.lost_connection("the daemon stops");
+        self.keep(pending);
+        let left: Vec<Event> = std::mem::take(&mut self.losses).into_values().map(|(event, loss)| loss_event(event, loss)).collect();
+        if !left.is_empty() && self.spool.push(&left).is_err() {
+            tracing::error!(sessions = left.len(), "losses could not be written down");
+        }
+    }
+}
+
+/// What the collector says next; never, where it is away.
+async fn answer(connection: &mut Option<Connection>) -> Result<Option<BatchAnswer>> {
+    match connection {
+        Some(connection) => time::timeout(PATIENCE, connection.receive()).await.context("it does not answer")?,
+        None => std::future::pending().await,
+    }
+}
+
+fn loss_event(of: Event, loss: Loss) -> Event {
+    Event {
+        id: uuid::Uuid::now_v7().to_string(),
+        seq: 0,
+        time: jiff::Timestamp::now(),
+        ktime_ns: crate::event::enrich::boottime_ns(),
+        kind: Kind::Loss,
+        verdict: Verdict::Allowed,
+        errno: None,
+        count: 1,
+        fold: None,
+        rule: None,
+        process: None,
+        file: None,
+        target: None,
+        net: None,
+        exit: None,
+        lifecycle: None,
+        loss: Some(loss),
+        ..of
+    }
+}
+

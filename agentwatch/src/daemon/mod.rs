@@ -1,0 +1,99 @@
+//! The privileged part: loads the programs, holds sessions, turns records into events and passes them on.
+//!
+//! `engine` owns the kernel side and all sessions, on one task and without locks; `control` listens to the command line;
+//! `forward` brings events to the collector, by way of `spool` while that is away; `supervise` keeps the collector running.
+
+pub mod config;
+mod control;
+mod engine;
+mod forward;
+mod launch;
+mod spool;
+mod supervise;
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use crate::kernel::Kernel;
+use config::Config;
+
+/// Where a daemon keeps what it needs.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// What outlives the host's next start: history, spool.
+    pub state: PathBuf,
+    /// Sockets.
+    pub runtime: PathBuf,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: Config, paths: Paths) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the daemon must be root: it loads programs into the kernel; hint: sudo agentwatch daemon");
+    }
+    for (dir, mode) in [(&paths.state, 0o755), (&paths.runtime, 0o755)] {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(|| format!("open {} to readers", dir.display()))?;
+    }
+    let _lock = lock(&paths)?;
+    let listener = control::listen(&paths.runtime)?;
+    let (kernel, rings) = Kernel::load()?;
+    for check in &kernel.checks {
+        tracing::info!(check = check.name, state = ?check.state, "{}", check.detail);
+    }
+
+    let collector = supervise::Collector::new(&config, &paths)?;
+    let (stop, stopped) = watch::channel(false);
+    let (events, inbox) = mpsc::channel(8192);
+    let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes)?;
+    let supervisor = tokio::spawn(collector.run(stopped.clone()));
+    let (commands, orders) = mpsc::channel(64);
+    let engine = engine::Engine::new(kernel, rings, events, &config, figures, paths.clone())?;
+    let engine = tokio::spawn(engine.run(orders, stopped.clone()));
+    let control = tokio::spawn(control::serve(listener, commands));
+    tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
+
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut engine = engine;
+    let outcome = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = &mut engine => Some(ended),
+    };
+    tracing::info!("stopping");
+    control.abort();
+    let _ = stop.send(true);
+    let outcome = match outcome {
+        Some(ended) => ended,
+        None => engine.await,
+    };
+    // The engine has let go of its end, so the forwarder empties what it has, to the collector or to disk.
+    tokio::task::spawn_blocking(move || forward.join()).await.context("wait for the forwarder")?.map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
+    supervisor.await.context("wait for the collector")?;
+    let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
+    outcome.context("the engine panicked")?
+}
+
+/// One daemon for a pair of directories.
+fn lock(paths: &Paths) -> Result<Flock<fs::File>> {
+    let path = paths.runtime.join("daemon.lock");
+    let file = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!(
+            "another daemon runs on {} ({error}); hint: `agentwatch status`, or another --runtime-dir and --state-dir",
+            paths.runtime.display()
+        )
+    })
+}

@@ -1,0 +1,129 @@
+//! Events that wait on disk for the collector. SQLite keeps them: crash-safe, and a damaged file is noticed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use rusqlite::{Connection, params};
+
+use crate::event::Event;
+
+/// A bounded queue on disk.
+pub struct Spool {
+    path: PathBuf,
+    database: Connection,
+    max_bytes: u64,
+    bytes: u64,
+    events: u64,
+}
+
+/// Why events were not taken.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The bound is reached.
+    Full,
+    /// The disk did not take them.
+    Failed(anyhow::Error),
+}
+
+impl Spool {
+    /// Opens the queue that is there. One that is damaged is put aside; the second value then says what was found.
+    pub fn open(dir: &Path, max_bytes: u64) -> Result<(Self, Option<String>)> {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let path = dir.join("spool.sqlite");
+        match Self::try_open(&path, max_bytes) {
+            Ok(spool) => Ok((spool, None)),
+            Err(error) => {
+                let aside = dir.join(format!("spool.damaged-{}", jiff::Timestamp::now().as_millisecond()));
+                fs::rename(&path, &aside)
+                    .with_context(|| format!("put the damaged spool {} aside ({error:#})", path.display()))?;
+                for suffix in ["-wal", "-shm"] {
+                    let mut name = path.clone().into_os_string();
+                    name.push(suffix);
+                    let _ = fs::remove_file(name);
+                }
+                let spool = Self::try_open(&path, max_bytes)?;
+                Ok((spool, Some(format!("the spool was damaged ({error:#}) and was put aside as {}", aside.display()))))
+            }
+        }
+    }
+
+    fn try_open(path: &Path, max_bytes: u64) -> Result<Self> {
+        let database = Connection::open(path).with_context(|| format!("open {}", path.display()))?;
+        database.pragma_update(None, "journal_mode", "WAL")?;
+        database.pragma_update(None, "synchronous", "NORMAL")?;
+        // Space that was used is given back, so that the bound is one on the disk too.
+        database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        database.execute_batch("CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, json BLOB NOT NULL) STRICT;")?;
+        let check: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        anyhow::ensure!(check == "ok", "{check}");
+        let (events, bytes): (u64, u64) =
+            database.query_row("SELECT count(*), coalesce(sum(length(json)), 0) FROM event", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(Self { path: path.to_owned(), database, max_bytes, bytes, events })
+    }
+
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Adds events, all or none.
+    pub fn push(&mut self, events: &[Event]) -> Result<(), Refusal> {
+        if self.bytes >= self.max_bytes {
+            return Err(Refusal::Full);
+        }
+        let added = self.insert(events).map_err(Refusal::Failed)?;
+        self.bytes += added;
+        self.events += events.len() as u64;
+        Ok(())
+    }
+
+    fn insert(&mut self, events: &[Event]) -> Result<u64> {
+        let path = &self.path;
+        let transaction = self.database.transaction()?;
+        let mut bytes = 0;
+        {
+            let mut insert = transaction.prepare_cached("INSERT INTO event (json) VALUES (?1)")?;
+            for event in events {
+                let json = serde_json::to_vec(event)?;
+                bytes += json.len() as u64;
+                insert.execute(params![json])?;
+            }
+        }
+        transaction.commit().with_context(|| format!("write {}", path.display()))?;
+        Ok(bytes)
+    }
+
+    /// The oldest events, with the number up to which they go.
+    pub fn front(&self, most: usize) -> Result<Option<(i64, Vec<Event>)>> {
+        let mut query = self.database.prepare_cached("SELECT number, json FROM event ORDER BY number LIMIT ?1")?;
+        let mut rows = query.query([most as i64])?;
+        let (mut last, mut events) = (None, Vec::new());
+        while let Some(row) = rows.next()? {
+            last = Some(row.get(0)?);
+            let json: Vec<u8> = row.get(1)?;
+            match serde_json::from_slice(&json) {
+                Ok(event) => events.push(event),
+                Err(error) => tracing::error!(%error, "an event in the spool cannot be read: it is left out"),
+            }
+        }
+        Ok(last.map(|last| (last, events)))
+    }
+
+    /// The collector has them.
+    pub fn pop(&mut self, up_to: i64) -> Result<()> {
+        let (events, bytes): (u64, u64) = self.database.query_row(
+            "SELECT count(*), coalesce(sum(length(json)), 0) FROM event WHERE number <= ?1",
+            [up_to],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        self.database.execute("DELETE FROM event WHERE number <= ?1", [up_to])?;
+        self.events = self.events.saturating_sub(events);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        if self.events == 0 {
+            self.database.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! Starts the collector, as a user of its own, and starts it again when it ends.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Gid, Pid, Uid, User},
+};
+use tokio::{process::Command, sync::watch, time::sleep};
+
+use super::{Paths, config::Config};
+use crate::wire::collector::INGEST_SOCKET;
+
+/// User that the collector runs as where the host has made one for it.
+const USER: &str = "agentwatch";
+/// And where it has not: a number that Debian assigns to nobody (policy 9.2.2).
+const UNASSIGNED: u32 = 61_111;
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+pub struct Collector {
+    start: bool,
+    state: PathBuf,
+    runtime: PathBuf,
+    uid: u32,
+    gid: u32,
+}
+
+impl Collector {
+    /// Makes its directories and gives them to its user.
+    pub fn new(config: &Config, paths: &Paths) -> Result<Self> {
+        let named = config.collector.user.as_deref();
+        let user = User::from_name(named.unwrap_or(USER)).context("look the collector's user up")?;
+        let (mut uid, mut gid) = match (user, named) {
+            (Some(user), _) => (user.uid.as_raw(), user.gid.as_raw()),
+            (None, Some(name)) => anyhow::bail!("there is no user {name} for the collector; hint: adduser --system {name}"),
+            (None, None) => (UNASSIGNED, UNASSIGNED),
+        };
+        for dir in [&paths.state, &paths.runtime] {
+            if let Some(closed) = closed_to_others(dir) {
+                tracing::warn!(
+                    directory = %closed.display(),
+                    "only its owner may enter it: the collector runs as root, sandboxed; hint: chmod o+x"
+                );
+                (uid, gid) = (0, 0);
+            }
+        }
+        let collector = Self {
+            start: config.collector.start,
+            state: paths.state.join("collector"),
+            runtime: paths.runtime.clone(),
+            uid,
+            gid,
+        };
+        for (dir, mode) in [(collector.state.clone(), 0o700), (paths.runtime.join("collector"), 0o755)] {
+            fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).with_context(|| format!("set the mode of {}", dir.display()))?;
+            give(&dir, uid, gid)?;
+        }
+        Ok(collector)
+    }
+
+    /// Keeps it running until told to stop, then ends it.
+    pub async fn run(self, mut stopped: watch::Receiver<bool>) {
+        let mut delay = FIRST_DELAY;
+        while !*stopped.borrow() {
+            let there = tokio::net::UnixStream::connect(self.runtime.join("collector").join(INGEST_SOCKET)).await.is_ok();
+            if there || !self.start {
+                tokio::select! {
+                    () = sleep(LONGEST_DELAY) => {}
+                    _ = stopped.changed() => {}
+                }
+                continue;
+            }
+            let started = std::time::Instant::now();
+            match self.spawn() {
+                Ok(mut child) => {
+                    tracing::info!(pid = child.id(), uid = self.uid, "collector started");
+                    tokio::select! {
+                        status = child.wait() => {
+                            tracing::warn!(status = ?status, "the collector ended; events wait on disk until it is back");
+                        }
+                        _ = stopped.changed() => {
+                            end(&mut child).await;
+                            return;
+                        }
+                    }
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "the collector does not start"),
+            }
+            if started.elapsed() > LONGEST_DELAY {
+                delay = FIRST_DELAY;
+            }
+            tokio::select! {
+                () = sleep(delay) => {}
+                _ = stopped.changed() => {}
+            }
+            delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+
+    fn spawn(&self) -> Result<tokio::process::Child> {
+        let program = std::env::current_exe().context("find our own executable")?;
+        let mut command = Command::new(&program);
+        command
+            .arg("collector")
+            .arg("--state-dir")
+            .arg(&self.state)
+            .arg("--runtime-dir")
+            .arg(&self.runtime)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null());
+        if self.uid != 0 {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command.spawn().with_context(|| format!("start {} collector", program.display()))
+    }
+}
+
+/// Lets it finish what it has in hand.
+async fn end(child: &mut tokio::process::Child) {
+    let Some(pid) = child.id() else { return };
+    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+    if tokio::time::timeout(LONGEST_DELAY, child.wait()).await.is_err() {
+        tracing::warn!("the collector does not stop: killed");
+        let _ = child.kill().await;
+    }
+}
+
+/// The first directory on the way that other users may not enter.
+fn closed_to_others(dir: &Path) -> Option<PathBuf> {
+    dir.ancestors()
+        .find(|dir| fs::metadata(dir).is_ok_and(|meta| meta.mode() & 0o001 == 0))
+        .map(Path::to_owned)
+}
+
+/// Hands a directory and the files in it over; a host may have changed the collector's user.
+fn give(dir: &Path, uid: u32, gid: u32) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let own = |path: &Path| {
+        chown(path, Some(uid.as_raw()), Some(gid.as_raw())).with_context(|| format!("give {} to the collector", path.display()))
+    };
+    own(dir)?;
+    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?.flatten() {
+        // Never through a link: the directory was another user's.
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            own(&entry.path())?;
+        }
+    }
+    Ok(())
+}

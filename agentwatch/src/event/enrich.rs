@@ -1,0 +1,374 @@
+//! From a kernel record to an event: names for numbers, the host's paths, the process's story, the rule's text.
+//!
+//! Where no LSM hook decided (Landlock sessions), the policy is asked here which rule it was.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use agentwatch_common::event::{Record, access, kind, state, verdict};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    decode::{Decoded, until_nul},
+    flags::open_flags,
+    model::{Event, Exit, File, Kind, Mode, Net, Process, SCHEMA_VERSION, SessionRef, Verdict},
+    process::{Known, ProcessKey, Processes},
+};
+use crate::{
+    kernel::files::{self, Mounts},
+    policy::{
+        explain::decide_file,
+        model::{Access, Compiled, Effect},
+    },
+};
+
+/// What enriching needs of a session.
+pub struct Subject {
+    pub reference: SessionRef,
+    pub policy: Arc<Compiled>,
+    /// Path of a cgroup by its id, for those that have been seen.
+    pub cgroups: HashMap<u64, Arc<str>>,
+    /// Whether file rules are held by Landlock.
+    pub landlock: bool,
+}
+
+/// Turns records into events.
+pub struct Enricher {
+    host: String,
+    boot_id: String,
+    mounts: Mounts,
+    processes: Processes,
+    cgroup_root: PathBuf,
+}
+
+/// Paths of UNIX sockets and the like are at most this long; longer ones are cut.
+const COMM: usize = 16;
+
+impl Enricher {
+    pub fn new(cgroup_root: PathBuf) -> anyhow::Result<Self> {
+        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+        Ok(Self {
+            host: read("/proc/sys/kernel/hostname").unwrap_or_default(),
+            boot_id: read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+            mounts: Mounts::read()?,
+            processes: Processes::default(),
+            cgroup_root,
+        })
+    }
+
+    /// The host's mounts have changed.
+    pub fn refresh_mounts(&mut self) {
+        match Mounts::read() {
+            Ok(mounts) => self.mounts = mounts,
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "paths are named by the mounts of before"),
+        }
+    }
+
+    /// An event that the daemon makes itself.
+    pub fn own(&self, session: &SessionRef, kind: Kind) -> Event {
+        Event {
+            v: SCHEMA_VERSION,
+            id: uuid::Uuid::now_v7().to_string(),
+            seq: 0,
+            time: Timestamp::now(),
+            ktime_ns: boottime_ns(),
+            host: self.host.clone(),
+            boot_id: self.boot_id.clone(),
+            session: session.clone(),
+            kind,
+            verdict: Verdict::Allowed,
+            errno: None,
+            count: 1,
+            fold: None,
+            rule: None,
+            process: None,
+            file: None,
+            target: None,
+            net: None,
+            exit: None,
+            lifecycle: None,
+            loss: None,
+        }
+    }
+
+    /// The event that a record tells of; `None` for what only ancestry needs, and for tags that are not known.
+    pub fn event(&mut self, decoded: &Decoded<'_>, subject: &mut Subject) -> Option<Event> {
+        let record = &decoded.record;
+        let key: ProcessKey = (record.pid, record.start);
+        if record.kind == kind::FORK {
+            self.processes.forked(key, (record.ppid, record.parent_start));
+            return None;
+        }
+        let kind = kind_of(record.kind)?;
+        if !self.mounts.knows(record.dev) && record.dev != 0 {
+            self.refresh_mounts();
+        }
+        if kind == Kind::Exec && record.errno == 0 && record.verdict != verdict::DENIED {
+            self.processes.executed(key, self.executed(decoded));
+        }
+        let process = self.process(record, key, subject);
+        let mut event = self.own(&subject.reference, kind);
+        event.id = format!("{}-{}", subject.reference.id, record.seq);
+        event.seq = record.seq;
+        event.ktime_ns = record.ktime;
+        event.time = wall(record.ktime);
+        event.errno = (record.errno != 0).then_some(record.errno);
+        event.verdict = match record.verdict {
+            verdict::DENIED => Verdict::Denied,
+            verdict::HELD => Verdict::Held,
+            verdict::AUDITED => Verdict::Audited,
+            _ => Verdict::Allowed,
+        };
+        event.rule = subject.policy.rules.get(record.rule as usize).map(crate::policy::model::Rule::reference);
+        match kind {
+            Kind::Exit => event.exit = Some(exit_of(record)),
+            Kind::Connect | Kind::Bind => event.net = Some(net_of(decoded, &process)),
+            Kind::Exec => event.file = Some(self.exec_file(decoded)),
+            _ => event.file = Some(self.file(decoded)),
+        }
+        if matches!(kind, Kind::Rename | Kind::Link) {
+            event.target = Some(File {
+                path: self.mounts.name(record.second_dev, &decoded.second).to_string_lossy().into_owned(),
+                dev: u64::from(record.second_dev),
+                inode: record.second_inode,
+                ..File::default()
+            });
+        }
+        event.process = Some(process);
+        if subject.landlock && matches!(kind, Kind::Open | Kind::Exec) {
+            judge(&mut event, record, subject);
+        }
+        if kind == Kind::Exit {
+            self.processes.ended(key);
+        }
+        Some(event)
+    }
+
+    fn executed(&self, decoded: &Decoded<'_>) -> Known {
+        let record = &decoded.record;
+        let argv: Vec<String> = decoded
+            .name
+            .strip_suffix(b"\0")
+            .unwrap_or(decoded.name)
+            .split(|byte| *byte == 0)
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect();
+        Known {
+            exe: self.mounts.name(record.dev, &decoded.path).to_string_lossy().into(),
+            argv: argv.into(),
+            argv_truncated: record.state & state::ARGV_TRUNCATED != 0,
+            cwd: self.mounts.name(record.second_dev, &decoded.second).to_string_lossy().into(),
+        }
+    }
+
+    fn process(&mut self, record: &Record, key: ProcessKey, subject: &mut Subject) -> Process {
+        let known = self.processes.known_or_read(key).clone();
+        let root = &self.cgroup_root;
+        let cgroup = subject.cgroups.entry(record.cgroup).or_insert_with(|| cgroup_path(root, record.cgroup).into());
+        Process {
+            pid: record.pid,
+            tid: record.tid,
+            ppid: record.ppid,
+            start_ns: record.start,
+            start: Some(wall(record.start)),
+            parent_start_ns: record.parent_start,
+            exe: known.exe.to_string(),
+            comm: String::from_utf8_lossy(until_nul(&record.comm[..COMM])).into_owned(),
+            argv: if matches!(record.kind, kind::EXEC) { known.argv.to_vec() } else { Vec::new() },
+            argv_truncated: record.kind == kind::EXEC && known.argv_truncated,
+            cwd: known.cwd.to_string(),
+            uid: record.uid,
+            gid: record.gid,
+            cgroup: cgroup.to_string(),
+        }
+    }
+
+    fn exec_file(&self, decoded: &Decoded<'_>) -> File {
+        let mut file = self.file(decoded);
+        file.access = vec!["exec".to_owned()];
+        file.flags.clear();
+        file
+    }
+
+    fn file(&self, decoded: &Decoded<'_>) -> File {
+        let record = &decoded.record;
+        let found = self.mounts.name(record.dev, &decoded.path);
+        let only_name = record.state & state::NAME_ONLY != 0;
+        let path = if only_name {
+            let name = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(until_nul(decoded.name)));
+            crate::policy::path::clean(&found.join(name))
+        } else {
+            found
+        };
+        File {
+            path: path.to_string_lossy().into_owned(),
+            path_truncated: record.state & state::PATH_TRUNCATED != 0,
+            dev: if only_name { 0 } else { u64::from(record.dev) },
+            inode: if only_name { 0 } else { record.inode },
+            access: access_names(record),
+            flags: if record.kind == kind::OPEN { open_flags(record.flags) } else { Vec::new() },
+        }
+    }
+}
+
+/// Finds the rule for a session whose files Landlock holds: it says no, and names none.
+fn judge(event: &mut Event, record: &Record, subject: &Subject) {
+    let Some(file) = &event.file else { return };
+    let rights: Vec<Access> = [
+        (access::READ | access::LIST, Access::Read),
+        (access::WRITE | access::CREATE | access::DELETE | access::ATTR, Access::Write),
+        (access::EXEC, Access::Exec),
+    ]
+    .into_iter()
+    .filter(|(bits, _)| record.access & bits != 0)
+    .map(|(_, right)| right)
+    .collect();
+    let path = Path::new(&file.path);
+    let undecided = record.verdict == verdict::UNDECIDED;
+    // A link may lead elsewhere: where the name is refused, what it leads to is judged too.
+    let resolved = if undecided { files::resolve_cached(path) } else { None };
+    for right in rights {
+        for path in std::iter::once(path).chain(resolved.as_deref()) {
+            let decision = decide_file(&subject.policy, right, path);
+            let rule = subject.policy.rules.get(decision.rule as usize).map(crate::policy::model::Rule::reference);
+            if decision.effect == Effect::Allow {
+                if event.rule.is_none() {
+                    event.rule = rule;
+                }
+                continue;
+            }
+            if undecided {
+                event.verdict = Verdict::Denied;
+                event.rule = rule;
+                return;
+            }
+            if subject.reference.mode == Mode::Monitor && event.verdict == Verdict::Allowed && record.errno == 0 {
+                event.verdict = Verdict::Audited;
+                event.rule = rule;
+                return;
+            }
+        }
+    }
+}
+
+fn kind_of(tag: u32) -> Option<Kind> {
+    Some(match tag {
+        kind::EXEC => Kind::Exec,
+        kind::EXIT => Kind::Exit,
+        kind::OPEN => Kind::Open,
+        kind::CREATE => Kind::Create,
+        kind::DELETE => Kind::Delete,
+        kind::RENAME => Kind::Rename,
+        kind::LINK => Kind::Link,
+        kind::ATTR => Kind::Attr,
+        kind::CONNECT => Kind::Connect,
+        kind::BIND => Kind::Bind,
+        _ => return None,
+    })
+}
+
+fn exit_of(record: &Record) -> Exit {
+    // As wait(2) gives it: the signal in the low seven bits, then whether there is a core, then the code.
+    let signal = (record.flags & 0x7f).cast_signed();
+    Exit {
+        code: (signal == 0).then_some(((record.flags >> 8) & 0xff).cast_signed()),
+        signal: (signal != 0).then_some(signal),
+        core: record.flags & 0x80 != 0,
+        duration_ns: record.duration,
+    }
+}
+
+fn net_of(decoded: &Decoded<'_>, process: &Process) -> Net {
+    const AF_UNIX: u16 = 1;
+    const AF_INET: u16 = 2;
+    const AF_INET6: u16 = 10;
+    let record = &decoded.record;
+    let socket_type = match record.socket_type {
+        0 => String::new(),
+        1 => "stream".to_owned(),
+        2 => "dgram".to_owned(),
+        3 => "raw".to_owned(),
+        5 => "seqpacket".to_owned(),
+        other => other.to_string(),
+    };
+    let mut net = Net { socket_type, ..Net::default() };
+    let address = Ipv6Addr::from(record.addr);
+    match record.family {
+        AF_INET => {
+            net.family = "inet".to_owned();
+            net.addr = Some(address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4).to_string());
+            net.port = Some(record.port);
+        }
+        AF_INET6 => {
+            net.family = "inet6".to_owned();
+            net.addr = Some(address.to_string());
+            net.port = Some(record.port);
+        }
+        AF_UNIX => {
+            net.family = "unix".to_owned();
+            net.path = Some(match decoded.name.split_first() {
+                // An abstract name: its bytes after the NUL, which may hold further ones.
+                Some((0, rest)) => {
+                    let end = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                    format!("@{}", String::from_utf8_lossy(&rest[..end]))
+                }
+                Some(_) => {
+                    let name = String::from_utf8_lossy(until_nul(decoded.name)).into_owned();
+                    Path::new(&process.cwd).join(name).to_string_lossy().into_owned()
+                }
+                None => String::new(),
+            });
+        }
+        other => net.family = other.to_string(),
+    }
+    net
+}
+
+fn access_names(record: &Record) -> Vec<String> {
+    let mut names: Vec<&str> = [
+        (access::READ, "read"),
+        (access::WRITE, "write"),
+        (access::EXEC, "exec"),
+        (access::CREATE, "create"),
+        (access::DELETE, "delete"),
+        (access::ATTR, "attr"),
+        (access::LIST, "list"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| record.access & bit != 0)
+    .map(|(_, name)| name)
+    .collect();
+    if record.kind == kind::OPEN {
+        let flags = record.flags.cast_signed();
+        if flags & libc::O_APPEND != 0 {
+            names.push("append");
+        }
+        if flags & libc::O_TRUNC != 0 {
+            names.push("truncate");
+        }
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// Nanoseconds of CLOCK_BOOTTIME.
+pub fn boottime_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    time.map_or(0, |time| (time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64))
+}
+
+/// The wall time of a moment of CLOCK_BOOTTIME, by how far the two are apart now.
+pub fn wall(ktime: u64) -> Timestamp {
+    let ago = boottime_ns().saturating_sub(ktime);
+    let ago = SignedDuration::from_nanos(i64::try_from(ago).unwrap_or(i64::MAX));
+    Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The path of a cgroup below the mount, by its id; the id itself where it is gone already.
+fn cgroup_path(root: &Path, id: u64) -> String {
+    crate::session::cgroup::by_id(root, id).map_or_else(|| format!("[{id}]"), |path| crate::session::cgroup::shown(root, &path))
+}
+

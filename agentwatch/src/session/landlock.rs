@@ -1,0 +1,183 @@
+//! File rules by Landlock, where the kernel refuses BPF LSM: the command of a `run` session confines itself before it
+//! becomes the agent, with a rule set that it cannot take off.
+//!
+//! Landlock only adds rights going down a tree. A place that takes rights away is made by granting its neighbours
+//! instead of the tree above it, which holds for what exists at the start; where the tree above is writable that would
+//! keep new files from being made, so such a place cannot be had and is reported as missing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use landlock::{
+    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
+};
+
+use crate::policy::model::{Access, Compiled, Effect};
+
+/// What Landlock is to grant, and what it cannot hold.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub grants: Vec<Grant>,
+    /// What of the policy is not enforced, a sentence each.
+    pub missing: Vec<String>,
+}
+
+/// One right on a tree.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub path: PathBuf,
+    pub access: Access,
+    /// Places below that do not have the right.
+    pub except: Vec<PathBuf>,
+}
+
+/// Works out the grants. Pure: looks at nothing but the policy.
+pub fn plan(policy: &Compiled) -> Plan {
+    let mut plan = Plan::default();
+    for access in Access::ALL {
+        let allowed = |index: usize| policy.places[index].decisions[access as usize].effect == Effect::Allow;
+        for (index, place) in policy.places.iter().enumerate() {
+            if !allowed(index) {
+                continue;
+            }
+            // The places below that say otherwise, up to where one of them grants again.
+            let except: Vec<PathBuf> = policy
+                .places
+                .iter()
+                .enumerate()
+                .filter(|(below, other)| {
+                    !allowed(*below) && other.path != place.path && other.path.starts_with(&place.path)
+                })
+                .map(|(_, other)| other.path.clone())
+                .collect();
+            let mut enforced = except.clone();
+            if access == Access::Write && !except.is_empty() {
+                enforced.clear();
+                for (path, rule) in policy.places.iter().filter(|other| except.contains(&other.path)).map(|other| {
+                    let rule = other.decisions[access as usize].rule as usize;
+                    (&other.path, &policy.rules[rule].id)
+                }) {
+                    plan.missing.push(format!(
+                        "{rule} ({}) takes writing away inside the writable {}: Landlock cannot",
+                        path.display(),
+                        place.path.display()
+                    ));
+                }
+            }
+            // A writable tree grants reading too, so reading cannot be taken away inside it either.
+            if access == Access::Read
+                && place.decisions[Access::Write as usize].effect == Effect::Allow
+                && !except.is_empty()
+            {
+                for path in &except {
+                    let sentence =
+                        format!("{} inside the writable {} stays readable: Landlock cannot close it", path.display(), place.path.display());
+                    plan.missing.push(sentence);
+                }
+                enforced.clear();
+            }
+            plan.grants.push(Grant { path: place.path.clone(), access, except: enforced });
+        }
+    }
+    plan.missing.sort();
+    plan.missing.dedup();
+    plan
+}
+
+/// Confines the calling thread, and everything that it becomes, for good.
+pub fn apply(plan: &Plan) -> Result<()> {
+    let abi = ABI::V6;
+    let all = AccessFs::from_all(abi);
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .context("handle file accesses")?
+        .scope(Scope::Signal | Scope::AbstractUnixSocket)
+        .context("scope signals")?
+        .create()
+        .context("make a Landlock rule set")?;
+    for grant in &plan.grants {
+        for path in expand(&grant.path, &grant.except) {
+            let Ok(file) = PathFd::new(&path) else { continue };
+            let mut rights = rights(grant.access, abi);
+            if !path.is_dir() {
+                rights &= AccessFs::from_file(abi);
+            }
+            rules = rules
+                .add_rule(PathBeneath::new(file, rights))
+                .with_context(|| format!("grant {:?} on {}", grant.access, path.display()))?;
+        }
+    }
+    let status = rules.restrict_self().context("enforce the Landlock rule set")?;
+    anyhow::ensure!(
+        status.ruleset != RulesetStatus::NotEnforced,
+        "the kernel does not enforce Landlock; hint: add landlock to lsm= on the kernel's command line"
+    );
+    Ok(())
+}
+
+fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
+    match access {
+        Access::Read => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
+        Access::Write => AccessFs::from_write(abi),
+        Access::Exec => make_bitflags!(AccessFs::{Execute}),
+    }
+}
+
+/// The parts of a tree that together are all of it but the exceptions.
+fn expand(path: &Path, except: &[PathBuf]) -> Vec<PathBuf> {
+    // By what they name: a rule on a link is a rule on its target.
+    let targets: Vec<PathBuf> = except.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
+    let start = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut parts = Vec::new();
+    split(&start, &targets, &mut parts);
+    parts
+}
+
+fn split(path: &Path, except: &[PathBuf], parts: &mut Vec<PathBuf>) {
+    if except.iter().any(|target| target == path) {
+        return;
+    }
+    if !except.iter().any(|target| target.starts_with(path)) {
+        parts.push(path.to_owned());
+        return;
+    }
+    let Ok(entries) = fs::read_dir(path) else { return };
+    for entry in entries.flatten() {
+        // A link grants nothing of its own; what it names is granted, or not, where it is.
+        if entry.file_type().is_ok_and(|kind| !kind.is_symlink()) {
+            split(&entry.path(), except, parts);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{load, model::Context};
+
+    fn planned(text: &str) -> Plan {
+        let context = Context { cwd: "/w".into(), home: "/home/u".into() };
+        plan(&load("test.toml", text.as_bytes(), &context).unwrap())
+    }
+
+    #[test]
+    fn a_denied_part_of_a_readable_tree_is_left_out() {
+        let plan = planned("[files]\nread = ['/etc']\ndeny = ['/etc/shadow']\n");
+        assert!(plan.missing.is_empty());
+        assert_eq!(
+            plan.grants,
+            [Grant { path: "/etc".into(), access: Access::Read, except: vec!["/etc/shadow".into()] }]
+        );
+    }
+
+    #[test]
+    fn a_closed_part_of_a_writable_tree_is_missing() {
+        let plan = planned("[files]\nwrite = ['/w']\ndeny = ['/w/secret']\n");
+        assert_eq!(plan.missing.len(), 2, "{:?}", plan.missing);
+    }
+}
