@@ -47,7 +47,7 @@ pub struct PolicySource {
     /// The policy file; `-` reads standard input. The built-in default policy if left out
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Directory that relative paths in the policy start from [default: the current directory]
+    /// Directory that relative paths start from [default: the current directory]
     #[arg(long, value_name = "DIR")]
     context_cwd: Option<PathBuf>,
     /// Directory that `~` in the policy stands for
@@ -110,11 +110,32 @@ impl PolicyCommand {
     }
 }
 
-fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let (file, examined) = match examine(&args.source) {
-        Ok(examined) => examined,
-        Err(error) => return Ok(unusable(&error)),
+/// Reads a policy file, or standard input for `-`: its name for messages, and its bytes. Of a file that is too long one
+/// byte more is read than a policy may have, so that loading it says so.
+pub fn read_policy(file: &Path) -> anyhow::Result<(String, Vec<u8>)> {
+    let stdin = file.as_os_str() == "-";
+    let name = if stdin {
+        "<stdin>".to_owned()
+    } else {
+        file.display().to_string()
     };
+    let limit = MAX_TEXT as u64 + 1;
+    let mut text = Vec::new();
+    if stdin {
+        io::stdin().lock().take(limit).read_to_end(&mut text)
+    } else {
+        fs::File::open(file).and_then(|file| file.take(limit).read_to_end(&mut text))
+    }
+    .with_context(|| format!("cannot read the policy {name}"))?;
+    Ok((name, text))
+}
+
+fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let (file, examined) =
+        match context(&args.source).and_then(|context| examine(&args.source, &context)) {
+            Ok(examined) => examined,
+            Err(error) => return Ok(unusable(&error)),
+        };
     if args.source.json {
         print(
             out,
@@ -173,20 +194,24 @@ fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
 }
 
 fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let (_, examined) = match examine(&args.source) {
-        Ok(examined) => examined,
+    let asked = context(&args.source).and_then(|context| {
+        let (_, examined) = examine(&args.source, &context)?;
+        Ok((context, examined))
+    });
+    let (context, examined) = match asked {
+        Ok(asked) => asked,
         Err(error) => return Ok(unusable(&error)),
     };
     complain(&examined.report);
     let Some(compiled) = examined.compiled else {
         return Ok(ExitCode::from(INVALID));
     };
-    let file = |access, path: &Path| -> anyhow::Result<_> {
-        let path = clean(&std::path::absolute(path).context("the working directory is gone")?);
-        Ok((
+    let file = |access, path: &Path| {
+        let path = clean(&context.cwd.join(path));
+        (
             explain::explain_file(&compiled, access, &path),
             path.display().to_string(),
-        ))
+        )
     };
     let net = |op, address: SocketAddr| {
         (
@@ -195,9 +220,9 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
         )
     };
     let (action, (answer, object)) = match (&args.open, &args.exec, args.connect, args.listen) {
-        (Some(path), ..) if args.write => ("write", file(Access::Write, path)?),
-        (Some(path), ..) => ("read", file(Access::Read, path)?),
-        (_, Some(path), ..) => ("exec", file(Access::Exec, path)?),
+        (Some(path), ..) if args.write => ("write", file(Access::Write, path)),
+        (Some(path), ..) => ("read", file(Access::Read, path)),
+        (_, Some(path), ..) => ("exec", file(Access::Exec, path)),
         (.., Some(address), _) => ("connect", net(NetOp::Connect, address)),
         (.., Some(address)) => ("listen", net(NetOp::Listen, address)),
         (None, None, None, None) => {
@@ -246,46 +271,30 @@ fn answer_text(compiled: &Compiled, action: &str, object: &str, answer: &Answer<
     text
 }
 
-/// Reads and examines the policy. Gives its name for messages, too.
-fn examine(source: &PolicySource) -> anyhow::Result<(String, Examined)> {
-    let context = Context {
-        cwd: absolute(
-            source
-                .context_cwd
-                .clone()
-                .map_or_else(env::current_dir, Ok)
-                .context("the working directory is gone")?,
-        )?,
-        // Without a home the policy may still do: only rules with `~` need it, and they say so.
-        home: source
-            .home
-            .clone()
-            .filter(|home| !home.as_os_str().is_empty())
-            .map_or(Ok(PathBuf::new()), absolute)?,
-    };
+fn examine(source: &PolicySource, context: &Context) -> anyhow::Result<(String, Examined)> {
     let Some(file) = &source.file else {
-        return Ok((
-            default::NAME.to_owned(),
-            policy::examine("", default::TEXT.as_bytes(), &context),
-        ));
+        let examined = policy::examine("", default::TEXT.as_bytes(), context);
+        return Ok((default::NAME.to_owned(), examined));
     };
-    let stdin = file.as_os_str() == "-";
-    let name = if stdin {
-        "<stdin>".to_owned()
-    } else {
-        file.display().to_string()
-    };
-    // One byte more than a policy may have is enough to know that it has too many.
-    let limit = MAX_TEXT as u64 + 1;
-    let mut text = Vec::new();
-    if stdin {
-        io::stdin().lock().take(limit).read_to_end(&mut text)
-    } else {
-        fs::File::open(file).and_then(|file| file.take(limit).read_to_end(&mut text))
-    }
-    .with_context(|| format!("cannot read the policy {name}"))?;
-    let examined = policy::examine(&name, &text, &context);
+    let (name, text) = read_policy(file)?;
+    let examined = policy::examine(&name, &text, context);
     Ok((name, examined))
+}
+
+fn context(source: &PolicySource) -> anyhow::Result<Context> {
+    let cwd = match &source.context_cwd {
+        Some(cwd) => cwd.clone(),
+        None => env::current_dir().context("the working directory is gone")?,
+    };
+    // Without a home the policy may still do: only rules with `~` need it, and they say so.
+    let home = match &source.home {
+        Some(home) if !home.as_os_str().is_empty() => absolute(home.clone())?,
+        _ => PathBuf::new(),
+    };
+    Ok(Context {
+        cwd: absolute(cwd)?,
+        home,
+    })
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -385,9 +394,9 @@ mod tests {
                 "denied: write /usr/x",
             ),
             (
-                &["explain", &good, "--exec", "relative"],
+                &["explain", &good, "--exec", "lib", "--context-cwd", "/usr"],
                 0,
-                "denied: exec /",
+                "denied: exec /usr/lib",
             ),
             (
                 &["explain", &good, "--connect", "[::1]:443", "--json"],

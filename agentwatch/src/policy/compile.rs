@@ -135,11 +135,8 @@ fn decode(file_name: &str, text: &[u8]) -> Result<Report, Report> {
     if text.len() > MAX_TEXT {
         let mut report = Report::new(file_name, "");
         report.push(
-            Diagnostic::error(
-                format!("the policy has {} bytes, more than {MAX_TEXT}", text.len()),
-                None,
-            )
-            .help("name directories instead of the files in them"),
+            Diagnostic::error(format!("the policy is longer than {MAX_TEXT} bytes"), None)
+                .help("name directories instead of the files in them"),
         );
         return Err(report);
     }

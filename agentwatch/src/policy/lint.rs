@@ -50,6 +50,19 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         if beside(rule.list).is_some_and(|first| first.index != rule.index) {
             continue;
         }
+        // At its beginning a `$` is an error; further on it may be part of a name, and mostly is not.
+        if rule.text.contains("/$") && !rule.text.starts_with("./$") {
+            report.push(
+                Diagnostic::warning(
+                    format!(
+                        "variables are not expanded: {} names a file with a `$`",
+                        quote(&rule.text)
+                    ),
+                    rule.span.clone(),
+                )
+                .help("write the path in full, or `~` for the home directory"),
+            );
+        }
         let over = match rule.list {
             FileList::Read => beside(FileList::Deny).or(beside(FileList::Write)),
             FileList::Write | FileList::ExecDeny => beside(FileList::Deny),
@@ -313,6 +326,10 @@ warning: `/w/a` in `files.read` changes nothing: it is also in `files.write`, wh
                 &[
                     "warning: `/a` in `files.exec` changes nothing: it is also in `exec.deny`, and the stricter rule wins",
                 ],
+            ),
+            (
+                "[files]\nread = [\"/home/$USER/x\", \"/a/B$C\", \"./$x\"]",
+                &["warning: variables are not expanded: `/home/$USER/x` names a file with a `$`"],
             ),
             ("", &["warning: the policy allows nothing"]),
             ("mode = \"monitor\"", &[]),

@@ -307,7 +307,7 @@ fn what_is_no_text_is_refused() {
         .to_string();
     assert_eq!(
         error,
-        "error: the policy has 1048577 bytes, more than 1048576\n--> p.toml\n = help: name directories instead of the files in them"
+        "error: the policy is longer than 1048576 bytes\n--> p.toml\n = help: name directories instead of the files in them"
     );
     assert!(load("p.toml", &vec![b'#'; MAX_TEXT], &context()).is_ok());
     assert!(
