@@ -47,7 +47,7 @@ pub struct PolicySource {
     /// The policy file; `-` reads standard input. The built-in default policy if left out
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Directory that relative paths in the policy start from [default: the current directory]
+    /// Directory that relative paths start from [default: the current directory]
     #[arg(long, value_name = "DIR")]
     context_cwd: Option<PathBuf>,
     /// Directory that `~` in the policy stands for
@@ -101,7 +101,8 @@ impl PolicyCommand {
             PolicyCommand::Check(args) => check(&args, out),
             PolicyCommand::Explain(args) => explain(&args, out),
             PolicyCommand::Schema => {
-                let schema = serde_json::to_string_pretty(&policy::file::schema()).context("rendering the schema")?;
+                let schema = serde_json::to_string_pretty(&policy::file::schema())
+                    .context("rendering the schema")?;
                 print(out, &schema)?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -109,27 +110,58 @@ impl PolicyCommand {
     }
 }
 
-fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let (file, examined) = match examine(&args.source) {
-        Ok(examined) => examined,
-        Err(error) => return Ok(unusable(&error)),
+/// Reads a policy file, or standard input for `-`: its name for messages, and its bytes. Of a file that is too long one
+/// byte more is read than a policy may have, so that loading it says so.
+pub fn read_policy(file: &Path) -> anyhow::Result<(String, Vec<u8>)> {
+    let stdin = file.as_os_str() == "-";
+    let name = if stdin {
+        "<stdin>".to_owned()
+    } else {
+        file.display().to_string()
     };
+    let limit = MAX_TEXT as u64 + 1;
+    let mut text = Vec::new();
+    if stdin {
+        io::stdin().lock().take(limit).read_to_end(&mut text)
+    } else {
+        fs::File::open(file).and_then(|file| file.take(limit).read_to_end(&mut text))
+    }
+    .with_context(|| format!("cannot read the policy {name}"))?;
+    Ok((name, text))
+}
+
+fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let (file, examined) =
+        match context(&args.source).and_then(|context| examine(&args.source, &context)) {
+            Ok(examined) => examined,
+            Err(error) => return Ok(unusable(&error)),
+        };
     if args.source.json {
-        print(out, &serde_json::to_string_pretty(&check_json(&file, &examined))?)?;
+        print(
+            out,
+            &serde_json::to_string_pretty(&check_json(&file, &examined))?,
+        )?;
     } else {
         complain(&examined.report);
         if let Some(compiled) = &examined.compiled {
             let rules = compiled.rules.len() - policy::model::DEFAULT_RULES.len();
-            print(out, &format!(
-                "{}: {rules} {}, mode {}, {}",
-                Visible(&file),
-                if rules == 1 { "rule" } else { "rules" },
-                mode_name(compiled.mode),
-                compiled.digest
-            ))?;
+            print(
+                out,
+                &format!(
+                    "{}: {rules} {}, mode {}, {}",
+                    Visible(&file),
+                    if rules == 1 { "rule" } else { "rules" },
+                    mode_name(compiled.mode),
+                    compiled.digest
+                ),
+            )?;
         }
     }
-    Ok(if examined.compiled.is_some() { ExitCode::SUCCESS } else { ExitCode::from(INVALID) })
+    Ok(if examined.compiled.is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(INVALID)
+    })
 }
 
 fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
@@ -162,26 +194,40 @@ fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
 }
 
 fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let (_, examined) = match examine(&args.source) {
-        Ok(examined) => examined,
+    let asked = context(&args.source).and_then(|context| {
+        let (_, examined) = examine(&args.source, &context)?;
+        Ok((context, examined))
+    });
+    let (context, examined) = match asked {
+        Ok(asked) => asked,
         Err(error) => return Ok(unusable(&error)),
     };
     complain(&examined.report);
-    let Some(compiled) = examined.compiled else { return Ok(ExitCode::from(INVALID)) };
-    let file = |access, path: &Path| -> anyhow::Result<_> {
-        let path = clean(&std::path::absolute(path).context("the working directory is gone")?);
-        Ok((explain::explain_file(&compiled, access, &path), path.display().to_string()))
+    let Some(compiled) = examined.compiled else {
+        return Ok(ExitCode::from(INVALID));
+    };
+    let file = |access, path: &Path| {
+        let path = clean(&context.cwd.join(path));
+        (
+            explain::explain_file(&compiled, access, &path),
+            path.display().to_string(),
+        )
     };
     let net = |op, address: SocketAddr| {
-        (explain::explain_net(&compiled, op, address.ip(), address.port()), address.to_string())
+        (
+            explain::explain_net(&compiled, op, address.ip(), address.port()),
+            address.to_string(),
+        )
     };
     let (action, (answer, object)) = match (&args.open, &args.exec, args.connect, args.listen) {
-        (Some(path), ..) if args.write => ("write", file(Access::Write, path)?),
-        (Some(path), ..) => ("read", file(Access::Read, path)?),
-        (_, Some(path), ..) => ("exec", file(Access::Exec, path)?),
+        (Some(path), ..) if args.write => ("write", file(Access::Write, path)),
+        (Some(path), ..) => ("read", file(Access::Read, path)),
+        (_, Some(path), ..) => ("exec", file(Access::Exec, path)),
         (.., Some(address), _) => ("connect", net(NetOp::Connect, address)),
         (.., Some(address)) => ("listen", net(NetOp::Listen, address)),
-        (None, None, None, None) => anyhow::bail!("nothing was asked; hint: give --open, --exec, --connect or --listen"),
+        (None, None, None, None) => {
+            anyhow::bail!("nothing was asked; hint: give --open, --exec, --connect or --listen")
+        }
     };
     let text = if args.source.json {
         serde_json::to_string_pretty(&json!({
@@ -215,47 +261,56 @@ fn answer_text(compiled: &Compiled, action: &str, object: &str, answer: &Answer<
         };
         text.push_str(&format!("\n  {lead:<4} {effect:<7} {}", link.rule.id));
         if let Some(at) = &link.at {
-            text.push_str(&format!(" at {}, {}", Visible(at), Visible(&link.rule.source)));
+            text.push_str(&format!(
+                " at {}, {}",
+                Visible(at),
+                Visible(&link.rule.source)
+            ));
         }
     }
     text
 }
 
-/// Reads and examines the policy. Gives its name for messages, too.
-fn examine(source: &PolicySource) -> anyhow::Result<(String, Examined)> {
-    let context = Context {
-        cwd: absolute(source.context_cwd.clone().map_or_else(env::current_dir, Ok).context("the working directory is gone")?)?,
-        // Without a home the policy may still do: only rules with `~` need it, and they say so.
-        home: source.home.clone().filter(|home| !home.as_os_str().is_empty()).map_or(Ok(PathBuf::new()), absolute)?,
-    };
+fn examine(source: &PolicySource, context: &Context) -> anyhow::Result<(String, Examined)> {
     let Some(file) = &source.file else {
-        return Ok((default::NAME.to_owned(), policy::examine("", default::TEXT.as_bytes(), &context)));
+        let examined = policy::examine("", default::TEXT.as_bytes(), context);
+        return Ok((default::NAME.to_owned(), examined));
     };
-    let stdin = file.as_os_str() == "-";
-    let name = if stdin { "<stdin>".to_owned() } else { file.display().to_string() };
-    // One byte more than a policy may have is enough to know that it has too many.
-    let limit = MAX_TEXT as u64 + 1;
-    let mut text = Vec::new();
-    if stdin {
-        io::stdin().lock().take(limit).read_to_end(&mut text)
-    } else {
-        fs::File::open(file).and_then(|file| file.take(limit).read_to_end(&mut text))
-    }
-    .with_context(|| format!("cannot read the policy {name}"))?;
-    let examined = policy::examine(&name, &text, &context);
+    let (name, text) = read_policy(file)?;
+    let examined = policy::examine(&name, &text, context);
     Ok((name, examined))
 }
 
+fn context(source: &PolicySource) -> anyhow::Result<Context> {
+    let cwd = match &source.context_cwd {
+        Some(cwd) => cwd.clone(),
+        None => env::current_dir().context("the working directory is gone")?,
+    };
+    // Without a home the policy may still do: only rules with `~` need it, and they say so.
+    let home = match &source.home {
+        Some(home) if !home.as_os_str().is_empty() => absolute(home.clone())?,
+        _ => PathBuf::new(),
+    };
+    Ok(Context {
+        cwd: absolute(cwd)?,
+        home,
+    })
+}
+
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
-    std::path::absolute(&path).with_context(|| format!("cannot make {} an absolute path", path.display()))
+    std::path::absolute(&path)
+        .with_context(|| format!("cannot make {} an absolute path", path.display()))
 }
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:443".to_owned())
+    text.parse().map_err(|_| {
+        "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:443".to_owned()
+    })
 }
 
 fn complain(report: &Report) {
-    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour =
+        io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     for severity in [Severity::Error, Severity::Warning] {
         for rendered in report.render_each(severity, colour) {
             eprintln!("{rendered}\n");
@@ -280,7 +335,9 @@ fn print(out: &mut dyn Write, text: &str) -> anyhow::Result<()> {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]
@@ -297,7 +354,8 @@ mod tests {
 
     /// Exit code, and what went to standard output.
     fn run(args: &[&str]) -> Result<(ExitCode, String), clap::error::ErrorKind> {
-        let cli = Cli::try_parse_from(std::iter::once(&"policy").chain(args)).map_err(|error| error.kind())?;
+        let cli = Cli::try_parse_from(std::iter::once(&"policy").chain(args))
+            .map_err(|error| error.kind())?;
         let mut out = Vec::new();
         let code = cli.command.run_to(&mut out).unwrap();
         Ok((code, String::from_utf8(out).unwrap()))
@@ -319,13 +377,37 @@ mod tests {
             (&["check", &good, "--json"], 0, "\"ok\": true"),
             (&["check"], 0, "default: "),
             (&["check", &bad], INVALID, ""),
-            (&["check", &bad, "--json"], INVALID, "\"help\": \"did you mean `read`?\""),
+            (
+                &["check", &bad, "--json"],
+                INVALID,
+                "\"help\": \"did you mean `read`?\"",
+            ),
             (&["check", &missing], USAGE, ""),
-            (&["explain", &good, "--open", "/usr/x"], 0, "allowed: read /usr/x"),
-            (&["explain", &good, "--open", "/usr/x", "--write"], 0, "denied: write /usr/x"),
-            (&["explain", &good, "--exec", "relative"], 0, "denied: exec /"),
-            (&["explain", &good, "--connect", "[::1]:443", "--json"], 0, "\"effect\": \"deny\""),
-            (&["explain", &good, "--listen", "127.0.0.1:1"], 0, "network.listen.default"),
+            (
+                &["explain", &good, "--open", "/usr/x"],
+                0,
+                "allowed: read /usr/x",
+            ),
+            (
+                &["explain", &good, "--open", "/usr/x", "--write"],
+                0,
+                "denied: write /usr/x",
+            ),
+            (
+                &["explain", &good, "--exec", "lib", "--context-cwd", "/usr"],
+                0,
+                "denied: exec /usr/lib",
+            ),
+            (
+                &["explain", &good, "--connect", "[::1]:443", "--json"],
+                0,
+                "\"effect\": \"deny\"",
+            ),
+            (
+                &["explain", &good, "--listen", "127.0.0.1:1"],
+                0,
+                "network.listen.default",
+            ),
             (&["explain", &bad, "--open", "/"], INVALID, ""),
             (&["schema"], 0, "\"additionalProperties\": false"),
         ] {
@@ -339,16 +421,28 @@ mod tests {
     #[test]
     fn questions_that_make_no_sense_are_refused() {
         use clap::error::ErrorKind;
-        assert_eq!(run(&["explain", "p"]), Err(ErrorKind::MissingRequiredArgument));
-        assert_eq!(run(&["explain", "p", "--open", "/", "--exec", "/"]), Err(ErrorKind::ArgumentConflict));
-        assert_eq!(run(&["explain", "p", "--connect", "localhost:1"]), Err(ErrorKind::ValueValidation));
+        assert_eq!(
+            run(&["explain", "p"]),
+            Err(ErrorKind::MissingRequiredArgument)
+        );
+        assert_eq!(
+            run(&["explain", "p", "--open", "/", "--exec", "/"]),
+            Err(ErrorKind::ArgumentConflict)
+        );
+        assert_eq!(
+            run(&["explain", "p", "--connect", "localhost:1"]),
+            Err(ErrorKind::ValueValidation)
+        );
         assert!(run(&["explain", "p", "--exec", "/", "--write"]).is_err());
     }
 
     #[test]
     fn an_answer_names_the_rules_in_line() {
         let text = "[files]\nwrite = [\"/w\"]\nread = [\"/w/ro\"]\n";
-        let context = Context { cwd: "/".into(), home: "/".into() };
+        let context = Context {
+            cwd: "/".into(),
+            home: "/".into(),
+        };
         let compiled = policy::load("p.toml", text.as_bytes(), &context).unwrap();
         let answer = explain::explain_file(&compiled, Access::Write, Path::new("/w/ro/x"));
         assert_eq!(

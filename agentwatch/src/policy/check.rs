@@ -17,6 +17,9 @@ use crate::event::model::Mode;
 /// The most rules that a policy may have.
 pub const MAX_RULES: usize = 20_000;
 
+/// The longest name of a policy, in characters.
+pub const MAX_NAME: usize = 128;
+
 /// Lists of a policy that name files, in the order of their rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FileList {
@@ -84,7 +87,11 @@ pub struct Rules {
 
 /// Reads every entry. What is wrong goes into the report; rules that are wrong are left out.
 pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules {
-    let mut rules = Rules { name: file.name.map(Spanned::into_inner), mode: file.mode, ..Rules::default() };
+    let mut rules = Rules {
+        mode: file.mode,
+        ..Rules::default()
+    };
+    rules.name = file.name.and_then(|name| check_name(name, report));
     let file_lists = [
         (FileList::Read, file.files.read),
         (FileList::Write, file.files.write),
@@ -97,31 +104,77 @@ pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules 
         (NetList::Deny, file.network.deny),
         (NetList::Listen, file.network.listen),
     ];
-    let lists = file_lists.iter().map(|(_, entries)| entries).chain(net_lists.iter().map(|(_, entries)| entries));
+    let lists = file_lists
+        .iter()
+        .map(|(_, entries)| entries)
+        .chain(net_lists.iter().map(|(_, entries)| entries));
     if too_many(lists, report) {
         return rules;
     }
     for (list, entries) in file_lists {
-        read_list(list, list.name(), entries, &mut rules.files, report, |text| {
-            if list == FileList::ExecDeny && !text.is_empty() && !text.contains('/') && !matches!(text, "." | ".." | "~") {
-                return Err(Fault::new(
-                    format!("{} is a bare name, and rules bind to the file that a path names", quote(text)),
-                    format!("write the path, such as `/usr/bin/{}`", text.chars().take(40).collect::<String>()),
-                ));
-            }
-            path::parse(text, context)
-        });
+        read_list(
+            list,
+            list.name(),
+            entries,
+            &mut rules.files,
+            report,
+            |text| {
+                if list == FileList::ExecDeny
+                    && !text.is_empty()
+                    && !text.contains('/')
+                    && !matches!(text, "." | ".." | "~")
+                {
+                    return Err(Fault::new(
+                        format!(
+                            "{} is a bare name, and rules bind to the file that a path names",
+                            quote(text)
+                        ),
+                        format!(
+                            "write the path, such as `/usr/bin/{}`",
+                            text.chars().take(40).collect::<String>()
+                        ),
+                    ));
+                }
+                path::parse(text, context)
+            },
+        );
     }
     for (list, entries) in net_lists {
-        read_list(list, list.name(), entries, &mut rules.network, report, network::parse);
+        read_list(
+            list,
+            list.name(),
+            entries,
+            &mut rules.network,
+            report,
+            network::parse,
+        );
     }
     rules
+}
+
+/// Names stand in tables and in file names of reports.
+fn check_name(name: Spanned<String>, report: &mut Report) -> Option<String> {
+    let text = name.get_ref();
+    if text.trim().is_empty()
+        || text.chars().count() > MAX_NAME
+        || text.chars().any(char::is_control)
+    {
+        report.push(
+            Diagnostic::error(format!("{} is not a usable name", quote(text)), name.span()).help(
+                format!("write 1 to {MAX_NAME} characters, and no control characters among them"),
+            ),
+        );
+        return None;
+    }
+    Some(name.into_inner())
 }
 
 /// Reports the first rule beyond [`MAX_RULES`].
 fn too_many<'a>(lists: impl Iterator<Item = &'a Entries> + Clone, report: &mut Report) -> bool {
     let count = lists.clone().map(Vec::len).sum::<usize>();
-    let Some(beyond) = lists.flatten().nth(MAX_RULES) else { return false };
+    let Some(beyond) = lists.flatten().nth(MAX_RULES) else {
+        return false;
+    };
     report.push(
         Diagnostic::error(format!("the policy has {count} rules, more than {MAX_RULES}"), beyond.span())
             .help("name directories instead of the files in them, and prefixes instead of the addresses in them"),
@@ -145,14 +198,23 @@ fn read_list<L: Copy, T: Clone + Eq + Hash>(
             Ok(target) => {
                 if let Some(first) = seen.get(&target) {
                     report.push(
-                        Diagnostic::warning(format!("{} is listed twice in `{name}`", quote(&text)), span.clone())
-                            .related(first.clone(), "first listed here")
-                            .help("take one of them out"),
+                        Diagnostic::warning(
+                            format!("{} is listed twice in `{name}`", quote(&text)),
+                            span.clone(),
+                        )
+                        .related(first.clone(), "first listed here")
+                        .help("take one of them out"),
                     );
                 } else {
                     seen.insert(target.clone(), span.clone());
                 }
-                rules.push(Checked { list, index, target, text, span });
+                rules.push(Checked {
+                    list,
+                    index,
+                    target,
+                    text,
+                    span,
+                });
             }
             Err(fault) => report.push(Diagnostic::error(fault.message, span).help(fault.help)),
         }
@@ -165,7 +227,10 @@ mod tests {
     use crate::policy::file;
 
     fn checked(text: &str) -> (Rules, String) {
-        let context = Context { cwd: "/w".into(), home: "/home/u".into() };
+        let context = Context {
+            cwd: "/w".into(),
+            home: "/home/u".into(),
+        };
         let mut report = Report::new("p.toml", text);
         let file = file::read(text, &mut report);
         let rules = check(file, &context, &mut report);
@@ -225,24 +290,50 @@ error: `curl` is a bare name, and rules bind to the file that a path names
 
     #[test]
     fn a_rule_listed_twice_is_a_warning_however_it_is_spelt() {
-        let (rules, faults) = checked("[files]\nread = [\"/usr\",\n  \"/usr/./\"]\n[network]\nallow = [\"::ffff:10.0.0.1\", \"10.0.0.1/32\"]");
+        let (rules, faults) = checked(
+            "[files]\nread = [\"/usr\",\n  \"/usr/./\"]\n[network]\nallow = [\"::ffff:10.0.0.1\", \"10.0.0.1/32\"]",
+        );
         assert_eq!(rules.files.len(), 2);
-        assert!(faults.contains("warning: `/usr/./` is listed twice in `files.read`"), "{faults}");
+        assert!(
+            faults.contains("warning: `/usr/./` is listed twice in `files.read`"),
+            "{faults}"
+        );
         assert!(faults.contains("first listed here"), "{faults}");
-        assert!(faults.contains("warning: `10.0.0.1/32` is listed twice in `network.allow`"), "{faults}");
+        assert!(
+            faults.contains("warning: `10.0.0.1/32` is listed twice in `network.allow`"),
+            "{faults}"
+        );
+    }
+
+    #[test]
+    fn names_can_be_shown() {
+        for name in ["", " ", "a\\nb", &"n".repeat(MAX_NAME + 1)] {
+            let (_, faults) = checked(&format!("name = \"{name}\""));
+            assert!(faults.contains("is not a usable name"), "{name}: {faults}");
+        }
+        assert_eq!(
+            checked("name = \"fix the parser\"").0.name.as_deref(),
+            Some("fix the parser")
+        );
     }
 
     #[test]
     fn indexes_count_rules_that_are_wrong_too() {
         let (rules, _) = checked("[files]\nread = [\"*\", \"/usr\"]");
-        assert_eq!((rules.files[0].index, rules.files[0].text.as_str()), (1, "/usr"));
+        assert_eq!(
+            (rules.files[0].index, rules.files[0].text.as_str()),
+            (1, "/usr")
+        );
     }
 
     #[test]
     fn too_many_rules_are_refused() {
         let list = |count: usize| format!("[files]\nread = [{}]", "\"/a\",".repeat(count));
         let (_, faults) = checked(&list(MAX_RULES + 1));
-        assert!(faults.starts_with("error: the policy has 20001 rules, more than 20000"), "{faults}");
+        assert!(
+            faults.starts_with("error: the policy has 20001 rules, more than 20000"),
+            "{faults}"
+        );
         let (rules, _) = checked(&list(MAX_RULES));
         assert_eq!(rules.files.len(), MAX_RULES);
     }

@@ -14,8 +14,8 @@ use super::{
     diagnostic::{Diagnostic, PolicyError, Report, Severity, quote},
     file, lint,
     model::{
-        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, FILES_DEFAULT, MAX_PORT_RULES, NetOp, Place,
-        PortRule, Prefix, Rule, RuleIndex,
+        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, FILES_DEFAULT, MAX_PORT_RULES,
+        NetOp, Place, PortRule, Prefix, Rule, RuleIndex,
     },
     network::Ports,
 };
@@ -37,7 +37,9 @@ pub struct Examined {
 /// Reads, checks and compiles a policy. `file_name` is for messages and for the rules' sources. The built-in default
 /// policy is loaded with an empty name.
 pub fn load(file_name: &str, text: &[u8], context: &Context) -> Result<Compiled, PolicyError> {
-    let Examined { compiled, report, .. } = examine(file_name, text, context);
+    let Examined {
+        compiled, report, ..
+    } = examine(file_name, text, context);
     compiled.ok_or_else(|| PolicyError::new(report))
 }
 
@@ -47,7 +49,13 @@ pub fn examine(file_name: &str, text: &[u8], context: &Context) -> Examined {
     let file_name = if built_in { default::NAME } else { file_name };
     let mut report = match decode(file_name, text) {
         Ok(report) => report,
-        Err(report) => return Examined { name: None, compiled: None, report },
+        Err(report) => {
+            return Examined {
+                name: None,
+                compiled: None,
+                report,
+            };
+        }
     };
     // The text was decoded; the report owns it, and reading borrows it while the report is written to.
     let text = String::from_utf8_lossy(text);
@@ -58,7 +66,10 @@ pub fn examine(file_name: &str, text: &[u8], context: &Context) -> Examined {
         lint::lint(&rules, &compiled, &mut report);
         match digest(&compiled) {
             Ok(digest) => compiled.digest = digest,
-            Err(error) => report.push(Diagnostic::error(format!("the compiled policy has no canonical form: {error}"), None)),
+            Err(error) => report.push(Diagnostic::error(
+                format!("the compiled policy has no canonical form: {error}"),
+                None,
+            )),
         }
     }
     if built_in {
@@ -66,15 +77,25 @@ pub fn examine(file_name: &str, text: &[u8], context: &Context) -> Examined {
         report = report.without_warnings();
     }
     compiled.warnings = report.render_each(Severity::Warning, false);
-    Examined { name: rules.name, compiled: (report.errors() == 0).then_some(compiled), report }
+    Examined {
+        name: rules.name,
+        compiled: (report.errors() == 0).then_some(compiled),
+        report,
+    }
 }
 
 /// Compiles rules. What can't be compiled goes into the report; the result is then good for nothing. The digest and the
 /// warnings are left empty.
 pub fn compile(rules: &Rules, file_name: &str, report: &mut Report) -> Compiled {
     let mut all: Vec<Rule> = DEFAULT_RULES.iter().map(|id| built_in(id)).collect();
-    let files = rules.files.iter().map(|rule| (rule.list.name(), rule.index, &rule.text, &rule.span));
-    let network = rules.network.iter().map(|rule| (rule.list.name(), rule.index, &rule.text, &rule.span));
+    let files = rules
+        .files
+        .iter()
+        .map(|rule| (rule.list.name(), rule.index, &rule.text, &rule.span));
+    let network = rules
+        .network
+        .iter()
+        .map(|rule| (rule.list.name(), rule.index, &rule.text, &rule.span));
     for (list, index, text, span) in files.chain(network) {
         all.push(Rule {
             id: format!("{list}[{index}]"),
@@ -114,7 +135,7 @@ fn decode(file_name: &str, text: &[u8]) -> Result<Report, Report> {
     if text.len() > MAX_TEXT {
         let mut report = Report::new(file_name, "");
         report.push(
-            Diagnostic::error(format!("the policy has {} bytes, more than {MAX_TEXT}", text.len()), None)
+            Diagnostic::error(format!("the policy is longer than {MAX_TEXT} bytes"), None)
                 .help("name directories instead of the files in them"),
         );
         return Err(report);
@@ -126,8 +147,11 @@ fn decode(file_name: &str, text: &[u8]) -> Result<Report, Report> {
             let mut report = Report::new(file_name, String::from_utf8_lossy(text));
             let at = error.valid_up_to();
             report.push(
-                Diagnostic::error("the policy is not UTF-8", at..at + char::REPLACEMENT_CHARACTER.len_utf8())
-                    .help("save the file as UTF-8 text"),
+                Diagnostic::error(
+                    "the policy is not UTF-8",
+                    at..at + char::REPLACEMENT_CHARACTER.len_utf8(),
+                )
+                .help("save the file as UTF-8 text"),
             );
             Err(report)
         }
@@ -135,7 +159,12 @@ fn decode(file_name: &str, text: &[u8]) -> Result<Report, Report> {
 }
 
 fn built_in(id: &str) -> Rule {
-    Rule { id: id.to_owned(), layer: Layer::Default, source: String::new(), text: String::new() }
+    Rule {
+        id: id.to_owned(),
+        layer: Layer::Default,
+        source: String::new(),
+        text: String::new(),
+    }
 }
 
 /// What the rules at one path say, each list by its first rule.
@@ -161,8 +190,14 @@ impl Stated {
     }
 
     fn decide(self, inherited: [Decision; 3]) -> [Decision; 3] {
-        let allow = |rule| Decision { effect: Effect::Allow, rule };
-        let deny = |rule| Decision { effect: Effect::Deny, rule };
+        let allow = |rule| Decision {
+            effect: Effect::Allow,
+            rule,
+        };
+        let deny = |rule| Decision {
+            effect: Effect::Deny,
+            rule,
+        };
         let mut decisions = inherited;
         // A rule that speaks of reading or writing states everything that is allowed from here down.
         if let Some(stating) = self.read.or(self.write) {
@@ -186,22 +221,35 @@ impl Stated {
 fn places(rules: &[FileRule]) -> Vec<Place> {
     let mut stated: BTreeMap<&Path, Stated> = BTreeMap::new();
     for (rule, index) in rules.iter().zip(FILES_BASE..) {
-        stated.entry(&rule.target).or_default().add(rule.list, index);
+        stated
+            .entry(&rule.target)
+            .or_default()
+            .add(rule.list, index);
     }
     // Paths compare by component, so a place comes right before everything inside it, and the last entries of
     // `enclosing` are the places around the next path.
     let mut enclosing: Vec<(&Path, [Decision; 3])> = Vec::new();
     let mut places = Vec::with_capacity(stated.len());
     for (path, stated) in stated {
-        while enclosing.last().is_some_and(|(around, _)| !path.starts_with(around)) {
+        while enclosing
+            .last()
+            .is_some_and(|(around, _)| !path.starts_with(around))
+        {
             enclosing.pop();
         }
-        let inherited = enclosing
-            .last()
-            .map_or([Decision { effect: Effect::Deny, rule: FILES_DEFAULT }; 3], |(_, decisions)| *decisions);
+        let inherited = enclosing.last().map_or(
+            [Decision {
+                effect: Effect::Deny,
+                rule: FILES_DEFAULT,
+            }; 3],
+            |(_, decisions)| *decisions,
+        );
         let decisions = stated.decide(inherited);
         enclosing.push((path, decisions));
-        places.push(Place { path: path.to_owned(), decisions });
+        places.push(Place {
+            path: path.to_owned(),
+            decisions,
+        });
     }
     places
 }
@@ -228,15 +276,28 @@ fn prefixes(rules: &[NetRule], base: RuleIndex, report: &mut Report) -> Vec<Pref
     let mut enclosing: Vec<usize> = Vec::new();
     let mut prefixes: Vec<Prefix> = Vec::with_capacity(own.len());
     for ((op, net), own) in own {
-        while enclosing.last().is_some_and(|around| prefixes[*around].op != op || !prefixes[*around].net.contains(&net)) {
+        while enclosing.last().is_some_and(|around| {
+            prefixes[*around].op != op || !prefixes[*around].net.contains(&net)
+        }) {
             enclosing.pop();
         }
         let mut list = PortList::default();
         let mut overflow = None;
         for index in own.denies.iter().chain(&own.allows).copied() {
-            let effect = if rules[index].list == NetList::Deny { Effect::Deny } else { Effect::Allow };
-            let decision = Decision { effect, rule: base + index as RuleIndex };
-            if !list.push(PortRule { first: rules[index].target.ports.first, last: rules[index].target.ports.last, decision }) {
+            let effect = if rules[index].list == NetList::Deny {
+                Effect::Deny
+            } else {
+                Effect::Allow
+            };
+            let decision = Decision {
+                effect,
+                rule: base + index as RuleIndex,
+            };
+            if !list.push(PortRule {
+                first: rules[index].target.ports.first,
+                last: rules[index].target.ports.last,
+                decision,
+            }) {
                 overflow = Some(index);
                 break;
             }
@@ -260,7 +321,11 @@ fn prefixes(rules: &[NetRule], base: RuleIndex, report: &mut Report) -> Vec<Pref
             );
         }
         enclosing.push(prefixes.len());
-        prefixes.push(Prefix { op, net, ports: list.0 });
+        prefixes.push(Prefix {
+            op,
+            net,
+            ports: list.0,
+        });
     }
     prefixes
 }
@@ -272,8 +337,15 @@ struct PortList(Vec<PortRule>);
 impl PortList {
     /// Appends a rule unless an earlier one leaves it nothing. False where the list is full.
     fn push(&mut self, rule: PortRule) -> bool {
-        let ports = |rule: &PortRule| Ports { first: rule.first, last: rule.last };
-        if self.0.iter().any(|earlier| ports(earlier).covers(ports(&rule))) {
+        let ports = |rule: &PortRule| Ports {
+            first: rule.first,
+            last: rule.last,
+        };
+        if self
+            .0
+            .iter()
+            .any(|earlier| ports(earlier).covers(ports(&rule)))
+        {
             return true;
         }
         if self.0.len() == MAX_PORT_RULES {
@@ -296,9 +368,19 @@ struct Canonical<'a> {
 fn digest(compiled: &Compiled) -> Result<String, serde_json::Error> {
     let canonical = Canonical {
         mode: compiled.mode,
-        rules: compiled.rules.iter().map(|rule| (rule.id.as_str(), rule.text.as_str(), rule.layer)).collect(),
+        rules: compiled
+            .rules
+            .iter()
+            .map(|rule| (rule.id.as_str(), rule.text.as_str(), rule.layer))
+            .collect(),
         places: &compiled.places,
         prefixes: &compiled.prefixes,
     };
-    Ok(format!("sha256:{}", hex::encode(Sha256::digest(serde_json::to_vec(&canonical)?))))
+    Ok(format!(
+        "sha256:{}",
+        hex::encode(Sha256::digest(serde_json::to_vec(&canonical)?))
+    ))
 }
+
+#[cfg(test)]
+mod tests;

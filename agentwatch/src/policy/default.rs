@@ -29,15 +29,39 @@ mod tests {
     };
 
     fn context(cwd: &str) -> Context {
-        Context { cwd: cwd.into(), home: "/home/u".into() }
+        Context {
+            cwd: cwd.into(),
+            home: "/home/u".into(),
+        }
     }
 
     #[test]
     fn it_compiles_without_a_word_from_anywhere() {
-        for cwd in ["/home/u/project", "/home/u", "/", "/tmp", "/usr", "/home/u/.ssh", "/etc"] {
-            let compiled = default_policy(&context(cwd)).unwrap_or_else(|error| panic!("{cwd}: {error}"));
-            assert!(compiled.warnings.is_empty(), "{cwd}: {:?}", compiled.warnings);
-            assert_eq!(decide_file(&compiled, Access::Read, Path::new("/home/u/.ssh/id_ed25519")).effect, Effect::Deny);
+        for cwd in [
+            "/home/u/project",
+            "/home/u",
+            "/",
+            "/tmp",
+            "/usr",
+            "/home/u/.ssh",
+            "/etc",
+        ] {
+            let compiled =
+                default_policy(&context(cwd)).unwrap_or_else(|error| panic!("{cwd}: {error}"));
+            assert!(
+                compiled.warnings.is_empty(),
+                "{cwd}: {:?}",
+                compiled.warnings
+            );
+            assert_eq!(
+                decide_file(
+                    &compiled,
+                    Access::Read,
+                    Path::new("/home/u/.ssh/id_ed25519")
+                )
+                .effect,
+                Effect::Deny
+            );
         }
     }
 
@@ -79,7 +103,11 @@ mod tests {
         ] {
             for access in Access::ALL {
                 let effect = decide_file(&compiled, access, Path::new(path)).effect;
-                assert_eq!(effect == Effect::Allow, allowed.contains(&access), "{access:?} {path}");
+                assert_eq!(
+                    effect == Effect::Allow,
+                    allowed.contains(&access),
+                    "{access:?} {path}"
+                );
             }
         }
         for (op, address, allowed) in [
@@ -100,7 +128,13 @@ mod tests {
     fn shell_start_files_can_be_read_and_not_planted() {
         let compiled = default_policy(&context("/home/u")).unwrap();
         let bashrc = Path::new("/home/u/.bashrc");
-        assert_eq!(decide_file(&compiled, Access::Read, bashrc).effect, Effect::Allow);
-        assert_eq!(decide_file(&compiled, Access::Write, bashrc).effect, Effect::Deny);
+        assert_eq!(
+            decide_file(&compiled, Access::Read, bashrc).effect,
+            Effect::Allow
+        );
+        assert_eq!(
+            decide_file(&compiled, Access::Write, bashrc).effect,
+            Effect::Deny
+        );
     }
 }

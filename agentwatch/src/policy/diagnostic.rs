@@ -48,8 +48,19 @@ impl Diagnostic {
         Self::new(Severity::Warning, message, span)
     }
 
-    fn new(severity: Severity, message: impl Into<String>, span: impl Into<Option<Range<usize>>>) -> Self {
-        Self { severity, message: message.into(), span: span.into(), label: String::new(), related: None, help: None }
+    fn new(
+        severity: Severity,
+        message: impl Into<String>,
+        span: impl Into<Option<Range<usize>>>,
+    ) -> Self {
+        Self {
+            severity,
+            message: message.into(),
+            span: span.into(),
+            label: String::new(),
+            related: None,
+            help: None,
+        }
     }
 
     pub fn label(mut self, label: impl Into<String>) -> Self {
@@ -83,8 +94,15 @@ pub struct Report {
 impl Report {
     pub fn new(file_name: impl Into<String>, text: impl Into<String>) -> Self {
         let text = text.into();
-        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { file_name: file_name.into(), text, lines, ..Self::default() }
+        let lines = std::iter::once(0)
+            .chain(text.match_indices('\n').map(|(at, _)| at + 1))
+            .collect();
+        Self {
+            file_name: file_name.into(),
+            text,
+            lines,
+            ..Self::default()
+        }
     }
 
     pub fn push(&mut self, diagnostic: Diagnostic) {
@@ -111,7 +129,12 @@ impl Report {
     /// What is held, errors first, then by place.
     pub fn diagnostics(&self) -> Vec<&Diagnostic> {
         let mut sorted: Vec<&Diagnostic> = self.diagnostics.iter().collect();
-        sorted.sort_by_key(|diagnostic| (diagnostic.severity, diagnostic.span.as_ref().map_or(0, |span| span.start)));
+        sorted.sort_by_key(|diagnostic| {
+            (
+                diagnostic.severity,
+                diagnostic.span.as_ref().map_or(0, |span| span.start),
+            )
+        });
         sorted
     }
 
@@ -123,19 +146,27 @@ impl Report {
     /// Column of a byte of the text, in characters from 1.
     pub fn column(&self, at: usize) -> usize {
         let start = self.lines[self.line(at) - 1];
-        self.text.get(start..self.floor(at)).map_or(0, |before| before.chars().count()) + 1
+        self.text
+            .get(start..self.floor(at))
+            .map_or(0, |before| before.chars().count())
+            + 1
     }
 
     /// Drops every warning.
     pub fn without_warnings(mut self) -> Self {
-        self.diagnostics.retain(|diagnostic| diagnostic.severity != Severity::Warning);
+        self.diagnostics
+            .retain(|diagnostic| diagnostic.severity != Severity::Warning);
         self.warnings = 0;
         self
     }
 
     /// Each diagnostic of one severity as a person reads it.
     pub fn render_each(&self, severity: Severity, colour: bool) -> Vec<String> {
-        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let renderer = if colour {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
         let mut rendered: Vec<String> = self
             .diagnostics()
             .into_iter()
@@ -168,13 +199,16 @@ impl Report {
         let mut group = Group::with_title(level.primary_title(clean(&diagnostic.message)));
         match &diagnostic.span {
             Some(span) => {
-                group = group.element(self.snippet(span, AnnotationKind::Primary, &diagnostic.label));
+                group =
+                    group.element(self.snippet(span, AnnotationKind::Primary, &diagnostic.label));
                 if let Some((span, label)) = &diagnostic.related {
                     group = group.element(self.snippet(span, AnnotationKind::Context, label));
                 }
             }
             None if !self.file_name.is_empty() => {
-                group = group.element(annotate_snippets::Origin::path(clean(&self.file_name).into_owned()));
+                group = group.element(annotate_snippets::Origin::path(
+                    clean(&self.file_name).into_owned(),
+                ));
             }
             None => {}
         }
@@ -195,7 +229,10 @@ impl Report {
         let start = self.floor(span.start);
         let first_line = self.line(start);
         let line_start = self.lines[first_line - 1];
-        let line_end = self.lines.get(first_line).map_or(self.text.len(), |next| next - 1);
+        let line_end = self
+            .lines
+            .get(first_line)
+            .map_or(self.text.len(), |next| next - 1);
         let from = self.floor(line_start.max(start.saturating_sub(EXCERPT)));
         let to = self.floor(line_end.min(start.saturating_add(EXCERPT)));
         // A span over several lines (a table) is shown by its first.
@@ -205,7 +242,9 @@ impl Report {
         if !label.is_empty() {
             annotation = annotation.label(clean(label).into_owned());
         }
-        let mut snippet = Snippet::source(source).line_start(first_line).annotation(annotation);
+        let mut snippet = Snippet::source(source)
+            .line_start(first_line)
+            .annotation(annotation);
         if !self.file_name.is_empty() {
             snippet = snippet.path(clean(&self.file_name).into_owned());
         }
@@ -231,7 +270,9 @@ pub struct PolicyError {
 
 impl PolicyError {
     pub(super) fn new(report: Report) -> Self {
-        Self { report: Box::new(report) }
+        Self {
+            report: Box::new(report),
+        }
     }
 
     /// Everything that was found, warnings included.
@@ -270,18 +311,21 @@ impl fmt::Display for Visible<'_> {
 }
 
 fn clean(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(|character| is_unprintable(character) && character != '\n') {
+    if !text.chars().any(is_unprintable) {
         return Cow::Borrowed(text);
     }
     let mut cleaned = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character == '\n' { cleaned.push('\n') } else { push_visible(&mut cleaned, character) }
-    }
+    text.chars()
+        .for_each(|character| push_visible(&mut cleaned, character));
     Cow::Owned(cleaned)
 }
 
 fn push_visible(to: &mut String, character: char) {
-    if is_unprintable(character) { to.extend(character.escape_default()) } else { to.push(character) }
+    if is_unprintable(character) {
+        to.extend(character.escape_default())
+    } else {
+        to.push(character)
+    }
 }
 
 /// A piece of the text to point into: what could steer a terminal is replaced by characters of the same length in UTF-8,
@@ -291,8 +335,24 @@ fn harmless(text: &str) -> Cow<'_, str> {
     if !text.chars().any(steers) {
         return Cow::Borrowed(text);
     }
-    let stand_in = |character: char| if character.len_utf8() == 2 { '¿' } else { char::REPLACEMENT_CHARACTER };
-    Cow::Owned(text.chars().map(|character| if steers(character) { stand_in(character) } else { character }).collect())
+    let stand_in = |character: char| {
+        if character.len_utf8() == 2 {
+            '¿'
+        } else {
+            char::REPLACEMENT_CHARACTER
+        }
+    };
+    Cow::Owned(
+        text.chars()
+            .map(|character| {
+                if steers(character) {
+                    stand_in(character)
+                } else {
+                    character
+                }
+            })
+            .collect(),
+    )
 }
 
 /// Control characters, and those that turn the direction of text: they would let a line show something else than it says.
@@ -308,7 +368,11 @@ mod tests {
     #[test]
     fn a_fault_is_shown_with_its_line_and_help() {
         let mut report = Report::new("task.toml", "a = 1\nb = \"x\"\n");
-        report.push(Diagnostic::error("no such thing", 10..13).label("here").help("write `y`"));
+        report.push(
+            Diagnostic::error("no such thing", 10..13)
+                .label("here")
+                .help("write `y`"),
+        );
         assert_eq!(
             report.render(false),
             "error: no such thing\n --> task.toml:2:5\n  |\n2 | b = \"x\"\n  |     ^^^ here\n  |\n  = help: write `y`"
@@ -320,10 +384,26 @@ mod tests {
     fn spans_outside_the_text_and_inside_characters_are_harmless() {
         let text = "é".repeat(10_000) + "\n\u{1b}[31m\u{9b}31m\u{202e}\n";
         let mut report = Report::new("x\u{1b}[2J", text);
-        for span in [0..1, 1..3, 19_999..20_004, 20_001..20_001, 90_000..90_001, 0..usize::MAX] {
-            report.push(Diagnostic::error("\u{1b}]0;title", span.clone()).related(span, "\u{7}").help("\u{1b}"));
+        for span in [
+            0..1,
+            1..3,
+            19_999..20_004,
+            20_001..20_001,
+            90_000..90_001,
+            0..usize::MAX,
+        ] {
+            report.push(
+                Diagnostic::error("\u{1b}]0;title", span.clone())
+                    .related(span, "\u{7}")
+                    .help("\u{1b}"),
+            );
         }
-        assert!(!report.render(false).chars().any(|character| character.is_control() && character != '\n'));
+        assert!(
+            !report
+                .render(false)
+                .chars()
+                .any(|character| character.is_control() && character != '\n')
+        );
     }
 
     #[test]
@@ -333,6 +413,10 @@ mod tests {
             report.push(Diagnostic::error("e", None));
         }
         assert_eq!(report.errors(), MAX_REPORTED + 7);
-        assert!(report.render(false).ends_with("error: 7 more of these are not shown"));
+        assert!(
+            report
+                .render(false)
+                .ends_with("error: 7 more of these are not shown")
+        );
     }
 }

@@ -85,7 +85,10 @@ pub fn read(text: &str, report: &mut Report) -> PolicyFile {
     if !errors.is_empty() {
         for error in errors {
             // The parser reports the end of the text as an empty span.
-            report.push(Diagnostic::error(format!("not valid TOML: {}", error.message()), error.span()));
+            report.push(Diagnostic::error(
+                format!("not valid TOML: {}", error.message()),
+                error.span(),
+            ));
         }
         // What was recovered from broken text need not be what its author meant: say nothing about it.
         return PolicyFile::default();
@@ -100,22 +103,55 @@ pub fn read(text: &str, report: &mut Report) -> PolicyFile {
                         "enforce" => file.mode = Mode::Enforce,
                         "monitor" => file.mode = Mode::Monitor,
                         other => report.push(
-                            Diagnostic::error(format!("there is no mode {}", quote(other)), text.span())
-                                .help(suggestion(other, &["enforce", "monitor"], "the modes are")),
+                            Diagnostic::error(
+                                format!("there is no mode {}", quote(other)),
+                                text.span(),
+                            )
+                            .help(suggestion(
+                                other,
+                                &["enforce", "monitor"],
+                                "the modes are",
+                            )),
                         ),
                     }
                 }
             }
             "files" => {
-                let FilesTable { read, write, exec, deny } = &mut file.files;
-                let lists = &mut [("read", read), ("write", write), ("exec", exec), ("deny", deny)];
+                let FilesTable {
+                    read,
+                    write,
+                    exec,
+                    deny,
+                } = &mut file.files;
+                let lists = &mut [
+                    ("read", read),
+                    ("write", write),
+                    ("exec", exec),
+                    ("deny", deny),
+                ];
                 section(&FILES, key, value, lists, report);
             }
             "network" => {
-                let NetworkTable { allow, deny, listen } = &mut file.network;
-                section(&NETWORK, key, value, &mut [("allow", allow), ("deny", deny), ("listen", listen)], report);
+                let NetworkTable {
+                    allow,
+                    deny,
+                    listen,
+                } = &mut file.network;
+                section(
+                    &NETWORK,
+                    key,
+                    value,
+                    &mut [("allow", allow), ("deny", deny), ("listen", listen)],
+                    report,
+                );
             }
-            "exec" => section(&EXEC, key, value, &mut [("deny", &mut file.exec.deny)], report),
+            "exec" => section(
+                &EXEC,
+                key,
+                value,
+                &mut [("deny", &mut file.exec.deny)],
+                report,
+            ),
             unknown => report.push(unknown_key(&TOP, unknown, key.span())),
         }
     }
@@ -135,7 +171,10 @@ struct Keys {
 const TOP: Keys = Keys {
     table: "",
     known: &["name", "mode", "files", "network", "exec"],
-    planned: &["extends", "layer", "limits", "trace", "redact", "approval", "guard", "unix", "commands", "managed"],
+    planned: &[
+        "extends", "layer", "limits", "trace", "redact", "approval", "guard", "unix", "commands",
+        "managed",
+    ],
 };
 const FILES: Keys = Keys {
     table: "files",
@@ -147,7 +186,11 @@ const NETWORK: Keys = Keys {
     known: &["allow", "deny", "listen"],
     planned: &["approve", "domains", "dns", "unix", "families", "sni"],
 };
-const EXEC: Keys = Keys { table: "exec", known: &["deny"], planned: &["allow", "approve", "argv"] };
+const EXEC: Keys = Keys {
+    table: "exec",
+    known: &["deny"],
+    planned: &["allow", "approve", "argv"],
+};
 
 type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
 
@@ -162,8 +205,11 @@ fn section(
     let Some(table) = value.get_ref().as_table() else {
         let wrong = kind(value.get_ref());
         report.push(
-            Diagnostic::error(format!("`{}` must be a table, and this is {wrong}", keys.table), here(key.span(), value))
-                .help(format!("begin it with a line `[{}]`", keys.table)),
+            Diagnostic::error(
+                format!("`{}` must be a table, and this is {wrong}", keys.table),
+                here(key.span(), value),
+            )
+            .help(format!("begin it with a line `[{}]`", keys.table)),
         );
         return;
     };
@@ -175,15 +221,27 @@ fn section(
     }
 }
 
-fn strings(table: &str, key: &Key<'_>, value: &Spanned<DeValue<'_>>, report: &mut Report) -> Entries {
+fn strings(
+    table: &str,
+    key: &Key<'_>,
+    value: &Spanned<DeValue<'_>>,
+    report: &mut Report,
+) -> Entries {
     let name = format!("{table}.{}", key.get_ref());
     let Some(array) = value.get_ref().as_array() else {
         let mut fault = Diagnostic::error(
-            format!("`{name}` must be a list of strings, and this is {}", kind(value.get_ref())),
+            format!(
+                "`{name}` must be a list of strings, and this is {}",
+                kind(value.get_ref())
+            ),
             here(key.span(), value),
         );
         if let Some(text) = value.get_ref().as_str() {
-            fault = fault.help(format!("put it in brackets: {} = [{:?}]", key.get_ref(), shorten(text)));
+            fault = fault.help(format!(
+                "put it in brackets: {} = [{:?}]",
+                key.get_ref(),
+                shorten(text)
+            ));
         }
         report.push(fault);
         return Entries::new();
@@ -193,7 +251,10 @@ fn strings(table: &str, key: &Key<'_>, value: &Spanned<DeValue<'_>>, report: &mu
         match element.get_ref().as_str() {
             Some(text) => entries.push(Spanned::new(element.span(), text.to_owned())),
             None => report.push(Diagnostic::error(
-                format!("`{name}` holds strings, and this is {}", kind(element.get_ref())),
+                format!(
+                    "`{name}` holds strings, and this is {}",
+                    kind(element.get_ref())
+                ),
                 element.span(),
             )),
         }
@@ -201,12 +262,20 @@ fn strings(table: &str, key: &Key<'_>, value: &Spanned<DeValue<'_>>, report: &mu
     entries
 }
 
-fn string(key: &Key<'_>, value: &Spanned<DeValue<'_>>, report: &mut Report) -> Option<Spanned<String>> {
+fn string(
+    key: &Key<'_>,
+    value: &Spanned<DeValue<'_>>,
+    report: &mut Report,
+) -> Option<Spanned<String>> {
     match value.get_ref().as_str() {
         Some(text) => Some(Spanned::new(value.span(), text.to_owned())),
         None => {
             report.push(Diagnostic::error(
-                format!("`{}` must be a string, and this is {}", key.get_ref(), kind(value.get_ref())),
+                format!(
+                    "`{}` must be a string, and this is {}",
+                    key.get_ref(),
+                    kind(value.get_ref())
+                ),
                 here(key.span(), value),
             ));
             None
@@ -216,7 +285,11 @@ fn string(key: &Key<'_>, value: &Spanned<DeValue<'_>>, report: &mut Report) -> O
 
 /// Where a value of the wrong kind stands. Tables are spread over the text, so their key is shown.
 fn here(key: Range<usize>, value: &Spanned<DeValue<'_>>) -> Range<usize> {
-    if value.get_ref().is_table() { key } else { value.span() }
+    if value.get_ref().is_table() {
+        key
+    } else {
+        value.span()
+    }
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {
@@ -232,7 +305,11 @@ fn kind(value: &DeValue<'_>) -> &'static str {
 }
 
 fn unknown_key(keys: &Keys, key: &str, span: Range<usize>) -> Diagnostic {
-    let full = if keys.table.is_empty() { key.to_owned() } else { format!("{}.{key}", keys.table) };
+    let full = if keys.table.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{}.{key}", keys.table)
+    };
     if keys.planned.contains(&key) {
         return Diagnostic::error(format!("`{full}` is not yet supported"), span)
             .help("leave it out; until then, what no rule allows is denied");
@@ -240,12 +317,17 @@ fn unknown_key(keys: &Keys, key: &str, span: Range<usize>) -> Diagnostic {
     let fault = Diagnostic::error(format!("there is no key {}", quote(&full)), span);
     // A key that belongs to a table and stands at the top is more often misplaced than misspelt.
     if keys.table.is_empty()
-        && let Some(home) = [&FILES, &NETWORK, &EXEC].into_iter().find(|table| table.known.contains(&key))
+        && let Some(home) = [&FILES, &NETWORK, &EXEC]
+            .into_iter()
+            .find(|table| table.known.contains(&key))
     {
         return fault.help(format!("`{key}` stands below a line `[{}]`", home.table));
     }
-    let intro =
-        if keys.table.is_empty() { "the keys here are".to_owned() } else { format!("the keys of [{}] are", keys.table) };
+    let intro = if keys.table.is_empty() {
+        "the keys here are".to_owned()
+    } else {
+        format!("the keys of [{}] are", keys.table)
+    };
     fault.help(suggestion(key, keys.known, &intro))
 }
 
@@ -277,7 +359,9 @@ fn distance(left: &str, right: &str) -> usize {
                 i + j
             } else {
                 let changed = usize::from(left[i - 1] != right[j - 1]);
-                let mut best = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + changed);
+                let mut best = (rows[i - 1][j] + 1)
+                    .min(rows[i][j - 1] + 1)
+                    .min(rows[i - 1][j - 1] + changed);
                 if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
                     best = best.min(rows[i - 2][j - 2] + 1);
                 }
@@ -289,7 +373,9 @@ fn distance(left: &str, right: &str) -> usize {
 }
 
 fn shorten(text: &str) -> &str {
-    text.char_indices().nth(60).map_or(text, |(at, _)| &text[..at])
+    text.char_indices()
+        .nth(60)
+        .map_or(text, |(at, _)| &text[..at])
 }
 
 #[cfg(test)]
@@ -309,7 +395,10 @@ mod tests {
         let file = read(text, &mut report);
         assert_eq!(report.render(false), "");
         assert_eq!(file.mode, Mode::Monitor);
-        assert_eq!(file.name.as_ref().map(|name| name.get_ref().as_str()), Some("n"));
+        assert_eq!(
+            file.name.as_ref().map(|name| name.get_ref().as_str()),
+            Some("n")
+        );
         assert_eq!(file.files.read[0].get_ref(), "/r");
         assert_eq!(&text[file.files.read[0].span()], "\"/r\"");
         assert_eq!(file.network.listen[0].get_ref(), "*");
@@ -350,14 +439,22 @@ error: there is no key `network.foo`
     #[test]
     fn planned_and_misplaced_keys_say_so() {
         let planned = faults("extends = \"base\"\n[files]\napprove = []\n");
-        assert!(planned.contains("`extends` is not yet supported"), "{planned}");
-        assert!(planned.contains("`files.approve` is not yet supported"), "{planned}");
+        assert!(
+            planned.contains("`extends` is not yet supported"),
+            "{planned}"
+        );
+        assert!(
+            planned.contains("`files.approve` is not yet supported"),
+            "{planned}"
+        );
         assert!(faults("read = []").contains("`read` stands below a line `[files]`"));
     }
 
     #[test]
     fn wrong_kinds_are_named() {
-        let text = faults("name = 1\nmode = \"enforced\"\nnetwork = []\n[files]\nread = \"/usr\"\nwrite = [\"/a\", 2, {}]\n");
+        let text = faults(
+            "name = 1\nmode = \"enforced\"\nnetwork = []\n[files]\nread = \"/usr\"\nwrite = [\"/a\", 2, {}]\n",
+        );
         for expected in [
             "`name` must be a string, and this is an integer",
             "there is no mode `enforced`",
@@ -380,7 +477,11 @@ error: there is no key `network.foo`
 
     #[test]
     fn deep_nesting_is_refused_and_not_followed() {
-        for text in ["x=".to_owned() + &"[".repeat(200_000), "x=".to_owned() + &"{a=".repeat(100_000), "a.".repeat(200_000)] {
+        for text in [
+            "x=".to_owned() + &"[".repeat(200_000),
+            "x=".to_owned() + &"{a=".repeat(100_000),
+            "a.".repeat(200_000),
+        ] {
             assert!(faults(&text).contains("not valid TOML"));
         }
     }
@@ -389,7 +490,14 @@ error: there is no key `network.foo`
     fn the_schema_has_the_keys_that_are_read() {
         let schema = serde_json::to_value(schema()).unwrap();
         let keys = |pointer: &str| -> Vec<String> {
-            let mut keys: Vec<String> = schema.pointer(pointer).unwrap().as_object().unwrap().keys().cloned().collect();
+            let mut keys: Vec<String> = schema
+                .pointer(pointer)
+                .unwrap()
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect();
             keys.sort();
             keys
         };
@@ -403,6 +511,9 @@ error: there is no key `network.foo`
             known.sort_unstable();
             assert_eq!(keys(pointer), known);
         }
-        assert_eq!(schema.pointer("/additionalProperties"), Some(&serde_json::Value::Bool(false)));
+        assert_eq!(
+            schema.pointer("/additionalProperties"),
+            Some(&serde_json::Value::Bool(false))
+        );
     }
 }

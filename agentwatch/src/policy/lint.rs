@@ -20,8 +20,16 @@ pub fn lint(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     lint_files(rules, compiled, report);
     lint_network(rules, compiled, report);
     let allowing = |effect| effect == Effect::Allow;
-    let any = compiled.places.iter().flat_map(|place| &place.decisions).any(|decision| allowing(decision.effect))
-        || compiled.prefixes.iter().flat_map(|prefix| &prefix.ports).any(|port| allowing(port.decision.effect));
+    let any = compiled
+        .places
+        .iter()
+        .flat_map(|place| &place.decisions)
+        .any(|decision| allowing(decision.effect))
+        || compiled
+            .prefixes
+            .iter()
+            .flat_map(|prefix| &prefix.ports)
+            .any(|port| allowing(port.decision.effect));
     if !any && compiled.mode == Mode::Enforce {
         report.push(
             Diagnostic::warning("the policy allows nothing", None)
@@ -42,6 +50,19 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         if beside(rule.list).is_some_and(|first| first.index != rule.index) {
             continue;
         }
+        // At its beginning a `$` is an error; further on it may be part of a name, and mostly is not.
+        if rule.text.contains("/$") && !rule.text.starts_with("./$") {
+            report.push(
+                Diagnostic::warning(
+                    format!(
+                        "variables are not expanded: {} names a file with a `$`",
+                        quote(&rule.text)
+                    ),
+                    rule.span.clone(),
+                )
+                .help("write the path in full, or `~` for the home directory"),
+            );
+        }
         let over = match rule.list {
             FileList::Read => beside(FileList::Deny).or(beside(FileList::Write)),
             FileList::Write | FileList::ExecDeny => beside(FileList::Deny),
@@ -50,12 +71,20 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         };
         if let Some(over) = over {
             let (why, help) = match over.list {
-                FileList::Write => ("which covers reading", "take it out here; to make a part read-only, name that part"),
+                FileList::Write => (
+                    "which covers reading",
+                    "take it out here; to make a part read-only, name that part",
+                ),
                 _ => ("and the stricter rule wins", "take one of them out"),
             };
             report.push(
                 Diagnostic::warning(
-                    format!("{} in `{}` changes nothing: it is also in `{}`, {why}", quote(&rule.text), rule.list.name(), over.list.name()),
+                    format!(
+                        "{} in `{}` changes nothing: it is also in `{}`, {why}",
+                        quote(&rule.text),
+                        rule.list.name(),
+                        over.list.name()
+                    ),
                     rule.span.clone(),
                 )
                 .related(over.span.clone(), "here")
@@ -64,7 +93,11 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         } else if is_idle(rule, &beside, compiled) {
             report.push(
                 Diagnostic::warning(
-                    format!("{} in `{}` changes nothing: it is denied without it", quote(&rule.text), rule.list.name()),
+                    format!(
+                        "{} in `{}` changes nothing: it is denied without it",
+                        quote(&rule.text),
+                        rule.list.name()
+                    ),
                     rule.span.clone(),
                 )
                 .help(NARROWEST_WINS),
@@ -74,7 +107,11 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
 }
 
 /// Whether everything that a deny takes away is denied anyway.
-fn is_idle<'a>(rule: &FileRule, beside: &impl Fn(FileList) -> Option<&'a FileRule>, compiled: &Compiled) -> bool {
+fn is_idle<'a>(
+    rule: &FileRule,
+    beside: &impl Fn(FileList) -> Option<&'a FileRule>,
+    compiled: &Compiled,
+) -> bool {
     let around = |access| {
         let parent = rule.target.parent();
         parent.is_some_and(|parent| decide_file(compiled, access, parent).effect != Effect::Deny)
@@ -84,7 +121,9 @@ fn is_idle<'a>(rule: &FileRule, beside: &impl Fn(FileList) -> Option<&'a FileRul
         FileList::Deny => {
             stating.or(beside(FileList::Exec)).is_none() && !Access::ALL.into_iter().any(around)
         }
-        FileList::ExecDeny => beside(FileList::Exec).is_none() && (stating.is_some() || !around(Access::Exec)),
+        FileList::ExecDeny => {
+            beside(FileList::Exec).is_none() && (stating.is_some() || !around(Access::Exec))
+        }
         FileList::Read | FileList::Write | FileList::Exec => false,
     }
 }
@@ -93,7 +132,11 @@ fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     let base = network_base(rules);
     // The allows of each prefix; a policy without errors has few that are not covered by others.
     let mut allows: HashMap<ipnet::IpNet, Vec<Ports>> = HashMap::new();
-    for rule in rules.network.iter().filter(|rule| rule.list == NetList::Allow) {
+    for rule in rules
+        .network
+        .iter()
+        .filter(|rule| rule.list == NetList::Allow)
+    {
         for net in &rule.target.nets {
             allows.entry(*net).or_default().push(rule.target.ports);
         }
@@ -106,7 +149,13 @@ fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
                 let over = &rules.network[(over - base) as usize];
                 report.push(
                     Diagnostic::warning(
-                        format!("{} in `{}` changes nothing: {} in `{}` covers it", quote(&rule.text), rule.list.name(), quote(&over.text), over.list.name()),
+                        format!(
+                            "{} in `{}` changes nothing: {} in `{}` covers it",
+                            quote(&rule.text),
+                            rule.list.name(),
+                            quote(&over.text),
+                            over.list.name()
+                        ),
                         rule.span.clone(),
                     )
                     .related(over.span.clone(), "here")
@@ -127,7 +176,11 @@ fn cover(rule: &NetRule, index: RuleIndex, compiled: &Compiled) -> Option<RuleIn
         if prefix.ports.iter().any(|port| port.decision.rule == index) {
             return None;
         }
-        over = prefix.ports.iter().find(|port| ports(port).covers(rule.target.ports)).map(|port| port.decision.rule);
+        over = prefix
+            .ports
+            .iter()
+            .find(|port| ports(port).covers(rule.target.ports))
+            .map(|port| port.decision.rule);
     }
     over
 }
@@ -146,15 +199,22 @@ fn lint_deny(
     report: &mut Report,
 ) {
     let matters = rule.target.nets.iter().any(|net| {
-        allows.get(net).is_some_and(|allows| allows.iter().any(|ports| ports.overlaps(rule.target.ports)))
+        allows
+            .get(net)
+            .is_some_and(|allows| allows.iter().any(|ports| ports.overlaps(rule.target.ports)))
             || enclosing_prefix(compiled, NetOp::Connect, *net).is_some_and(|around| {
-                around.ports.iter().any(|port| port.decision.effect == Effect::Allow && ports(port).overlaps(rule.target.ports))
+                around.ports.iter().any(|port| {
+                    port.decision.effect == Effect::Allow && ports(port).overlaps(rule.target.ports)
+                })
             })
     });
     if !matters {
         report.push(
             Diagnostic::warning(
-                format!("{} in `network.deny` changes nothing: it is denied without it", quote(&rule.text)),
+                format!(
+                    "{} in `network.deny` changes nothing: it is denied without it",
+                    quote(&rule.text)
+                ),
                 rule.span.clone(),
             )
             .help(NARROWEST_WINS),
@@ -165,10 +225,14 @@ fn lint_deny(
     // net/ipv4/route.c and tcp_v6_connect in net/ipv6/tcp_ipv6.c.
     let port = rule.target.ports.first;
     let decide = |address: &str| {
-        address.parse::<IpAddr>().ok().map(|address| decide_net(compiled, NetOp::Connect, address, port))
+        address
+            .parse::<IpAddr>()
+            .ok()
+            .map(|address| decide_net(compiled, NetOp::Connect, address, port))
     };
     for (loopback, any) in [("127.0.0.1", "0.0.0.0"), ("::1", "::")] {
-        if decide(loopback).is_some_and(|decision| decision.effect == Effect::Deny && decision.rule == index)
+        if decide(loopback)
+            .is_some_and(|decision| decision.effect == Effect::Deny && decision.rule == index)
             && decide(any).is_some_and(|decision| decision.effect == Effect::Allow)
         {
             report.push(
@@ -183,6 +247,127 @@ fn lint_deny(
 }
 
 fn ports(rule: &PortRule) -> Ports {
-    Ports { first: rule.first, last: rule.last }
+    Ports {
+        first: rule.first,
+        last: rule.last,
+    }
 }
 
+#[cfg(test)]
+mod tests {
+    use crate::policy::{load, model::Context};
+
+    fn warnings(text: &str) -> Vec<String> {
+        let context = Context {
+            cwd: "/w".into(),
+            home: "/home/u".into(),
+        };
+        let compiled =
+            load("p.toml", text.as_bytes(), &context).unwrap_or_else(|error| panic!("{error}"));
+        compiled.warnings
+    }
+
+    fn first_lines(text: &str) -> Vec<String> {
+        warnings(text)
+            .iter()
+            .map(|warning| warning.lines().next().unwrap_or_default().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn a_warning_shows_both_rules() {
+        assert_eq!(
+            warnings("[files]\nread = [\"/w/a\"]\nwrite = [\"a\"]\n"),
+            ["\
+warning: `/w/a` in `files.read` changes nothing: it is also in `files.write`, which covers reading
+ --> p.toml:2:9
+  |
+2 | read = [\"/w/a\"]
+  |         ^^^^^^
+  |
+ ::: p.toml:3:10
+  |
+3 | write = [\"a\"]
+  |          --- here
+  |
+  = help: take it out here; to make a part read-only, name that part"]
+        );
+    }
+
+    #[test]
+    fn rules_without_effect_are_named() {
+        for (text, expected) in [
+            ("[files]\nread = [\"/a\"]\ndeny = [\"/a/b\"]", &[][..]),
+            (
+                "[files]\nread = [\"/a\", \"/b\"]\ndeny = [\"/a\"]",
+                &[
+                    "warning: `/a` in `files.read` changes nothing: it is also in `files.deny`, and the stricter rule wins",
+                ],
+            ),
+            (
+                "[files]\nread = [\"/a\"]\ndeny = [\"/b\"]",
+                &["warning: `/b` in `files.deny` changes nothing: it is denied without it"],
+            ),
+            // A deny around an allow does not close it.
+            (
+                "[files]\nread = [\"/a/b\"]\ndeny = [\"/a\"]",
+                &["warning: `/a` in `files.deny` changes nothing: it is denied without it"],
+            ),
+            (
+                "[files]\nread = [\"/a\"]\nexec = [\"/a\"]\n[exec]\ndeny = [\"/a/b\"]",
+                &[],
+            ),
+            (
+                "[files]\nread = [\"/a\"]\n[exec]\ndeny = [\"/a/b\"]",
+                &["warning: `/a/b` in `exec.deny` changes nothing: it is denied without it"],
+            ),
+            (
+                "[files]\nread = [\"/b\"]\nexec = [\"/a\"]\n[exec]\ndeny = [\"/a\"]",
+                &[
+                    "warning: `/a` in `files.exec` changes nothing: it is also in `exec.deny`, and the stricter rule wins",
+                ],
+            ),
+            (
+                "[files]\nread = [\"/home/$USER/x\", \"/a/B$C\", \"./$x\"]",
+                &["warning: variables are not expanded: `/home/$USER/x` names a file with a `$`"],
+            ),
+            ("", &["warning: the policy allows nothing"]),
+            ("mode = \"monitor\"", &[]),
+            ("[network]\nallow = [\"*\"]\ndeny = [\"10.0.0.0/8\"]", &[]),
+            (
+                "[network]\nallow = [\"10.0.0.0/8:80\", \"10.1.0.0/16\"]\ndeny = [\"10.0.0.0/8:25\"]",
+                &[
+                    "warning: `10.0.0.0/8:25` in `network.deny` changes nothing: it is denied without it",
+                ],
+            ),
+            (
+                "[network]\nallow = [\"10.0.0.0/8:80\", \"::1\"]\ndeny = [\"10.0.0.0/8:1-99\"]",
+                &[
+                    "warning: `10.0.0.0/8:80` in `network.allow` changes nothing: `10.0.0.0/8:1-99` in `network.deny` covers it",
+                ],
+            ),
+            (
+                "[network]\nallow = [\"*\", \"*:443\"]",
+                &[
+                    "warning: `*:443` in `network.allow` changes nothing: `*` in `network.allow` covers it",
+                ],
+            ),
+            (
+                "[network]\nallow = [\"*:443\", \"*:443\"]",
+                &["warning: `*:443` is listed twice in `network.allow`"],
+            ),
+            (
+                "[network]\nallow = [\"*\"]\ndeny = [\"127.0.0.0/8\"]",
+                &[
+                    "warning: `127.0.0.0/8` denies 127.0.0.1, and a connection to 0.0.0.0, which is allowed, arrives there too",
+                ],
+            ),
+            (
+                "[network]\nallow = [\"*\"]\ndeny = [\"127.0.0.0/8\", \"0.0.0.0\", \"::1\", \"::\"]",
+                &[],
+            ),
+        ] {
+            assert_eq!(first_lines(text), expected, "{text}");
+        }
+    }
+}

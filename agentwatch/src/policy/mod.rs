@@ -16,6 +16,8 @@ pub mod network;
 pub mod path;
 
 #[cfg(test)]
+mod documentation;
+#[cfg(test)]
 mod properties;
 
 pub use compile::{Examined, examine, load};

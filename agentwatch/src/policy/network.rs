@@ -17,7 +17,10 @@ pub struct Ports {
 impl Ports {
     /// Every port, and 0: what is asked for with it (a free port to bind, a socket without ports) is covered by
     /// entries that name no port.
-    pub const ALL: Ports = Ports { first: 0, last: u16::MAX };
+    pub const ALL: Ports = Ports {
+        first: 0,
+        last: u16::MAX,
+    };
 
     pub fn covers(self, other: Ports) -> bool {
         self.first <= other.first && other.last <= self.last
@@ -39,7 +42,10 @@ pub struct Endpoint {
 /// Reads the text of a network rule.
 pub fn parse(text: &str) -> Result<Endpoint, Fault> {
     if text.trim().is_empty() {
-        return Err(Fault::new("the address is empty", "write `*` for every address"));
+        return Err(Fault::new(
+            "the address is empty",
+            "write `*` for every address",
+        ));
     }
     if text.contains("://") {
         return Err(Fault::new(
@@ -81,7 +87,10 @@ fn split(text: &str) -> Result<(&str, Option<&str>), Fault> {
             Some(ports) => Ok((address, Some(ports))),
             None if after.is_empty() => Ok((address, None)),
             None if after.starts_with('/') => Err(Fault::new(
-                format!("the prefix length stands outside the brackets: {}", quote(text)),
+                format!(
+                    "the prefix length stands outside the brackets: {}",
+                    quote(text)
+                ),
                 "write it inside, such as `[2001:db8::/32]:443`",
             )),
             None => Err(Fault::new(
@@ -92,7 +101,9 @@ fn split(text: &str) -> Result<(&str, Option<&str>), Fault> {
     }
     match text.matches(':').count() {
         0 => Ok((text, None)),
-        1 => Ok(text.split_once(':').map_or((text, None), |(address, ports)| (address, Some(ports)))),
+        1 => Ok(text
+            .split_once(':')
+            .map_or((text, None), |(address, ports)| (address, Some(ports)))),
         _ => Ok((text, None)),
     }
 }
@@ -144,11 +155,15 @@ fn parse_net(text: &str) -> Result<IpNet, Fault> {
             .filter(|number| *number <= longest && length.bytes().all(|byte| byte.is_ascii_digit()))
             .ok_or_else(|| wrong_length(length, longest))?,
     };
-    let net = IpNet::new(address, length).map_err(|_| wrong_length(&length.to_string(), longest))?;
+    let net =
+        IpNet::new(address, length).map_err(|_| wrong_length(&length.to_string(), longest))?;
     if net.trunc() != net {
         return Err(Fault::new(
             format!("{} has bits set after its first {length}", quote(text)),
-            format!("write `{}` for the network, or `{address}` for this one address", net.trunc()),
+            format!(
+                "write `{}` for the network, or `{address}` for this one address",
+                net.trunc()
+            ),
         ));
     }
     // ::ffff:0:0/96 and what is inside it are IPv4 addresses.
@@ -167,10 +182,16 @@ fn wrong_length(length: &str, longest: u8) -> Fault {
     if let Some((_, port)) = length.split_once(':') {
         return Fault::new(
             format!("{} is not a prefix length", quote(length)),
-            format!("an IPv6 prefix needs brackets where a port follows, such as `[2001:db8::/32]:{}`", short(port)),
+            format!(
+                "an IPv6 prefix needs brackets where a port follows, such as `[2001:db8::/32]:{}`",
+                short(port)
+            ),
         );
     }
-    Fault::new(format!("{} is not a prefix length", quote(length)), format!("write a number from 0 to {longest}"))
+    Fault::new(
+        format!("{} is not a prefix length", quote(length)),
+        format!("write a number from 0 to {longest}"),
+    )
 }
 
 fn parse_address(address: &str, whole: &str) -> Result<IpAddr, Fault> {
@@ -199,7 +220,10 @@ fn parse_address(address: &str, whole: &str) -> Result<IpAddr, Fault> {
              `[::1]:443`",
         ));
     }
-    if address.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+    if address
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
         return Err(Fault::new(
             format!("{} is not an IPv4 address", quote(whole)),
             "write four numbers from 0 to 255 without leading zeros, such as `192.0.2.7`",
@@ -207,7 +231,9 @@ fn parse_address(address: &str, whole: &str) -> Result<IpAddr, Fault> {
     }
     let name = |text: &str| {
         !text.is_empty()
-            && text.chars().all(|character| character.is_alphanumeric() || matches!(character, '.' | '-' | '_' | '*'))
+            && text.chars().all(|character| {
+                character.is_alphanumeric() || matches!(character, '.' | '-' | '_' | '*')
+            })
     };
     if name(address) {
         return Err(Fault::new(
@@ -222,7 +248,10 @@ fn parse_address(address: &str, whole: &str) -> Result<IpAddr, Fault> {
 }
 
 fn short(text: &str) -> String {
-    text.chars().filter(char::is_ascii_graphic).take(20).collect()
+    text.chars()
+        .filter(char::is_ascii_graphic)
+        .take(20)
+        .collect()
 }
 
 #[cfg(test)]
@@ -270,15 +299,35 @@ mod tests {
             ("::/129", "prefix length", "0 to 128"),
             ("2001:db8::/32:443", "prefix length", "[2001:db8::/32]:443"),
             ("127.0.0.1:0", "port 0", "leave the port out"),
-            ("127.0.0.1:2000-1000", "ends before it begins", "`1000-2000`"),
+            (
+                "127.0.0.1:2000-1000",
+                "ends before it begins",
+                "`1000-2000`",
+            ),
             ("127.0.0.1:70000", "not a port", "1 to 65535"),
             ("127.0.0.1:", "not a port", "1 to 65535"),
             ("127.0.0.1:+80", "not a port", "1 to 65535"),
-            ("localhost", "`localhost` is a name", "`127.0.0.1` and `::1`"),
-            ("localhost:80", "`localhost` is a name", "`127.0.0.1` and `::1`"),
-            ("crates.io:443", "domain names are not yet supported", "IP addresses"),
+            (
+                "localhost",
+                "`localhost` is a name",
+                "`127.0.0.1` and `::1`",
+            ),
+            (
+                "localhost:80",
+                "`localhost` is a name",
+                "`127.0.0.1` and `::1`",
+            ),
+            (
+                "crates.io:443",
+                "domain names are not yet supported",
+                "IP addresses",
+            ),
             ("https://192.0.2.7", "is a URL", "IP address"),
-            ("*.github.com", "domain names are not yet supported", "IP addresses"),
+            (
+                "*.github.com",
+                "domain names are not yet supported",
+                "IP addresses",
+            ),
             ("010.0.0.1", "not an IPv4 address", "leading zeros"),
             ("10.0.0", "not an IPv4 address", "four numbers"),
             ("fe80::1%eth0", "interface", "without `%`"),

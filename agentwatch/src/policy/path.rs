@@ -19,19 +19,31 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { message: message.into(), help: help.into() }
+        Self {
+            message: message.into(),
+            help: help.into(),
+        }
     }
 }
 
 /// Reads the text of a path rule.
 pub fn parse(text: &str, context: &Context) -> Result<PathBuf, Fault> {
     if text.is_empty() {
-        return Err(Fault::new("the path is empty", "write `.` for the working directory"));
+        return Err(Fault::new(
+            "the path is empty",
+            "write `.` for the working directory",
+        ));
     }
     if text.contains('\0') {
-        return Err(Fault::new("the path holds a NUL character", "no file can have such a name: take it out"));
+        return Err(Fault::new(
+            "the path holds a NUL character",
+            "no file can have such a name: take it out",
+        ));
     }
-    if let Some(glob) = text.chars().find(|character| matches!(character, '*' | '?' | '[')) {
+    if let Some(glob) = text
+        .chars()
+        .find(|character| matches!(character, '*' | '?' | '['))
+    {
         return Err(Fault::new(
             format!("the path holds the pattern character `{glob}`"),
             "a rule binds to the file that its path names, and a pattern names none: \
@@ -46,10 +58,16 @@ pub fn parse(text: &str, context: &Context) -> Result<PathBuf, Fault> {
     }
     let (base, rest) = match text.strip_prefix('~') {
         Some("") => (Some(("home directory", &context.home)), ""),
-        Some(rest) if rest.starts_with('/') => (Some(("home directory", &context.home)), rest.trim_start_matches('/')),
+        Some(rest) if rest.starts_with('/') => (
+            Some(("home directory", &context.home)),
+            rest.trim_start_matches('/'),
+        ),
         Some(_) => {
             return Err(Fault::new(
-                format!("only one's own home directory can be written with `~`: {}", quote(text)),
+                format!(
+                    "only one's own home directory can be written with `~`: {}",
+                    quote(text)
+                ),
                 "write the other user's home as an absolute path; a name that begins with `~` is written `./~…`",
             ));
         }
@@ -74,7 +92,10 @@ pub fn parse(text: &str, context: &Context) -> Result<PathBuf, Fault> {
             "name a directory further up",
         ));
     }
-    if path.components().any(|component| component.as_os_str().len() > LONGEST_NAME) {
+    if path
+        .components()
+        .any(|component| component.as_os_str().len() > LONGEST_NAME)
+    {
         return Err(Fault::new(
             format!("a name in the path has more than the {LONGEST_NAME} bytes that Linux takes"),
             "no file can have such a name: correct it",
@@ -104,7 +125,10 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { cwd: "/w/project".into(), home: "/home/u".into() }
+        Context {
+            cwd: "/w/project".into(),
+            home: "/home/u".into(),
+        }
     }
 
     #[test]
@@ -127,7 +151,11 @@ mod tests {
             ("a~", "/w/project/a~"),
             ("/a b", "/a b"),
         ] {
-            assert_eq!(parse(text, &context()), Ok(PathBuf::from(expected)), "{text}");
+            assert_eq!(
+                parse(text, &context()),
+                Ok(PathBuf::from(expected)),
+                "{text}"
+            );
         }
     }
 
@@ -147,10 +175,17 @@ mod tests {
             (&long_path, "4095"),
         ] {
             let fault = parse(text, &context()).expect_err(text);
-            assert!(fault.message.contains(expected), "{text}: {}", fault.message);
+            assert!(
+                fault.message.contains(expected),
+                "{text}: {}",
+                fault.message
+            );
             assert!(!fault.help.is_empty());
         }
-        let nowhere = Context { cwd: "relative".into(), home: "".into() };
+        let nowhere = Context {
+            cwd: "relative".into(),
+            home: "".into(),
+        };
         assert!(parse("x", &nowhere).is_err());
         assert!(parse("~", &nowhere).is_err());
         assert!(parse("/x", &nowhere).is_ok());

@@ -14,10 +14,19 @@ use super::{
     model::{Access, Compiled, Context, Decision, Effect, NetOp},
 };
 
-const LISTS: [&str; 5] = ["files.read", "files.write", "files.exec", "files.deny", "exec.deny"];
+const LISTS: [&str; 5] = [
+    "files.read",
+    "files.write",
+    "files.exec",
+    "files.deny",
+    "exec.deny",
+];
 
 fn context() -> Context {
-    Context { cwd: "/a/b".into(), home: "/a".into() }
+    Context {
+        cwd: "/a/b".into(),
+        home: "/a".into(),
+    }
 }
 
 fn compile(text: &str) -> Compiled {
@@ -30,7 +39,8 @@ fn rule_id(compiled: &Compiled, decision: Decision) -> &str {
 
 /// Few names and small depth, so that rules meet. `a-` sorts between `a` and `a/` as text.
 fn paths() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(vec!["a", "a-", "b", "A", "é"]), 0..5).prop_map(|names| format!("/{}", names.join("/")))
+    prop::collection::vec(prop::sample::select(vec!["a", "a-", "b", "A", "é"]), 0..5)
+        .prop_map(|names| format!("/{}", names.join("/")))
 }
 
 type FileLists = [Vec<String>; 5];
@@ -50,14 +60,19 @@ fn file_text(lists: &FileLists) -> String {
 fn reference_file(lists: &FileLists, access: Access, path: &Path) -> (Effect, String) {
     for place in path.ancestors() {
         let said = |list: usize| {
-            lists[list].iter().position(|rule| Path::new(rule) == place).map(|index| format!("{}[{index}]", LISTS[list]))
+            lists[list]
+                .iter()
+                .position(|rule| Path::new(rule) == place)
+                .map(|index| format!("{}[{index}]", LISTS[list]))
         };
         let (read, write, exec, deny, exec_deny) = (said(0), said(1), said(2), said(3), said(4));
         let states = read.clone().or(write.clone());
         let word = match access {
             _ if deny.is_some() => deny.map(|rule| (Effect::Deny, rule)),
             Access::Read => states.map(|rule| (Effect::Allow, rule)),
-            Access::Write => write.map(|rule| (Effect::Allow, rule)).or(states.map(|rule| (Effect::Deny, rule))),
+            Access::Write => write
+                .map(|rule| (Effect::Allow, rule))
+                .or(states.map(|rule| (Effect::Deny, rule))),
             Access::Exec => exec_deny
                 .map(|rule| (Effect::Deny, rule))
                 .or(exec.map(|rule| (Effect::Allow, rule)))
@@ -72,7 +87,16 @@ fn reference_file(lists: &FileLists, access: Access, path: &Path) -> (Effect, St
 
 /// A bit of the address space where prefixes of different lengths meet, in both families and in both clothes of IPv4.
 fn addresses() -> impl Strategy<Value = IpAddr> {
-    let bits = prop::sample::select(vec![0_u32, 0x0a00_0000, 0x0a00_0001, 0x0a01_0000, 0x0a01_0203, 0x7f00_0001, 0x8000_0000, u32::MAX]);
+    let bits = prop::sample::select(vec![
+        0_u32,
+        0x0a00_0000,
+        0x0a00_0001,
+        0x0a01_0000,
+        0x0a01_0203,
+        0x7f00_0001,
+        0x8000_0000,
+        u32::MAX,
+    ]);
     (bits, 0..3).prop_map(|(bits, family)| match family {
         0 => IpAddr::V4(Ipv4Addr::from(bits)),
         1 => IpAddr::V6(Ipv4Addr::from(bits).to_ipv6_mapped()),
@@ -110,33 +134,59 @@ impl Entry {
     }
 
     fn matches(&self, port: u16) -> bool {
-        self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
+        self.ports
+            .is_none_or(|(first, last)| (first..=last).contains(&port))
     }
 }
 
 fn entries() -> impl Strategy<Value = Entry> {
-    let net = (addresses(), prop::sample::select(vec![0_u8, 1, 7, 8, 9, 16, 31, 32, 64, 100, 128])).prop_map(|(address, length)| {
-        let address = address.to_canonical();
-        let length = if address.is_ipv4() { length.min(32) } else { length };
-        ipnet::IpNet::new(address, length).expect("the length fits the family").trunc()
-    });
+    let net = (
+        addresses(),
+        prop::sample::select(vec![0_u8, 1, 7, 8, 9, 16, 31, 32, 64, 100, 128]),
+    )
+        .prop_map(|(address, length)| {
+            let address = address.to_canonical();
+            let length = if address.is_ipv4() {
+                length.min(32)
+            } else {
+                length
+            };
+            ipnet::IpNet::new(address, length)
+                .expect("the length fits the family")
+                .trunc()
+        });
     let ports = (1..6_u16, 0..4_u16).prop_map(|(first, more)| (first, first + more));
-    (prop::option::weighted(0.9, net), prop::option::of(ports)).prop_map(|(net, ports)| Entry { net, ports })
+    (prop::option::weighted(0.9, net), prop::option::of(ports))
+        .prop_map(|(net, ports)| Entry { net, ports })
 }
 
 type NetLists = [Vec<Entry>; 3];
 
 fn net_text(lists: &NetLists) -> String {
     let texts = |list: &[Entry]| list.iter().map(Entry::text).collect::<Vec<_>>();
-    format!("[network]\nallow = {:?}\ndeny = {:?}\nlisten = {:?}\n", texts(&lists[0]), texts(&lists[1]), texts(&lists[2]))
+    format!(
+        "[network]\nallow = {:?}\ndeny = {:?}\nlisten = {:?}\n",
+        texts(&lists[0]),
+        texts(&lists[1]),
+        texts(&lists[2])
+    )
 }
 
 /// The longest prefix with a matching port decides; of one length deny before allow, then the order of writing.
 fn reference_net(lists: &NetLists, op: NetOp, address: IpAddr, port: u16) -> (Effect, String) {
     let address = address.to_canonical();
     let (asked, default): (&[(usize, &str, Effect)], &str) = match op {
-        NetOp::Connect => (&[(1, "network.deny", Effect::Deny), (0, "network.allow", Effect::Allow)], "network.default"),
-        NetOp::Listen => (&[(2, "network.listen", Effect::Allow)], "network.listen.default"),
+        NetOp::Connect => (
+            &[
+                (1, "network.deny", Effect::Deny),
+                (0, "network.allow", Effect::Allow),
+            ],
+            "network.default",
+        ),
+        NetOp::Listen => (
+            &[(2, "network.listen", Effect::Allow)],
+            "network.listen.default",
+        ),
     };
     let mut best: Option<(u8, Effect, String)> = None;
     for (list, name, effect) in asked {
@@ -149,7 +199,9 @@ fn reference_net(lists: &NetLists, op: NetOp, address: IpAddr, port: u16) -> (Ef
             }
         }
     }
-    best.map_or((Effect::Deny, default.to_owned()), |(_, effect, rule)| (effect, rule))
+    best.map_or((Effect::Deny, default.to_owned()), |(_, effect, rule)| {
+        (effect, rule)
+    })
 }
 
 proptest! {
@@ -222,18 +274,37 @@ proptest! {
 
 #[test]
 fn ten_thousand_rules_compile() {
-    let files: Vec<String> = (0..5_000).map(|n| format!("/srv/{}/{}/{n}", n % 7, n % 131)).collect();
-    let nets: Vec<String> = (0..5_000).map(|n| format!("10.{}.{}.0/24:{}", n / 256, n % 256, n + 1)).collect();
-    let compiled = compile(&format!("[files]\nread = {files:?}\n[network]\nallow = {nets:?}\n"));
-    assert_eq!((compiled.places.len(), compiled.prefixes.len(), compiled.rules.len()), (5_000, 5_000, 10_003));
+    let files: Vec<String> = (0..5_000)
+        .map(|n| format!("/srv/{}/{}/{n}", n % 7, n % 131))
+        .collect();
+    let nets: Vec<String> = (0..5_000)
+        .map(|n| format!("10.{}.{}.0/24:{}", n / 256, n % 256, n + 1))
+        .collect();
+    let compiled = compile(&format!(
+        "[files]\nread = {files:?}\n[network]\nallow = {nets:?}\n"
+    ));
+    assert_eq!(
+        (
+            compiled.places.len(),
+            compiled.prefixes.len(),
+            compiled.rules.len()
+        ),
+        (5_000, 5_000, 10_003)
+    );
 }
 
 #[test]
 fn a_hostile_text_is_answered_in_bounded_work() {
     let one_line = format!("[files]\nread = [{}]", "\"*\",".repeat(19_000));
-    let same_place = format!("[network]\nallow = [{}]\ndeny = [\"*\", {}]", "\"*:1\",".repeat(9_000), "\"*:2\",".repeat(9_000));
+    let same_place = format!(
+        "[network]\nallow = [{}]\ndeny = [\"*\", {}]",
+        "\"*:1\",".repeat(9_000),
+        "\"*:2\",".repeat(9_000)
+    );
     let broken = "\"".repeat(1 << 20);
-    let keys = (0..100_000).map(|n| format!("k{n}=1\n")).collect::<String>();
+    let keys = (0..100_000)
+        .map(|n| format!("k{n}=1\n"))
+        .collect::<String>();
     for text in [one_line, same_place, broken, keys] {
         let examined = examine("p.toml", text.as_bytes(), &context());
         assert!(examined.report.render(false).len() < 1 << 20);

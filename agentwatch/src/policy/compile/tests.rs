@@ -1,0 +1,321 @@
+//! What rules mean together, case by case.
+
+use super::*;
+use crate::policy::explain::{decide_file, decide_net};
+
+fn context() -> Context {
+    Context {
+        cwd: "/w".into(),
+        home: "/home/u".into(),
+    }
+}
+
+fn compiled(text: &str) -> Compiled {
+    load("p.toml", text.as_bytes(), &context()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The three rights at a path, as `r`, `w`, `x` or `-`, each with the rule that decides.
+fn rights(compiled: &Compiled, path: &str) -> String {
+    let right = |access, letter| {
+        let decision = decide_file(compiled, access, Path::new(path));
+        let sign = if decision.effect == Effect::Allow {
+            letter
+        } else {
+            "-"
+        };
+        format!("{sign} {}", compiled.rules[decision.rule as usize].id)
+    };
+    [
+        right(Access::Read, "r"),
+        right(Access::Write, "w"),
+        right(Access::Exec, "x"),
+    ]
+    .join(", ")
+}
+
+#[test]
+fn the_nearest_place_decides_and_states_everything() {
+    let policy = compiled(
+        r#"
+        [files]
+        read = ["/usr", "/w/ro", "/w/both"]
+        write = ["/w", "/w/both", "/w/secret/open"]
+        exec = ["/usr", "/w/tools", "/only", "/w/secret/run"]
+        deny = ["/w/secret", "/w/tools/evil"]
+        [exec]
+        deny = ["/usr/bin/curl", "/w/tools/evil", "/w/tools/off"]
+        "#,
+    );
+    for (path, expected) in [
+        ("/", "- files.default, - files.default, - files.default"),
+        (
+            "/etc/passwd",
+            "- files.default, - files.default, - files.default",
+        ),
+        ("/w", "r files.write[0], w files.write[0], - files.write[0]"),
+        (
+            "/w/src/a",
+            "r files.write[0], w files.write[0], - files.write[0]",
+        ),
+        ("/ww", "- files.default, - files.default, - files.default"),
+        (
+            "/w/ro/x",
+            "r files.read[1], - files.read[1], - files.read[1]",
+        ),
+        (
+            "/w/both",
+            "r files.read[2], w files.write[1], - files.read[2]",
+        ),
+        (
+            "/w/secret/x",
+            "- files.deny[0], - files.deny[0], - files.deny[0]",
+        ),
+        (
+            "/w/secret/open",
+            "r files.write[2], w files.write[2], - files.write[2]",
+        ),
+        (
+            "/w/secret/run/y",
+            "- files.deny[0], - files.deny[0], x files.exec[3]",
+        ),
+        // A place that only speaks of executing inherits the rest.
+        (
+            "/w/tools/t",
+            "r files.write[0], w files.write[0], x files.exec[1]",
+        ),
+        (
+            "/w/tools/evil",
+            "- files.deny[1], - files.deny[1], - files.deny[1]",
+        ),
+        (
+            "/w/tools/off",
+            "r files.write[0], w files.write[0], - exec.deny[2]",
+        ),
+        (
+            "/only/x",
+            "- files.default, - files.default, x files.exec[2]",
+        ),
+        (
+            "/usr/bin/env",
+            "r files.read[0], - files.read[0], x files.exec[0]",
+        ),
+        (
+            "/usr/bin/curl",
+            "r files.read[0], - files.read[0], - exec.deny[0]",
+        ),
+        // What is not absolute and clean is denied.
+        ("w/src", "- files.default, - files.default, - files.default"),
+        (
+            "/w/../etc",
+            "- files.default, - files.default, - files.default",
+        ),
+        ("", "- files.default, - files.default, - files.default"),
+    ] {
+        assert_eq!(rights(&policy, path), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_rule_names_its_line() {
+    let policy = compiled("[files]\nread = [\n  \"/usr\",\n  \"~/x\",\n]\n");
+    let rule = &policy.rules[4];
+    assert_eq!(
+        (rule.id.as_str(), rule.source.as_str(), rule.text.as_str()),
+        ("files.read[1]", "p.toml:4", "~/x")
+    );
+    assert_eq!(rule.layer, Layer::Task);
+    let built_in: Vec<_> = policy.rules[..3]
+        .iter()
+        .map(|rule| (rule.id.as_str(), rule.layer))
+        .collect();
+    assert_eq!(built_in, DEFAULT_RULES.map(|id| (id, Layer::Default)));
+}
+
+fn verdict(compiled: &Compiled, op: NetOp, address: &str, port: u16) -> String {
+    let decision = decide_net(compiled, op, address.parse().unwrap(), port);
+    format!(
+        "{:?} {}",
+        decision.effect, compiled.rules[decision.rule as usize].id
+    )
+}
+
+#[test]
+fn the_longest_prefix_decides_and_falls_back_by_port() {
+    use NetOp::{Connect, Listen};
+    let policy = compiled(
+        r#"
+        [network]
+        allow = ["*:443", "10.0.0.0/8", "10.1.0.0/16:80", "[2001:db8::/32]:22-25", "::ffff:192.0.2.7"]
+        deny = ["10.1.0.0/16:22", "10.0.0.0/8:25", "10.2.0.0/16"]
+        listen = ["127.0.0.1:8000-8999", "[::1]"]
+        "#,
+    );
+    for (op, address, port, expected) in [
+        (Connect, "198.51.100.1", 443, "Allow network.allow[0]"),
+        (Connect, "198.51.100.1", 80, "Deny network.default"),
+        (Connect, "2001:db9::1", 443, "Allow network.allow[0]"),
+        (Connect, "10.3.0.1", 9, "Allow network.allow[1]"),
+        (Connect, "10.3.0.1", 0, "Allow network.allow[1]"),
+        (Connect, "10.3.0.1", 25, "Deny network.deny[1]"),
+        (Connect, "10.1.0.1", 80, "Allow network.allow[2]"),
+        (Connect, "10.1.0.1", 22, "Deny network.deny[0]"),
+        (Connect, "10.1.0.1", 25, "Deny network.deny[1]"),
+        (Connect, "10.1.0.1", 443, "Allow network.allow[1]"),
+        (Connect, "10.2.0.1", 443, "Deny network.deny[2]"),
+        (Connect, "::ffff:10.2.0.1", 443, "Deny network.deny[2]"),
+        (
+            Connect,
+            "::ffff:198.51.100.1",
+            443,
+            "Allow network.allow[0]",
+        ),
+        (Connect, "2001:db8::1", 23, "Allow network.allow[3]"),
+        (Connect, "2001:db8::1", 26, "Deny network.default"),
+        (Connect, "192.0.2.7", 1, "Allow network.allow[4]"),
+        // What may be connected to may not be bound, and the other way round.
+        (Listen, "10.3.0.1", 9, "Deny network.listen.default"),
+        (Listen, "127.0.0.1", 8080, "Allow network.listen[0]"),
+        (Listen, "127.0.0.1", 0, "Deny network.listen.default"),
+        (Listen, "::1", 0, "Allow network.listen[1]"),
+        (Connect, "127.0.0.1", 8080, "Deny network.default"),
+    ] {
+        assert_eq!(
+            verdict(&policy, op, address, port),
+            expected,
+            "{op:?} {address} {port}"
+        );
+    }
+}
+
+#[test]
+fn port_lists_hold_what_can_be_reached_and_no_more() {
+    let policy = compiled(
+        "[network]\nallow = [\"*\", \"10.0.0.0/8:1-100\", \"10.0.0.0/8:50\", \"10.1.0.0/16\"]\ndeny = [\"10.0.0.0/8:7\"]\n",
+    );
+    let lists: Vec<String> = policy
+        .prefixes
+        .iter()
+        .map(|prefix| {
+            let ports = prefix.ports.iter().map(|port| {
+                let id = &policy.rules[port.decision.rule as usize].id;
+                format!(" {}-{} {id}", port.first, port.last)
+            });
+            format!("{}:{}", prefix.net, ports.collect::<String>())
+        })
+        .collect();
+    assert_eq!(
+        lists,
+        [
+            "0.0.0.0/0: 0-65535 network.allow[0]",
+            "10.0.0.0/8: 7-7 network.deny[0] 1-100 network.allow[1] 0-65535 network.allow[0]",
+            "10.1.0.0/16: 0-65535 network.allow[3]",
+            "::/0: 0-65535 network.allow[0]",
+        ]
+    );
+}
+
+#[test]
+fn too_many_ports_are_an_error_at_the_rule() {
+    let ports = |count: usize| {
+        (1..=count)
+            .map(|port| format!("\"10.0.0.0/8:{port}\""))
+            .collect::<Vec<_>>()
+            .join(",\n")
+    };
+    let text = |count, more: &str| format!("[network]\nallow = [{more}\n{}]\n", ports(count));
+    compiled(&text(MAX_PORT_RULES, ""));
+    let error = load(
+        "p.toml",
+        text(MAX_PORT_RULES + 1, "").as_bytes(),
+        &context(),
+    )
+    .unwrap_err()
+    .to_string();
+    assert_eq!(
+        error,
+        "\
+error: at `10.0.0.0/8` there are more than 16 rules on ports, those around it included
+  --> p.toml:19:1
+   |
+19 | \"10.0.0.0/8:17\"]
+   | ^^^^^^^^^^^^^^^
+   |
+   = help: join ports into ranges such as `8000-8999`"
+    );
+    // Rules of enclosing prefixes count.
+    let error = load(
+        "p.toml",
+        text(MAX_PORT_RULES, "\"10.1.0.0/16:99\",").as_bytes(),
+        &context(),
+    )
+    .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("at `10.1.0.0/16` there are more than 16"),
+        "{error}"
+    );
+    assert_eq!(error.report().errors(), 1);
+}
+
+#[test]
+fn the_digest_is_of_the_meaning() {
+    let digest = |file: &str, text: &str| load(file, text.as_bytes(), &context()).unwrap().digest;
+    let base = digest("p.toml", "[files]\nread = [\"/usr\"]\n");
+    assert!(
+        base.strip_prefix("sha256:")
+            .is_some_and(|hex| hex.len() == 64)
+    );
+    assert_eq!(
+        base,
+        digest(
+            "other.toml",
+            "# moved\n\nname = \"x\"\n[files]\n\nread = ['/usr',]\n"
+        )
+    );
+    for other in [
+        "[files]\nread = [\"/usr/lib\"]\n",
+        "[files]\nread = [\"/usr/\"]\n",
+        "[files]\nwrite = [\"/usr\"]\n",
+        "mode = \"monitor\"\n[files]\nread = [\"/usr\"]\n",
+        "[files]\nread = [\"/usr\"]\n[network]\nallow = [\"*\"]\n",
+    ] {
+        assert_ne!(base, digest("p.toml", other), "{other}");
+    }
+    let elsewhere = Context {
+        cwd: "/v".into(),
+        home: "/home/u".into(),
+    };
+    let relative = b"[files]\nread = [\".\"]\n";
+    assert_ne!(
+        load("p", relative, &context()).unwrap().digest,
+        load("p", relative, &elsewhere).unwrap().digest
+    );
+}
+
+#[test]
+fn what_is_no_text_is_refused() {
+    let error = load("p.toml", b"name = \"\xff\"\n", &context())
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "error: the policy is not UTF-8\n --> p.toml:1:9\n  |\n1 | name = \"\u{fffd}\"\n  |         ^\n  |\n  = help: save the file as UTF-8 text"
+    );
+    let error = load("p.toml", &vec![b'#'; MAX_TEXT + 1], &context())
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "error: the policy is longer than 1048576 bytes\n--> p.toml\n = help: name directories instead of the files in them"
+    );
+    assert!(load("p.toml", &vec![b'#'; MAX_TEXT], &context()).is_ok());
+    assert!(
+        load(
+            "p.toml",
+            b"\xef\xbb\xbf[files]\r\nread = [\"/usr\"]\r\n",
+            &context()
+        )
+        .is_ok()
+    );
+}
