@@ -1,5 +1,7 @@
 //! agentwatch: see ARCHITECTURE.md for the map.
 
+pub mod cli;
+pub mod collector;
 pub mod event;
 pub mod policy;
 pub mod wire;
