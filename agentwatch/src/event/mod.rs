@@ -2,6 +2,7 @@
 
 pub mod model;
 pub mod names;
+pub mod samples;
 pub mod schema;
 
 pub use model::{Event, Kind, Mode, Verdict};
