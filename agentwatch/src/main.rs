@@ -7,7 +7,12 @@ use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
 struct Arguments {
-    #[arg(long, global = true, env = "AGENTWATCH_RUNTIME_DIR", default_value = "/run/agentwatch")]
+    #[arg(
+        long,
+        global = true,
+        env = "AGENTWATCH_RUNTIME_DIR",
+        default_value = "/run/agentwatch"
+    )]
     runtime_dir: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -24,8 +29,13 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let Arguments { runtime_dir, command } = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    let Arguments {
+        runtime_dir,
+        command,
+    } = Arguments::parse();
     let result = match command {
         Command::Collector(args) => args.run(&runtime_dir).await,
         Command::Events(args) => args.run(&runtime_dir).await,

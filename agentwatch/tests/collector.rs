@@ -36,7 +36,9 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self { directory: tempfile::tempdir().expect("a temporary directory") }
+        Self {
+            directory: tempfile::tempdir().expect("a temporary directory"),
+        }
     }
 
     fn state(&self) -> PathBuf {
@@ -56,7 +58,10 @@ impl Place {
         let mut child = self.command().spawn().expect("the binary starts");
         let until = Instant::now() + PATIENCE;
         while StdStream::connect(self.socket(QUERY_SOCKET)).is_err() {
-            assert!(child.try_wait().expect("its state").is_none(), "the collector ended");
+            assert!(
+                child.try_wait().expect("its state").is_none(),
+                "the collector ended"
+            );
             assert!(Instant::now() < until, "the collector does not listen");
             sleep(Duration::from_millis(20)).await;
         }
@@ -65,19 +70,32 @@ impl Place {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agentwatch"));
-        command.arg("collector").arg("--state-dir").arg(self.state()).arg("--runtime-dir").arg(self.runtime());
+        command
+            .arg("collector")
+            .arg("--state-dir")
+            .arg(self.state())
+            .arg("--runtime-dir")
+            .arg(self.runtime());
         command
     }
 
     /// A command that reads the history.
     fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agentwatch"));
-        command.args(arguments).arg("--runtime-dir").arg(self.runtime()).output().expect("the binary runs")
+        command
+            .args(arguments)
+            .arg("--runtime-dir")
+            .arg(self.runtime())
+            .output()
+            .expect("the binary runs")
     }
 
     /// The collector in this process.
     async fn serve(&self, limits: Limits) -> Serving {
-        let config = Config { state_dir: self.state(), runtime_dir: self.runtime() };
+        let config = Config {
+            state_dir: self.state(),
+            runtime_dir: self.runtime(),
+        };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(run_until(config, limits, async move {
             let _ = stopped.await;
@@ -92,17 +110,30 @@ impl Place {
     }
 
     async fn ingest(&self) -> Connection {
-        Connection::new(UnixStream::connect(self.socket(INGEST_SOCKET)).await.expect("the ingest socket"))
+        Connection::new(
+            UnixStream::connect(self.socket(INGEST_SOCKET))
+                .await
+                .expect("the ingest socket"),
+        )
     }
 
     async fn ask(&self, question: &Question) -> Connection {
-        let mut connection = Connection::new(UnixStream::connect(self.socket(QUERY_SOCKET)).await.expect("the query socket"));
+        let mut connection = Connection::new(
+            UnixStream::connect(self.socket(QUERY_SOCKET))
+                .await
+                .expect("the query socket"),
+        );
         connection.send(question).await.expect("asked");
         connection
     }
 
     async fn events(&self) -> Vec<Event> {
-        let mut connection = self.ask(&Question::Events { filter: Filter::default(), follow: false }).await;
+        let mut connection = self
+            .ask(&Question::Events {
+                filter: Filter::default(),
+                follow: false,
+            })
+            .await;
         let mut all = Vec::new();
         loop {
             match next(&mut connection).await {
@@ -141,7 +172,11 @@ struct Serving {
 impl Serving {
     async fn stop(self) {
         let _ = self.stop.send(());
-        timeout(PATIENCE, self.task).await.expect("it stops").expect("without a panic").expect("in order");
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("it stops")
+            .expect("without a panic")
+            .expect("in order");
     }
 }
 
@@ -154,27 +189,43 @@ fn event(n: u64) -> Event {
 }
 
 fn batch(number: u64, size: u64) -> Batch {
-    Batch { number, events: (0..size).map(|n| event(number * 10_000 + n)).collect() }
+    Batch {
+        number,
+        events: (0..size).map(|n| event(number * 10_000 + n)).collect(),
+    }
 }
 
 async fn next(connection: &mut Connection) -> Answer {
-    timeout(PATIENCE, connection.receive()).await.expect("an answer in time").expect("an answer").expect("no end yet")
+    timeout(PATIENCE, connection.receive())
+        .await
+        .expect("an answer in time")
+        .expect("an answer")
+        .expect("no end yet")
 }
 
 async fn answer(connection: &mut Connection) -> BatchAnswer {
-    timeout(PATIENCE, connection.receive()).await.expect("an answer in time").expect("an answer").expect("no end yet")
+    timeout(PATIENCE, connection.receive())
+        .await
+        .expect("an answer in time")
+        .expect("an answer")
+        .expect("no end yet")
 }
 
 async fn store(connection: &mut Connection, batch: &Batch) {
     connection.send(batch).await.expect("sent");
     let answer = answer(connection).await;
-    assert!(matches!(answer, BatchAnswer::Ack { number } if number == batch.number), "{answer:?}");
+    assert!(
+        matches!(answer, BatchAnswer::Ack { number } if number == batch.number),
+        "{answer:?}"
+    );
 }
 
 /// Whether the other end hangs up.
 async fn hangs_up(stream: &mut UnixStream) -> bool {
     let mut rest = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.is_ok()
+    timeout(PATIENCE, stream.read_to_end(&mut rest))
+        .await
+        .is_ok()
 }
 
 #[tokio::test]
@@ -186,8 +237,13 @@ async fn what_is_acknowledged_survives_kill_9() {
         let mut connection = place.ingest().await;
         // Several batches under way at once, and the kill in the midst of them.
         for number in 1..=6 {
-            let events = (0..200).map(|n| event(round * 1_000_000 + number * 1000 + n)).collect();
-            connection.send(&Batch { number, events }).await.expect("sent");
+            let events = (0..200)
+                .map(|n| event(round * 1_000_000 + number * 1000 + n))
+                .collect();
+            connection
+                .send(&Batch { number, events })
+                .await
+                .expect("sent");
         }
         for _ in 0..3 {
             let answer = answer(&mut connection).await;
@@ -199,7 +255,11 @@ async fn what_is_acknowledged_survives_kill_9() {
     }
     let _collector = place.start().await;
     let events = place.events().await;
-    assert!(events.len() >= acknowledged, "{} of {acknowledged}", events.len());
+    assert!(
+        events.len() >= acknowledged,
+        "{} of {acknowledged}",
+        events.len()
+    );
     for round in 0..3u64 {
         for number in 1..=3 {
             let first = event(round * 1_000_000 + number * 1000);
@@ -220,9 +280,19 @@ async fn batches_sent_twice_are_stored_once_and_pipelined_ones_are_answered_in_o
     }
     for expected in 2..30 {
         let answer = answer(&mut connection).await;
-        assert!(matches!(answer, BatchAnswer::Ack { number } if number == expected), "{answer:?}");
+        assert!(
+            matches!(answer, BatchAnswer::Ack { number } if number == expected),
+            "{answer:?}"
+        );
     }
-    store(&mut connection, &Batch { number: 30, events: Vec::new() }).await;
+    store(
+        &mut connection,
+        &Batch {
+            number: 30,
+            events: Vec::new(),
+        },
+    )
+    .await;
     assert_eq!(place.events().await.len(), 50 + 28 * 20);
     serving.stop().await;
 }
@@ -230,7 +300,12 @@ async fn batches_sent_twice_are_stored_once_and_pipelined_ones_are_answered_in_o
 #[tokio::test]
 async fn garbage_ends_its_connection_only() {
     let place = Place::new();
-    let serving = place.serve(Limits { first_question: Duration::from_millis(300), ..Limits::default() }).await;
+    let serving = place
+        .serve(Limits {
+            first_question: Duration::from_millis(300),
+            ..Limits::default()
+        })
+        .await;
     let mut good = place.ingest().await;
     let huge = [0xff; 64];
     let nonsense = [&[0, 0, 0, 5][..], b"{\"a\":"].concat();
@@ -238,24 +313,36 @@ async fn garbage_ends_its_connection_only() {
     let half = [0, 0, 1, 0, b'{'];
     for garbage in [&huge[..], &nonsense, &binary] {
         for socket in [INGEST_SOCKET, QUERY_SOCKET] {
-            let mut stream = UnixStream::connect(place.socket(socket)).await.expect("a socket");
+            let mut stream = UnixStream::connect(place.socket(socket))
+                .await
+                .expect("a socket");
             stream.write_all(garbage).await.expect("sent");
             assert!(hangs_up(&mut stream).await, "{socket}");
         }
     }
     // Half a question, and none at all, are waited for only so long.
     for silence in [&half[..], &[]] {
-        let mut stream = UnixStream::connect(place.socket(QUERY_SOCKET)).await.expect("a socket");
+        let mut stream = UnixStream::connect(place.socket(QUERY_SOCKET))
+            .await
+            .expect("a socket");
         stream.write_all(silence).await.expect("sent");
         assert!(hangs_up(&mut stream).await);
     }
     // What was sent before the garbage is stored.
-    let mut mixed = UnixStream::connect(place.socket(INGEST_SOCKET)).await.expect("a socket");
+    let mut mixed = UnixStream::connect(place.socket(INGEST_SOCKET))
+        .await
+        .expect("a socket");
     let frame = serde_json::to_vec(&batch(7, 3)).expect("JSON");
-    mixed.write_all(&u32::try_from(frame.len()).expect("small").to_be_bytes()).await.expect("sent");
+    mixed
+        .write_all(&u32::try_from(frame.len()).expect("small").to_be_bytes())
+        .await
+        .expect("sent");
     mixed.write_all(&frame).await.expect("sent");
     let mut length = [0; 4];
-    timeout(PATIENCE, mixed.read_exact(&mut length)).await.expect("in time").expect("an answer");
+    timeout(PATIENCE, mixed.read_exact(&mut length))
+        .await
+        .expect("in time")
+        .expect("an answer");
     mixed.write_all(&huge).await.expect("sent");
     assert!(hangs_up(&mut mixed).await);
     store(&mut good, &batch(1, 2)).await;
@@ -266,9 +353,19 @@ async fn garbage_ends_its_connection_only() {
 #[tokio::test]
 async fn one_who_never_reads_is_hung_up_on_and_holds_nobody_back() {
     let place = Place::new();
-    let serving = place.serve(Limits { unread_part: Duration::from_millis(500), ..Limits::default() }).await;
+    let serving = place
+        .serve(Limits {
+            unread_part: Duration::from_millis(500),
+            ..Limits::default()
+        })
+        .await;
     let mut connection = place.ingest().await;
-    let follower = place.ask(&Question::Events { filter: Filter::default(), follow: true }).await;
+    let follower = place
+        .ask(&Question::Events {
+            filter: Filter::default(),
+            follow: true,
+        })
+        .await;
     // Far more than a socket buffers.
     for number in 1..=20 {
         store(&mut connection, &batch(number, 500)).await;
@@ -277,7 +374,10 @@ async fn one_who_never_reads_is_hung_up_on_and_holds_nobody_back() {
     let mut follower = follower;
     let mut received = 0;
     let end = loop {
-        match timeout(PATIENCE, follower.receive::<Answer>()).await.expect("an end") {
+        match timeout(PATIENCE, follower.receive::<Answer>())
+            .await
+            .expect("an end")
+        {
             Ok(Some(Answer::Events { events })) => received += events.len(),
             end => break end,
         }
@@ -294,7 +394,12 @@ async fn a_follower_gets_what_was_there_and_what_comes_each_once() {
     let serving = place.serve(Limits::default()).await;
     let mut connection = place.ingest().await;
     store(&mut connection, &batch(1, 700)).await;
-    let mut follower = place.ask(&Question::Events { filter: Filter::default(), follow: true }).await;
+    let mut follower = place
+        .ask(&Question::Events {
+            filter: Filter::default(),
+            follow: true,
+        })
+        .await;
     let mut ids = Vec::new();
     for number in 2..=20 {
         store(&mut connection, &batch(number, 100)).await;
@@ -305,7 +410,8 @@ async fn a_follower_gets_what_was_there_and_what_comes_each_once() {
             other => panic!("{other:?}"),
         }
     }
-    let wanted: Vec<String> = std::iter::once(batch(1, 700)).chain((2..=20).map(|number| batch(number, 100)))
+    let wanted: Vec<String> = std::iter::once(batch(1, 700))
+        .chain((2..=20).map(|number| batch(number, 100)))
         .flat_map(|batch| batch.events)
         .map(|event| event.id)
         .collect();
@@ -316,8 +422,16 @@ async fn a_follower_gets_what_was_there_and_what_comes_each_once() {
 #[tokio::test]
 async fn there_is_room_for_so_many_questions_only() {
     let place = Place::new();
-    let serving = place.serve(Limits { questions: 3, ..Limits::default() }).await;
-    let question = Question::Events { filter: Filter::default(), follow: true };
+    let serving = place
+        .serve(Limits {
+            questions: 3,
+            ..Limits::default()
+        })
+        .await;
+    let question = Question::Events {
+        filter: Filter::default(),
+        follow: true,
+    };
     let mut followers = Vec::new();
     // `serve` looked whether the socket is there: its connections end by themselves, soon.
     let until = Instant::now() + PATIENCE;
@@ -329,7 +443,9 @@ async fn there_is_room_for_so_many_questions_only() {
         }
     }
     let mut fourth = place.ask(&Question::Sessions).await;
-    let Answer::Error { message } = next(&mut fourth).await else { panic!("it was answered") };
+    let Answer::Error { message } = next(&mut fourth).await else {
+        panic!("it was answered")
+    };
     assert!(message.contains("too many questions"), "{message}");
     followers.clear();
     loop {
@@ -349,12 +465,24 @@ async fn a_second_collector_is_refused_and_a_stale_socket_is_not() {
     let second = place.command().output().expect("the binary runs");
     assert!(!second.status.success());
     let message = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(message.contains("another collector uses") && message.contains("hint:"), "{message}");
-    let mode = |name| fs::metadata(place.socket(name)).expect("the socket").permissions().mode() & 0o777;
+    assert!(
+        message.contains("another collector uses") && message.contains("hint:"),
+        "{message}"
+    );
+    let mode = |name| {
+        fs::metadata(place.socket(name))
+            .expect("the socket")
+            .permissions()
+            .mode()
+            & 0o777
+    };
     assert_eq!((mode(INGEST_SOCKET), mode(QUERY_SOCKET)), (0o600, 0o666));
     collector.signal(nix::sys::signal::Signal::SIGKILL);
     drop(collector);
-    assert!(place.socket(QUERY_SOCKET).exists(), "a killed collector leaves its sockets");
+    assert!(
+        place.socket(QUERY_SOCKET).exists(),
+        "a killed collector leaves its sockets"
+    );
     let collector = place.start().await;
     assert!(place.events().await.is_empty());
     drop(collector);
@@ -363,7 +491,10 @@ async fn a_second_collector_is_refused_and_a_stale_socket_is_not() {
     fs::write(place.socket(QUERY_SOCKET), "not a socket").expect("written");
     let refused = place.command().output().expect("the binary runs");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is not a socket"));
-    assert_eq!(fs::read(place.socket(QUERY_SOCKET)).expect("it is kept"), b"not a socket");
+    assert_eq!(
+        fs::read(place.socket(QUERY_SOCKET)).expect("it is kept"),
+        b"not a socket"
+    );
 }
 
 #[tokio::test]
@@ -373,10 +504,15 @@ async fn sigterm_ends_it_in_order() {
     let mut connection = place.ingest().await;
     store(&mut connection, &batch(1, 100)).await;
     collector.signal(nix::sys::signal::Signal::SIGTERM);
-    let status = tokio::task::spawn_blocking(move || collector.child.wait()).await.expect("no panic").expect("its status");
+    let status = tokio::task::spawn_blocking(move || collector.child.wait())
+        .await
+        .expect("no panic")
+        .expect("its status");
     assert!(status.success(), "{status}");
     assert!(!place.socket(INGEST_SOCKET).exists());
-    let log = fs::metadata(place.state().join("history.db-wal")).map(|file| file.len()).unwrap_or(0);
+    let log = fs::metadata(place.state().join("history.db-wal"))
+        .map(|file| file.len())
+        .unwrap_or(0);
     assert_eq!(log, 0, "the log is part of the file");
     let _collector = place.start().await;
     assert_eq!(place.events().await.len(), 100);
@@ -386,13 +522,26 @@ async fn sigterm_ends_it_in_order() {
 async fn a_damaged_history_is_set_aside() {
     let place = Place::new();
     fs::create_dir_all(place.state()).expect("a directory");
-    fs::write(place.state().join("history.db"), "this was a history once ".repeat(500)).expect("written");
+    fs::write(
+        place.state().join("history.db"),
+        "this was a history once ".repeat(500),
+    )
+    .expect("written");
     let _collector = place.start().await;
     let events = place.events().await;
     assert_eq!(events.len(), 1);
-    assert_eq!(events[0].loss.as_ref().map(|loss| loss.reason.as_str()), Some("store_corrupt"));
-    let kept = fs::read_dir(place.state()).expect("the directory").flatten();
-    assert_eq!(kept.filter(|entry| entry.file_name().to_string_lossy().contains(".corrupt-")).count(), 1);
+    assert_eq!(
+        events[0].loss.as_ref().map(|loss| loss.reason.as_str()),
+        Some("store_corrupt")
+    );
+    let kept = fs::read_dir(place.state())
+        .expect("the directory")
+        .flatten();
+    assert_eq!(
+        kept.filter(|entry| entry.file_name().to_string_lossy().contains(".corrupt-"))
+            .count(),
+        1
+    );
 }
 
 /// A real full disk: a tmpfs of 4 MiB, as far as this user may mount one.
@@ -408,7 +557,11 @@ async fn a_full_disk_refuses_then_recovers() {
         Some("size=4m,mode=0700"),
     );
     if let Err(error) = mounted {
-        assert_eq!(error, nix::errno::Errno::EPERM, "only a missing right may keep this test from running");
+        assert_eq!(
+            error,
+            nix::errno::Errno::EPERM,
+            "only a missing right may keep this test from running"
+        );
         return;
     }
     let _unmount = Unmount(place.state());
@@ -421,7 +574,10 @@ async fn a_full_disk_refuses_then_recovers() {
         connection.send(&batch(number, 200)).await.expect("sent");
         match answer(&mut connection).await {
             BatchAnswer::Ack { .. } => stored += 200,
-            BatchAnswer::Refused { number: refused, error } => {
+            BatchAnswer::Refused {
+                number: refused,
+                error,
+            } => {
                 assert_eq!(refused, number);
                 break error;
             }
@@ -429,7 +585,10 @@ async fn a_full_disk_refuses_then_recovers() {
         number += 1;
         assert!(number < 1000, "the disk does not fill");
     };
-    assert!(error.contains("no space") && error.contains("hint:"), "{error}");
+    assert!(
+        error.contains("no space") && error.contains("hint:"),
+        "{error}"
+    );
     assert_eq!(place.events().await.len(), stored, "reads go on");
     fs::remove_file(&filler).expect("removed");
     store(&mut connection, &batch(number, 200)).await;
@@ -456,13 +615,23 @@ async fn commands_show_the_history_and_no_control_characters() {
             process.argv.push("\x1b]0;owned\x07\u{202e}".to_owned());
         }
     }
-    store(&mut connection, &Batch { number: 1, events: events.clone() }).await;
+    store(
+        &mut connection,
+        &Batch {
+            number: 1,
+            events: events.clone(),
+        },
+    )
+    .await;
 
     let text = |output: &Output| String::from_utf8(output.stdout.clone()).expect("UTF-8");
     let jsonl = place.cli(&["events", "fix-parser", "--format", "jsonl"]);
     assert!(jsonl.status.success());
     let mut printed: Vec<String> = text(&jsonl).lines().map(str::to_owned).collect();
-    let mut stored: Vec<String> = events.iter().map(|event| serde_json::to_string(event).expect("JSON")).collect();
+    let mut stored: Vec<String> = events
+        .iter()
+        .map(|event| serde_json::to_string(event).expect("JSON"))
+        .collect();
     printed.sort();
     stored.sort();
     assert_eq!(printed, stored);
@@ -475,21 +644,42 @@ async fn commands_show_the_history_and_no_control_characters() {
         &["query", "SELECT argv, kind FROM events"],
     ] {
         let output = place.cli(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let text = text(&output);
         assert!(text.lines().count() > 1, "{arguments:?}: {text}");
-        let wild = text.chars().find(|character| (character.is_control() && *character != '\n') || *character == '\u{202e}');
+        let wild = text.chars().find(|character| {
+            (character.is_control() && *character != '\n') || *character == '\u{202e}'
+        });
         assert_eq!(wild, None, "{arguments:?}: {text:?}");
     }
     let timeline = text(&place.cli(&["timeline", "fix-parser"]));
-    for part in ["DENIED", "/etc/shadow", "files.deny[2]", "exit 1 after 1.2s", "connect  192.0.2.7:443 (example.org)", "42 events"] {
+    for part in [
+        "DENIED",
+        "/etc/shadow",
+        "files.deny[2]",
+        "exit 1 after 1.2s",
+        "connect  192.0.2.7:443 (example.org)",
+        "42 events",
+    ] {
         assert!(timeline.contains(part), "{part}: {timeline}");
     }
-    let json: serde_json::Value = serde_json::from_slice(&place.cli(&["timeline", "fix-parser", "--json"]).stdout).expect("JSON");
+    let json: serde_json::Value =
+        serde_json::from_slice(&place.cli(&["timeline", "fix-parser", "--json"]).stdout)
+            .expect("JSON");
     assert_eq!(json.pointer("/processes/0/pid"), Some(&4711.into()));
-    let sessions: serde_json::Value = serde_json::from_slice(&place.cli(&["sessions", "--json"]).stdout).expect("JSON");
+    let sessions: serde_json::Value =
+        serde_json::from_slice(&place.cli(&["sessions", "--json"]).stdout).expect("JSON");
     assert_eq!(sessions.pointer("/0/name"), Some(&"fix-parser".into()));
-    let csv = text(&place.cli(&["query", "SELECT '=1+1' AS a, 'x\"y' AS b, 3 AS c", "--format", "csv"]));
+    let csv = text(&place.cli(&[
+        "query",
+        "SELECT '=1+1' AS a, 'x\"y' AS b, 3 AS c",
+        "--format",
+        "csv",
+    ]));
     assert_eq!(csv, "a,b,c\r\n'=1+1,\"x\"\"y\",3\r\n");
 
     let refused = place.cli(&["query", "DELETE FROM event_rows"]);
@@ -505,7 +695,10 @@ fn without_a_collector_the_commands_say_so() {
     let output = place.cli(&["sessions"]);
     assert!(!output.status.success());
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("no collector answers at") && message.contains("hint: agentwatch daemon"), "{message}");
+    assert!(
+        message.contains("no collector answers at") && message.contains("hint: agentwatch daemon"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
@@ -522,7 +715,10 @@ async fn a_reader_that_leaves_is_no_failure() {
         .spawn()
         .expect("the binary runs");
     drop(child.stdout.take());
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.expect("no panic").expect("its end");
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output())
+        .await
+        .expect("no panic")
+        .expect("its end");
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 }
@@ -556,21 +752,40 @@ async fn a_stranger_sees_only_what_is_theirs() {
     fs::copy(env!("CARGO_BIN_EXE_agentwatch"), &binary).expect("copied");
     let stranger = |arguments: &[&str]| {
         let mut command = Command::new(&binary);
-        command.args(arguments).arg("--runtime-dir").arg(place.runtime()).uid(54_321).gid(54_321).current_dir("/");
+        command
+            .args(arguments)
+            .arg("--runtime-dir")
+            .arg(place.runtime())
+            .uid(54_321)
+            .gid(54_321)
+            .current_dir("/");
         command.output().expect("the binary runs")
     };
     let sessions = String::from_utf8_lossy(&stranger(&["sessions", "--json"]).stdout).into_owned();
-    assert!(sessions.contains("\"mine\"") && !sessions.contains("\"theirs\""), "{sessions}");
-    let events = String::from_utf8_lossy(&stranger(&["events", "--format", "jsonl"]).stdout).into_owned();
+    assert!(
+        sessions.contains("\"mine\"") && !sessions.contains("\"theirs\""),
+        "{sessions}"
+    );
+    let events =
+        String::from_utf8_lossy(&stranger(&["events", "--format", "jsonl"]).stdout).into_owned();
     assert_eq!(events.lines().count(), 1, "{events}");
     assert!(!stranger(&["timeline", "theirs"]).status.success());
     let sql = stranger(&["query", "SELECT * FROM events"]);
-    assert!(String::from_utf8_lossy(&sql.stderr).contains("only root"), "{sql:?}");
+    assert!(
+        String::from_utf8_lossy(&sql.stderr).contains("only root"),
+        "{sql:?}"
+    );
 
     // Even with the socket open to all, the peer's uid decides.
-    fs::set_permissions(place.socket(INGEST_SOCKET), fs::Permissions::from_mode(0o666)).expect("set");
+    fs::set_permissions(
+        place.socket(INGEST_SOCKET),
+        fs::Permissions::from_mode(0o666),
+    )
+    .expect("set");
     let path = place.socket(INGEST_SOCKET);
-    let refused = tokio::task::spawn_blocking(move || as_stranger(&path)).await.expect("no panic");
+    let refused = tokio::task::spawn_blocking(move || as_stranger(&path))
+        .await
+        .expect("no panic");
     assert!(refused, "a stranger's batch was answered");
     assert_eq!(place.events().await.len(), 2);
 }
@@ -589,7 +804,9 @@ fn as_stranger(path: &Path) -> bool {
     let frame = serde_json::to_vec(&batch(1, 1)).expect("JSON");
     let length = u32::try_from(frame.len()).expect("small").to_be_bytes();
     // The collector may have hung up already.
-    let _ = stream.write_all(&length).and_then(|()| stream.write_all(&frame));
+    let _ = stream
+        .write_all(&length)
+        .and_then(|()| stream.write_all(&frame));
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     let mut byte = [0];
     !matches!(std::io::Read::read(&mut stream, &mut byte), Ok(1))

@@ -15,18 +15,34 @@ use crate::wire::{
 /// # Errors
 /// When no collector answers, when it answers with an error, when it goes away before the answer is complete, and
 /// what `each` returns.
-pub async fn ask(runtime_dir: &Path, question: &Question, mut each: impl FnMut(Answer) -> Result<()>) -> Result<()> {
+pub async fn ask(
+    runtime_dir: &Path,
+    question: &Question,
+    mut each: impl FnMut(Answer) -> Result<()>,
+) -> Result<()> {
     let path = runtime_dir.join("collector").join(QUERY_SOCKET);
-    let stream = UnixStream::connect(&path).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            anyhow!("no collector answers at {}: is the daemon running?\nhint: agentwatch daemon", path.display())
-        }
-        _ => anyhow!("connect to the collector at {}: {error}", path.display()),
-    })?;
+    let stream = UnixStream::connect(&path)
+        .await
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                anyhow!(
+                    "no collector answers at {}: is the daemon running?\nhint: agentwatch daemon",
+                    path.display()
+                )
+            }
+            _ => anyhow!("connect to the collector at {}: {error}", path.display()),
+        })?;
     let mut connection = Connection::new(stream);
-    connection.send(question).await.context("ask the collector")?;
+    connection
+        .send(question)
+        .await
+        .context("ask the collector")?;
     loop {
-        match connection.receive().await.context("read the collector's answer")? {
+        match connection
+            .receive()
+            .await
+            .context("read the collector's answer")?
+        {
             Some(Answer::End) => return Ok(()),
             Some(Answer::Error { message }) => bail!(message),
             Some(part) => each(part)?,

@@ -14,7 +14,12 @@ use crate::collector;
 #[derive(Args, Debug)]
 pub struct CollectorArgs {
     /// Directory that holds the history
-    #[arg(long, value_name = "DIR", env = "AGENTWATCH_STATE_DIR", default_value = "/var/lib/agentwatch")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "AGENTWATCH_STATE_DIR",
+        default_value = "/var/lib/agentwatch"
+    )]
     pub state_dir: PathBuf,
 }
 
@@ -24,7 +29,10 @@ impl CollectorArgs {
     /// # Errors
     /// When the collector cannot run.
     pub async fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        let config = collector::Config { state_dir: self.state_dir, runtime_dir: runtime_dir.to_owned() };
+        let config = collector::Config {
+            state_dir: self.state_dir,
+            runtime_dir: runtime_dir.to_owned(),
+        };
         collector::run(config).await?;
         Ok(ExitCode::SUCCESS)
     }

@@ -55,32 +55,49 @@ impl EventsArgs {
     /// # Errors
     /// When the collector does not answer or answers with an error, or when standard output cannot be written.
     pub async fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        let filter = Filter { session: self.session, since: self.since, kinds: self.kind, verdicts: self.verdict };
+        let filter = Filter {
+            session: self.session,
+            since: self.since,
+            kinds: self.kind,
+            verdicts: self.verdict,
+        };
         let mut out = Output::stdout();
         let mut untitled = self.format == EventFormat::Table;
-        let result = ask(runtime_dir, &Question::Events { filter, follow: self.follow }, |answer| {
-            let Answer::Events { events } = answer else { return Ok(()) };
-            if std::mem::take(&mut untitled) {
-                let title = out.style.paint(Tone::Title, &columns(["TIME", "SESSION", "VERDICT", "KIND", "PROCESS"], "WHAT"));
-                out.line(&title)?;
-            }
-            for event in &events {
-                match self.format {
-                    EventFormat::Table => {
-                        let line = table_line(event, out.style);
-                        out.line(&line)?;
-                    }
-                    EventFormat::Jsonl => {
-                        serde_json::to_writer(&mut out, event)?;
-                        out.write_all(b"\n")?;
+        let result = ask(
+            runtime_dir,
+            &Question::Events {
+                filter,
+                follow: self.follow,
+            },
+            |answer| {
+                let Answer::Events { events } = answer else {
+                    return Ok(());
+                };
+                if std::mem::take(&mut untitled) {
+                    let title = out.style.paint(
+                        Tone::Title,
+                        &columns(["TIME", "SESSION", "VERDICT", "KIND", "PROCESS"], "WHAT"),
+                    );
+                    out.line(&title)?;
+                }
+                for event in &events {
+                    match self.format {
+                        EventFormat::Table => {
+                            let line = table_line(event, out.style);
+                            out.line(&line)?;
+                        }
+                        EventFormat::Jsonl => {
+                            serde_json::to_writer(&mut out, event)?;
+                            out.write_all(b"\n")?;
+                        }
                     }
                 }
-            }
-            if self.follow {
-                out.flush()?;
-            }
-            Ok(())
-        })
+                if self.follow {
+                    out.flush()?;
+                }
+                Ok(())
+            },
+        )
         .await;
         output::finish(result.and_then(|()| out.flush().context("write to standard output")))
     }
@@ -91,13 +108,20 @@ fn since(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
-    let span: Span = text.parse().map_err(|_| "neither a span (90s, 1h, 2d) nor a time (2026-11-20T12:00:00Z)".to_owned())?;
+    let span: Span = text
+        .parse()
+        .map_err(|_| "neither a span (90s, 1h, 2d) nor a time (2026-11-20T12:00:00Z)".to_owned())?;
     let now = Timestamp::now().to_zoned(TimeZone::UTC);
-    now.checked_sub(span.abs()).map(|time| time.timestamp()).map_err(|error| error.to_string())
+    now.checked_sub(span.abs())
+        .map(|time| time.timestamp())
+        .map_err(|error| error.to_string())
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
-    Kind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| one_of(Kind::ALL.map(Kind::name).as_slice()))
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == text)
+        .ok_or_else(|| one_of(Kind::ALL.map(Kind::name).as_slice()))
 }
 
 fn verdict(text: &str) -> Result<Verdict, String> {
@@ -124,22 +148,47 @@ fn columns(cells: [&str; 5], last: &str) -> String {
 }
 
 fn table_line(event: &Event, style: output::Style) -> String {
-    let session = if event.session.name.is_empty() { &event.session.id } else { &event.session.name };
-    let session = if session.is_empty() { "-".into() } else { escape(session) };
+    let session = if event.session.name.is_empty() {
+        &event.session.id
+    } else {
+        &event.session.name
+    };
+    let session = if session.is_empty() {
+        "-".into()
+    } else {
+        escape(session)
+    };
     // The verdict is padded before it is painted, so that colours do not count as columns.
     let verdict = style.paint(render::tone(event.verdict), &pad(event.verdict.name(), 7));
-    let process = event.process.as_ref().map(render::process_name).unwrap_or_default();
+    let process = event
+        .process
+        .as_ref()
+        .map(render::process_name)
+        .unwrap_or_default();
     let mut last = render::what(event);
     if event.count > 1 {
         last.push_str(&format!(" ×{}", event.count));
     }
     let why = render::why(event);
     if !why.is_empty() {
-        let tone = if event.verdict == Verdict::Allowed { Tone::Dim } else { render::tone(event.verdict) };
+        let tone = if event.verdict == Verdict::Allowed {
+            Tone::Dim
+        } else {
+            render::tone(event.verdict)
+        };
         last.push_str("  ");
         last.push_str(&style.paint(tone, &why));
     }
-    columns([&render::time(event.time), &session, &verdict, event.kind.name(), &process], &last)
+    columns(
+        [
+            &render::time(event.time),
+            &session,
+            &verdict,
+            event.kind.name(),
+            &process,
+        ],
+        &last,
+    )
 }
 
 #[cfg(test)]
@@ -153,7 +202,10 @@ mod tests {
         let ago = Timestamp::now().as_second() - hour.as_second();
         assert!((3599..=3601).contains(&ago), "{ago}");
         assert!(since("2d").is_ok());
-        assert_eq!(since("2026-11-20T12:00:00Z").expect("a time").to_string(), "2026-11-20T12:00:00Z");
+        assert_eq!(
+            since("2026-11-20T12:00:00Z").expect("a time").to_string(),
+            "2026-11-20T12:00:00Z"
+        );
         assert!(since("yesterday-ish").is_err());
     }
 
@@ -163,14 +215,21 @@ mod tests {
         event.session.name = "evil\x1b[2J".to_owned();
         let line = table_line(&event, output::Style::plain());
         assert!(line.contains("denied   open       cat[4711]"), "{line}");
-        assert!(line.contains("/etc/shadow (read)  EACCES files.deny[2] (task.toml:9)"), "{line}");
+        assert!(
+            line.contains("/etc/shadow (read)  EACCES files.deny[2] (task.toml:9)"),
+            "{line}"
+        );
         assert!(!line.contains('\x1b'), "{line}");
         assert!(!line.contains('\n'), "{line}");
     }
 
     #[test]
     fn unknown_kinds_are_answered_with_the_known_ones() {
-        assert!(kind("opne").expect_err("no such kind").contains("open, create"));
+        assert!(
+            kind("opne")
+                .expect_err("no such kind")
+                .contains("open, create")
+        );
         assert_eq!(verdict("denied"), Ok(Verdict::Denied));
     }
 }

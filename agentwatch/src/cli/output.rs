@@ -47,7 +47,10 @@ impl Output {
         let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let stdout = io::stdout();
         let colour = stdout.is_terminal() && !forbidden;
-        Self { out: BufWriter::new(stdout.lock()), style: Style { colour } }
+        Self {
+            out: BufWriter::new(stdout.lock()),
+            style: Style { colour },
+        }
     }
 
     /// Writes a line.
@@ -109,7 +112,10 @@ pub fn finish(result: Result<()>) -> Result<ExitCode> {
 /// backslash is doubled, so that two different texts never look the same.
 #[must_use]
 pub fn escape(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(|character| character == '\\' || is_treacherous(character)) {
+    if !text
+        .chars()
+        .any(|character| character == '\\' || is_treacherous(character))
+    {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 16);
@@ -141,7 +147,9 @@ pub fn command_line(argv: &[String]) -> String {
             line.push(' ');
         }
         let plain = !argument.is_empty()
-            && argument.chars().all(|character| character.is_alphanumeric() || "-_./=:,+@%^~".contains(character));
+            && argument
+                .chars()
+                .all(|character| character.is_alphanumeric() || "-_./=:,+@%^~".contains(character));
         if plain {
             line.push_str(&escape(argument));
         } else {
@@ -178,7 +186,10 @@ impl Table {
     /// A table whose titles come from outside; they must have been escaped.
     #[must_use]
     pub fn titled(titles: Vec<String>) -> Self {
-        Self { titles, rows: Vec::new() }
+        Self {
+            titles,
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row: as many cells as there are titles, each with its tone.
@@ -197,7 +208,11 @@ impl Table {
             .enumerate()
             .map(|(column, title)| {
                 let cells = self.rows.iter().filter_map(|row| row.get(column));
-                cells.map(|(text, _)| text.width()).chain([title.width()]).max().unwrap_or(0)
+                cells
+                    .map(|(text, _)| text.width())
+                    .chain([title.width()])
+                    .max()
+                    .unwrap_or(0)
             })
             .collect();
         let style = out.style;
@@ -206,15 +221,30 @@ impl Table {
             let mut line = String::new();
             for (column, ((text, tone), width)) in cells.into_iter().zip(&widths).enumerate() {
                 // Padding is not coloured, and the last column needs none.
-                let padding = if column == last { 0 } else { width.saturating_sub(text.width()) + 2 };
-                line.push_str(&tone.map_or_else(|| text.to_owned(), |tone| style.paint(tone, text)));
+                let padding = if column == last {
+                    0
+                } else {
+                    width.saturating_sub(text.width()) + 2
+                };
+                line.push_str(
+                    &tone.map_or_else(|| text.to_owned(), |tone| style.paint(tone, text)),
+                );
                 line.extend(std::iter::repeat_n(' ', padding));
             }
             line.trim_end().to_owned()
         };
-        out.line(&line(self.titles.iter().map(|title| (title.as_str(), Some(Tone::Title))).collect()))?;
+        out.line(&line(
+            self.titles
+                .iter()
+                .map(|title| (title.as_str(), Some(Tone::Title)))
+                .collect(),
+        ))?;
         for row in &self.rows {
-            out.line(&line(row.iter().map(|(text, tone)| (text.as_str(), *tone)).collect()))?;
+            out.line(&line(
+                row.iter()
+                    .map(|(text, tone)| (text.as_str(), *tone))
+                    .collect(),
+            ))?;
         }
         Ok(())
     }
@@ -237,11 +267,15 @@ fn is_treacherous(character: char) -> bool {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
-        let csv = cause.downcast_ref::<csv::Error>().and_then(|error| match error.kind() {
-            csv::ErrorKind::Io(error) => Some(error.kind()),
-            _ => None,
-        });
+        let json = cause
+            .downcast_ref::<serde_json::Error>()
+            .and_then(serde_json::Error::io_error_kind);
+        let csv = cause
+            .downcast_ref::<csv::Error>()
+            .and_then(|error| match error.kind() {
+                csv::ErrorKind::Io(error) => Some(error.kind()),
+                _ => None,
+            });
         [io, json, csv].contains(&Some(io::ErrorKind::BrokenPipe))
     })
 }
@@ -276,7 +310,10 @@ mod tests {
     #[test]
     fn arguments_are_quoted_where_a_shell_would_need_it() {
         let argv = ["sh", "-c", "echo 'hi' > /tmp/x", "", "a=b"].map(str::to_owned);
-        assert_eq!(command_line(&argv), r"sh -c 'echo '\''hi'\'' > /tmp/x' '' a=b");
+        assert_eq!(
+            command_line(&argv),
+            r"sh -c 'echo '\''hi'\'' > /tmp/x' '' a=b"
+        );
     }
 
     #[test]
@@ -287,7 +324,8 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_no_failure() {
-        let error = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("write");
+        let error =
+            anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("write");
         assert!(finish(Err(error)).is_ok());
         assert!(finish(Err(anyhow::anyhow!("other"))).is_err());
     }

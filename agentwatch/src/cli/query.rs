@@ -65,11 +65,15 @@ impl QueryArgs {
     /// When the collector does not answer or refuses the statement, or when standard output cannot be written.
     pub async fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
         let mut rows = Rows::new(self.format);
-        let result = ask(runtime_dir, &Question::Sql { sql: self.sql }, |answer| match answer {
-            Answer::Columns { columns } => rows.begin(columns),
-            Answer::Rows { rows: more } => more.into_iter().try_for_each(|row| rows.row(row)),
-            _ => Ok(()),
-        })
+        let result = ask(
+            runtime_dir,
+            &Question::Sql { sql: self.sql },
+            |answer| match answer {
+                Answer::Columns { columns } => rows.begin(columns),
+                Answer::Rows { rows: more } => more.into_iter().try_for_each(|row| rows.row(row)),
+                _ => Ok(()),
+            },
+        )
         .await;
         output::finish(result.and_then(|()| rows.end()))
     }
@@ -85,13 +89,22 @@ struct Rows {
 
 impl Rows {
     fn new(format: RowFormat) -> Self {
-        Self { format, columns: Vec::new(), held: Vec::new(), out: Output::stdout() }
+        Self {
+            format,
+            columns: Vec::new(),
+            held: Vec::new(),
+            out: Output::stdout(),
+        }
     }
 
     fn begin(&mut self, columns: Vec<String>) -> Result<()> {
         self.columns = columns;
         if self.format == RowFormat::Csv {
-            let titles = self.columns.iter().map(|title| neutral(title.clone())).collect::<Vec<_>>();
+            let titles = self
+                .columns
+                .iter()
+                .map(|title| neutral(title.clone()))
+                .collect::<Vec<_>>();
             self.record(&titles)?;
         }
         Ok(())
@@ -101,7 +114,8 @@ impl Rows {
         match self.format {
             RowFormat::Table => self.held.push(row),
             RowFormat::Jsonl => {
-                let object: Map<String, Value> = unique(&self.columns).into_iter().zip(row).collect();
+                let object: Map<String, Value> =
+                    unique(&self.columns).into_iter().zip(row).collect();
                 serde_json::to_writer(&mut self.out, &object)?;
                 self.out.write_all(b"\n")?;
             }
@@ -115,7 +129,12 @@ impl Rows {
 
     fn end(mut self) -> Result<()> {
         if self.format == RowFormat::Table {
-            let mut table = Table::titled(self.columns.iter().map(|title| escape(title).into_owned()).collect());
+            let mut table = Table::titled(
+                self.columns
+                    .iter()
+                    .map(|title| escape(title).into_owned())
+                    .collect(),
+            );
             for row in &self.held {
                 table.row(row.iter().map(|value| (table_cell(value), None)).collect());
             }
@@ -129,7 +148,9 @@ impl Rows {
 
     fn record(&mut self, cells: &[String]) -> Result<()> {
         // A writer for each record: it holds a buffer that would otherwise be flushed only at the end.
-        let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(&mut self.out);
+        let mut writer = csv::WriterBuilder::new()
+            .terminator(csv::Terminator::CRLF)
+            .from_writer(&mut self.out);
         writer.write_record(cells)?;
         writer.flush().context("write to standard output")
     }
@@ -170,7 +191,11 @@ fn csv_cell(value: &Value) -> String {
 /// Text that a spreadsheet shows and does not run (OWASP, CSV injection).
 fn neutral(text: String) -> String {
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
-    if formula && text.parse::<f64>().is_err() { format!("'{text}") } else { text }
+    if formula && text.parse::<f64>().is_err() {
+        format!("'{text}")
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]

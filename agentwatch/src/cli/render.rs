@@ -40,7 +40,13 @@ pub fn what(event: &Event) -> String {
             if loss.from == 0 && loss.to == 0 {
                 format!("events lost: {}", escape(&loss.reason))
             } else {
-                format!("{} events lost, {} to {}: {}", loss.events, loss.from, loss.to, escape(&loss.reason))
+                format!(
+                    "{} events lost, {} to {}: {}",
+                    loss.events,
+                    loss.from,
+                    loss.to,
+                    escape(&loss.reason)
+                )
             }
         }),
         _ => object(event),
@@ -54,7 +60,11 @@ pub fn why(event: &Event) -> String {
     if let Some(errno) = event.errno {
         parts.push(errno_name(errno));
     }
-    if let Some(rule) = event.rule.as_ref().filter(|_| event.verdict != Verdict::Allowed) {
+    if let Some(rule) = event
+        .rule
+        .as_ref()
+        .filter(|_| event.verdict != Verdict::Allowed)
+    {
         parts.push(escape(&rule.id).into_owned());
         if !rule.source.is_empty() {
             parts.push(format!("({})", escape(&rule.source)));
@@ -68,8 +78,12 @@ pub fn why(event: &Event) -> String {
 pub fn exit(exit: &Exit) -> String {
     let how = match (exit.code, exit.signal) {
         (_, Some(signal)) => {
-            let name = nix::sys::signal::Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |known| known.to_string());
-            format!("killed by {name}{}", if exit.core { ", core dumped" } else { "" })
+            let name = nix::sys::signal::Signal::try_from(signal)
+                .map_or_else(|_| format!("signal {signal}"), |known| known.to_string());
+            format!(
+                "killed by {name}{}",
+                if exit.core { ", core dumped" } else { "" }
+            )
         }
         (Some(code), None) => format!("exit {code}"),
         (None, None) => "ended".to_owned(),
@@ -99,7 +113,11 @@ pub fn destination(net: &Net) -> String {
     }
     if let Some(addr) = &net.addr {
         let v6 = addr.parse::<IpAddr>().is_ok_and(|addr| addr.is_ipv6()) && net.port.is_some();
-        text.push_str(&if v6 { format!("[{}]", escape(addr)) } else { escape(addr).into_owned() });
+        text.push_str(&if v6 {
+            format!("[{}]", escape(addr))
+        } else {
+            escape(addr).into_owned()
+        });
     }
     if let Some(port) = net.port {
         text.push_str(&format!(":{port}"));
@@ -119,24 +137,38 @@ pub fn destination(net: &Net) -> String {
 #[must_use]
 pub fn errno_name(errno: i32) -> String {
     let name = nix::errno::Errno::from_raw(errno.saturating_abs());
-    if name == nix::errno::Errno::UnknownErrno { format!("errno {errno}") } else { format!("{name:?}") }
+    if name == nix::errno::Errno::UnknownErrno {
+        format!("errno {errno}")
+    } else {
+        format!("{name:?}")
+    }
 }
 
 /// What follows the last slash.
 #[must_use]
 pub fn basename(path: &str) -> &str {
-    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
+    path.rsplit('/')
+        .find(|part| !part.is_empty())
+        .unwrap_or(path)
 }
 
 fn exec(event: &Event) -> String {
-    let argv = event.process.as_ref().map(|process| process.argv.as_slice()).unwrap_or_default();
+    let argv = event
+        .process
+        .as_ref()
+        .map(|process| process.argv.as_slice())
+        .unwrap_or_default();
     let file = event.file.as_ref().filter(|file| !file.path.is_empty());
     match (file, argv) {
         // A refused exec: the arguments are still those of the image that asked for it.
         (Some(file), _) if event.verdict == Verdict::Denied || event.errno.is_some() => path(file),
         (_, [_, ..]) => command_line(argv),
         (Some(file), []) => path(file),
-        (None, []) => event.process.as_ref().map(|process| escape(&process.exe).into_owned()).unwrap_or_default(),
+        (None, []) => event
+            .process
+            .as_ref()
+            .map(|process| escape(&process.exe).into_owned())
+            .unwrap_or_default(),
     }
 }
 
@@ -156,20 +188,49 @@ fn object(event: &Event) -> String {
 }
 
 fn path(file: &File) -> String {
-    format!("{}{}", if file.path_truncated { "…" } else { "" }, escape(&file.path))
+    format!(
+        "{}{}",
+        if file.path_truncated { "…" } else { "" },
+        escape(&file.path)
+    )
 }
 
 fn lifecycle(lifecycle: &Lifecycle) -> String {
     match lifecycle {
-        Lifecycle::Started { coverage, missing, command, cgroup, .. } => {
-            let subject = if command.is_empty() { escape(cgroup).into_owned() } else { command_line(command) };
-            let missing = if missing.is_empty() { String::new() } else { format!(" (missing: {})", escape(&missing.join("; "))) };
+        Lifecycle::Started {
+            coverage,
+            missing,
+            command,
+            cgroup,
+            ..
+        } => {
+            let subject = if command.is_empty() {
+                escape(cgroup).into_owned()
+            } else {
+                command_line(command)
+            };
+            let missing = if missing.is_empty() {
+                String::new()
+            } else {
+                format!(" (missing: {})", escape(&missing.join("; ")))
+            };
             format!("started, {}{missing}: {subject}", coverage.name())
         }
         Lifecycle::Resumed { coverage } => format!("resumed, {}", coverage.name()),
-        Lifecycle::Ended { reason, exit_code, counts } => {
-            let code = exit_code.map(|code| format!(" with {code}")).unwrap_or_default();
-            format!("ended: {}{code}; {} actions, {} lost", escape(reason), counts.made, counts.lost)
+        Lifecycle::Ended {
+            reason,
+            exit_code,
+            counts,
+        } => {
+            let code = exit_code
+                .map(|code| format!(" with {code}"))
+                .unwrap_or_default();
+            format!(
+                "ended: {}{code}; {} actions, {} lost",
+                escape(reason),
+                counts.made,
+                counts.lost
+            )
         }
     }
 }
@@ -201,9 +262,18 @@ mod tests {
             domain: domain.map(str::to_owned),
             ..Net::default()
         };
-        assert_eq!(destination(&net("192.0.2.7", Some(443), Some("example.org"))), "192.0.2.7:443 (example.org)");
-        assert_eq!(destination(&net("2001:db8::1", Some(443), None)), "[2001:db8::1]:443");
-        assert_eq!(destination(&net("", None, Some("example.org"))), "example.org");
+        assert_eq!(
+            destination(&net("192.0.2.7", Some(443), Some("example.org"))),
+            "192.0.2.7:443 (example.org)"
+        );
+        assert_eq!(
+            destination(&net("2001:db8::1", Some(443), None)),
+            "[2001:db8::1]:443"
+        );
+        assert_eq!(
+            destination(&net("", None, Some("example.org"))),
+            "example.org"
+        );
         assert_eq!(destination(&net("", None, None)), "inet socket");
     }
 

@@ -39,7 +39,11 @@ impl SessionsArgs {
         })
         .await?;
         let mut out = Output::stdout();
-        let result = if self.json { json(&mut out, &sessions) } else { table(&mut out, &sessions) };
+        let result = if self.json {
+            json(&mut out, &sessions)
+        } else {
+            table(&mut out, &sessions)
+        };
         output::finish(result.and_then(|()| out.flush().context("write to standard output")))
     }
 }
@@ -51,7 +55,9 @@ fn json(out: &mut Output, sessions: &[SessionRow]) -> Result<()> {
 }
 
 fn table(out: &mut Output, sessions: &[SessionRow]) -> Result<()> {
-    let mut table = Table::new(&["ID", "NAME", "UID", "MODE", "COVERAGE", "STATE", "STARTED", "DURATION", "EVENTS", "DENIED"]);
+    let mut table = Table::new(&[
+        "ID", "NAME", "UID", "MODE", "COVERAGE", "STATE", "STARTED", "DURATION", "EVENTS", "DENIED",
+    ]);
     let now = Timestamp::now();
     for session in sessions {
         let coverage = match session.coverage {
@@ -69,7 +75,10 @@ fn table(out: &mut Output, sessions: &[SessionRow]) -> Result<()> {
             (render::time(session.started), None),
             (lasted(session, now), None),
             (session.events.to_string(), None),
-            (session.denied.to_string(), (session.denied > 0).then_some(Tone::Bad)),
+            (
+                session.denied.to_string(),
+                (session.denied > 0).then_some(Tone::Bad),
+            ),
         ]);
     }
     table.write(out)?;
@@ -78,7 +87,11 @@ fn table(out: &mut Output, sessions: &[SessionRow]) -> Result<()> {
 
 /// The user, or `?` where the session's start is not in the history.
 pub(super) fn uid(uid: u32) -> String {
-    if uid == u32::MAX { "?".to_owned() } else { uid.to_string() }
+    if uid == u32::MAX {
+        "?".to_owned()
+    } else {
+        uid.to_string()
+    }
 }
 
 /// `running`, or how it ended.

@@ -24,7 +24,11 @@ const PIPELINE: usize = 8;
 const UNREAD: Duration = Duration::from_secs(30);
 
 /// Serves one sender until it hangs up, or until the collector stops and what it has sent is answered.
-pub(super) async fn serve(stream: UnixStream, jobs: mpsc::Sender<Job>, mut stopping: watch::Receiver<bool>) -> Result<()> {
+pub(super) async fn serve(
+    stream: UnixStream,
+    jobs: mpsc::Sender<Job>,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<()> {
     let mut connection = Connection::new(stream);
     let mut pending = VecDeque::new();
     let mut refused: Option<u64> = None;
@@ -71,18 +75,27 @@ type Pending = VecDeque<(u64, oneshot::Receiver<Result<(), String>>)>;
 
 /// The outcome of the oldest batch; never, while there is none.
 async fn next_outcome(pending: &mut Pending) -> (u64, Result<(), String>) {
-    let Some((number, outcome)) = pending.front_mut() else { return std::future::pending().await };
+    let Some((number, outcome)) = pending.front_mut() else {
+        return std::future::pending().await;
+    };
     let number = *number;
-    let outcome = outcome.await.unwrap_or_else(|_| Err("the collector stopped before the batch was stored".to_owned()));
+    let outcome = outcome
+        .await
+        .unwrap_or_else(|_| Err("the collector stopped before the batch was stored".to_owned()));
     pending.pop_front();
     (number, outcome)
 }
 
 fn out_of_turn(number: u64, refused: Option<u64>) -> BatchAnswer {
     let first = refused.unwrap_or(number);
-    BatchAnswer::Refused { number, error: format!("batch {first} was refused and must come again before batch {number}") }
+    BatchAnswer::Refused {
+        number,
+        error: format!("batch {first} was refused and must come again before batch {number}"),
+    }
 }
 
 async fn send(connection: &mut Connection, answer: &BatchAnswer) -> Result<()> {
-    timeout(UNREAD, connection.send(answer)).await.context("the sender does not read its answers")?
+    timeout(UNREAD, connection.send(answer))
+        .await
+        .context("the sender does not read its answers")?
 }

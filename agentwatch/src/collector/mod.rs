@@ -36,7 +36,10 @@ pub struct Config {
 /// When the directories or the sockets cannot be used, when another collector uses them, or when the history is of a
 /// newer version.
 pub async fn run(config: Config) -> Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let stopped = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -50,7 +53,11 @@ pub async fn run(config: Config) -> Result<()> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_until(config: Config, limits: Limits, stopped: impl Future<Output = ()>) -> Result<()> {
+pub async fn run_until(
+    config: Config,
+    limits: Limits,
+    stopped: impl Future<Output = ()>,
+) -> Result<()> {
     // A thread of its own, because Landlock restricts a thread and those that it starts, and the caller's runtime has
     // its threads already. Dropping `stop` ends the collector too.
     let (stop, stopping) = watch::channel(false);
@@ -69,5 +76,7 @@ pub async fn run_until(config: Config, limits: Limits, stopped: impl Future<Outp
         () = stopped => {}
     }
     stop.send_replace(true);
-    ended.await.context("the collector's thread ended without a result")?
+    ended
+        .await
+        .context("the collector's thread ended without a result")?
 }

@@ -49,25 +49,41 @@ pub(super) struct Asker {
 
 impl Asker {
     fn viewer(self) -> Viewer {
-        if self.privileged { Viewer::All } else { Viewer::User(self.uid) }
+        if self.privileged {
+            Viewer::All
+        } else {
+            Viewer::User(self.uid)
+        }
     }
 }
 
 /// Answers the one question of a connection.
 pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>) -> Result<()> {
     let mut connection = Connection::new(stream);
-    let question = match timeout(shared.limits.first_question, connection.receive::<Question>()).await {
+    let question = match timeout(
+        shared.limits.first_question,
+        connection.receive::<Question>(),
+    )
+    .await
+    {
         Ok(Ok(Some(question))) => question,
         Ok(Ok(None)) => return Ok(()),
         Ok(Err(error)) => {
             // Said for whoever speaks another version; one who sent garbage may not read it.
             let message = format!("the question was not understood: {error:#}");
-            return send(&mut connection, &Answer::Error { message }, shared.limits.unread_part).await;
+            return send(
+                &mut connection,
+                &Answer::Error { message },
+                shared.limits.unread_part,
+            )
+            .await;
         }
         Err(_) => bail!("no question came in time"),
     };
     let result = match question {
-        Question::Events { filter, follow } => events(&mut connection, filter, follow, asker, shared).await,
+        Question::Events { filter, follow } => {
+            events(&mut connection, filter, follow, asker, shared).await
+        }
         Question::Timeline { session } => timeline(&mut connection, session, asker, shared).await,
         Question::Sessions => sessions(&mut connection, asker, shared).await,
         Question::Sql { sql } => self::sql(&mut connection, sql, asker, shared).await,
@@ -80,7 +96,9 @@ pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>
             if !matches!(error, StoreError::Question(_)) {
                 tracing::error!(%error, "the history could not be read");
             }
-            Answer::Error { message: error.to_string() }
+            Answer::Error {
+                message: error.to_string(),
+            }
         }
     };
     send(&mut connection, &last, shared.limits.unread_part).await
@@ -89,7 +107,12 @@ pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>
 /// Tells one more asker than there is room for.
 pub(super) async fn turn_away(stream: UnixStream) -> Result<()> {
     let message = "too many questions are being answered\nhint: end some of those that --follow, or try again".to_owned();
-    send(&mut Connection::new(stream), &Answer::Error { message }, Duration::from_secs(1)).await
+    send(
+        &mut Connection::new(stream),
+        &Answer::Error { message },
+        Duration::from_secs(1),
+    )
+    .await
 }
 
 /// Why an answer ended early.
@@ -129,7 +152,11 @@ async fn events(
         Ok((reader, scan))
     })
     .await?;
-    let unread = if follow { shared.limits.unread_part } else { shared.limits.unread_answer };
+    let unread = if follow {
+        shared.limits.unread_part
+    } else {
+        shared.limits.unread_answer
+    };
     let (mut reader, mut scan) = walk(connection, reader, scan, unread).await?;
     if !follow {
         return Ok(());
@@ -157,21 +184,40 @@ async fn events(
     }
 }
 
-async fn timeline(connection: &mut Connection, session: String, asker: Asker, shared: &Arc<Shared>) -> Result<(), Failure> {
+async fn timeline(
+    connection: &mut Connection,
+    session: String,
+    asker: Asker,
+    shared: &Arc<Shared>,
+) -> Result<(), Failure> {
     let directory = shared.state_dir.clone();
     let (reader, scan, row) = blocking(move || {
         let reader = Reader::open(&directory, asker.viewer())?;
         let row = reader.session(&session)?;
-        let scan = reader.scan(&Filter { session: Some(row.id.clone()), ..Filter::default() })?;
+        let scan = reader.scan(&Filter {
+            session: Some(row.id.clone()),
+            ..Filter::default()
+        })?;
         Ok((reader, scan, row))
     })
     .await?;
-    send(connection, &Answer::Sessions { sessions: vec![row] }, shared.limits.unread_part).await?;
+    send(
+        connection,
+        &Answer::Sessions {
+            sessions: vec![row],
+        },
+        shared.limits.unread_part,
+    )
+    .await?;
     walk(connection, reader, scan, shared.limits.unread_answer).await?;
     Ok(())
 }
 
-async fn sessions(connection: &mut Connection, asker: Asker, shared: &Arc<Shared>) -> Result<(), Failure> {
+async fn sessions(
+    connection: &mut Connection,
+    asker: Asker,
+    shared: &Arc<Shared>,
+) -> Result<(), Failure> {
     let directory = shared.state_dir.clone();
     let mut reader = blocking(move || Reader::open(&directory, asker.viewer())).await?;
     let mut before = None;
@@ -182,7 +228,12 @@ async fn sessions(connection: &mut Connection, asker: Asker, shared: &Arc<Shared
         })
         .await?;
         reader = back;
-        send(connection, &Answer::Sessions { sessions }, shared.limits.unread_answer).await?;
+        send(
+            connection,
+            &Answer::Sessions { sessions },
+            shared.limits.unread_answer,
+        )
+        .await?;
         match next {
             Some(_) => before = next,
             None => return Ok(()),
@@ -190,18 +241,30 @@ async fn sessions(connection: &mut Connection, asker: Asker, shared: &Arc<Shared
     }
 }
 
-async fn sql(connection: &mut Connection, sql: String, asker: Asker, shared: &Arc<Shared>) -> Result<(), Failure> {
+async fn sql(
+    connection: &mut Connection,
+    sql: String,
+    asker: Asker,
+    shared: &Arc<Shared>,
+) -> Result<(), Failure> {
     if !asker.privileged {
         let question = "SQL sees every session, so only root and the collector's own user may ask it\n\
             hint: `agentwatch events` and `agentwatch timeline` show your own sessions";
         return Err(StoreError::Question(question.to_owned()).into());
     }
     let wanted = Wanted::default();
-    let limits = SqlLimits { time: shared.limits.sql, cancelled: Arc::clone(&wanted.cancelled) };
+    let limits = SqlLimits {
+        time: shared.limits.sql,
+        cancelled: Arc::clone(&wanted.cancelled),
+    };
     let directory = shared.state_dir.clone();
     // Two parts ahead at most: a slow asker slows the statement, and one that is gone ends it.
     let (sender, mut parts) = mpsc::channel(2);
-    let run = spawn_blocking(move || store::run_sql(&directory, &sql, &limits, |part| sender.blocking_send(part).is_ok()));
+    let run = spawn_blocking(move || {
+        store::run_sql(&directory, &sql, &limits, |part| {
+            sender.blocking_send(part).is_ok()
+        })
+    });
     loop {
         let part = tokio::select! {
             part = parts.recv() => part,
@@ -230,14 +293,28 @@ impl Drop for Wanted {
     }
 }
 
-async fn status(connection: &mut Connection, asker: Asker, shared: &Arc<Shared>) -> Result<(), Failure> {
+async fn status(
+    connection: &mut Connection,
+    asker: Asker,
+    shared: &Arc<Shared>,
+) -> Result<(), Failure> {
     let directory = shared.state_dir.clone();
     let status = blocking(move || Reader::open(&directory, asker.viewer())?.status()).await?;
-    Ok(send(connection, &Answer::Status { status }, shared.limits.unread_part).await?)
+    Ok(send(
+        connection,
+        &Answer::Status { status },
+        shared.limits.unread_part,
+    )
+    .await?)
 }
 
 /// Sends a whole walk, page by page.
-async fn walk(connection: &mut Connection, mut reader: Reader, mut scan: Scan, unread: Duration) -> Result<(Reader, Scan), Failure> {
+async fn walk(
+    connection: &mut Connection,
+    mut reader: Reader,
+    mut scan: Scan,
+    unread: Duration,
+) -> Result<(Reader, Scan), Failure> {
     loop {
         let (back, passed, page) = blocking(move || {
             let page = reader.page(&mut scan)?;
@@ -264,11 +341,17 @@ async fn newer(reader: Reader, mut scan: Scan) -> Result<(Reader, Scan, Page), F
 }
 
 /// Work on the store, which blocks, away from the threads that serve connections.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, Failure> {
-    let result = spawn_blocking(work).await.context("reading the history ended in a panic")?;
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Failure> {
+    let result = spawn_blocking(work)
+        .await
+        .context("reading the history ended in a panic")?;
     Ok(result?)
 }
 
 async fn send(connection: &mut Connection, answer: &Answer, unread: Duration) -> Result<()> {
-    timeout(unread, connection.send(answer)).await.context("the asker does not read the answer")?
+    timeout(unread, connection.send(answer))
+        .await
+        .context("the asker does not read the answer")?
 }

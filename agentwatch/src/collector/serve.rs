@@ -40,7 +40,11 @@ const LAST_BATCHES: Duration = Duration::from_secs(20);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the collector on this thread until `stopping` says so.
-pub(super) fn serve(config: &Config, limits: Limits, stopping: watch::Receiver<bool>) -> Result<()> {
+pub(super) fn serve(
+    config: &Config,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+) -> Result<()> {
     let state = &config.state_dir;
     let sockets = config.runtime_dir.join("collector");
     make_directory(state, 0o700)?;
@@ -63,7 +67,11 @@ pub(super) fn serve(config: &Config, limits: Limits, stopping: watch::Receiver<b
         .context("start the collector's runtime")?;
     let (committed, newest) = watch::channel(0);
     let (jobs, writer) = writer::start(store, committed)?;
-    let shared = Arc::new(query::Shared { state_dir: state.clone(), limits: limits.clone(), newest });
+    let shared = Arc::new(query::Shared {
+        state_dir: state.clone(),
+        limits: limits.clone(),
+        newest,
+    });
     let own = nix::unistd::geteuid().as_raw();
     let result = runtime.block_on(async {
         let ingest = UnixListener::from_std(ingest).context("listen for events")?;
@@ -103,7 +111,11 @@ async fn accept_senders(
         match stream.peer_cred() {
             Ok(peer) if is_privileged(peer.uid(), own) => {}
             Ok(peer) => {
-                tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a stranger tried to bring events; it was hung up on");
+                tracing::warn!(
+                    uid = peer.uid(),
+                    pid = peer.pid(),
+                    "a stranger tried to bring events; it was hung up on"
+                );
                 continue;
             }
             Err(error) => {
@@ -112,22 +124,38 @@ async fn accept_senders(
             }
         }
         if connections.len() >= most {
-            tracing::warn!(connections = connections.len(), "too many connections bring events; one was hung up on");
+            tracing::warn!(
+                connections = connections.len(),
+                "too many connections bring events; one was hung up on"
+            );
             continue;
         }
         let (jobs, stopping) = (jobs.clone(), stopping.clone());
         connections.spawn(async move {
             if let Err(error) = ingest::serve(stream, jobs, stopping).await {
-                tracing::warn!(error = format!("{error:#}"), "a connection that brought events ended");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "a connection that brought events ended"
+                );
             }
         });
     }
-    if timeout(LAST_BATCHES, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+    if timeout(LAST_BATCHES, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await
+    .is_err()
+    {
         tracing::warn!("batches in hand were not answered in time; their sender keeps them");
     }
 }
 
-async fn accept_askers(listener: UnixListener, own: u32, shared: &Arc<query::Shared>, mut stopping: watch::Receiver<bool>) {
+async fn accept_askers(
+    listener: UnixListener,
+    own: u32,
+    shared: &Arc<query::Shared>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let slots = Arc::new(Slots::new(&shared.limits));
     let mut connections = JoinSet::new();
     loop {
@@ -136,8 +164,13 @@ async fn accept_askers(listener: UnixListener, own: u32, shared: &Arc<query::Sha
             () = stopped(&mut stopping) => break,
         };
         while connections.try_join_next().is_some() {}
-        let Ok(peer) = stream.peer_cred() else { continue };
-        let asker = Asker { uid: peer.uid(), privileged: is_privileged(peer.uid(), own) };
+        let Ok(peer) = stream.peer_cred() else {
+            continue;
+        };
+        let asker = Asker {
+            uid: peer.uid(),
+            privileged: is_privileged(peer.uid(), own),
+        };
         let slot = Slots::take(&slots, asker);
         let shared = Arc::clone(shared);
         connections.spawn(async move {
@@ -146,7 +179,11 @@ async fn accept_askers(listener: UnixListener, own: u32, shared: &Arc<query::Sha
                 None => query::turn_away(stream).await,
             };
             if let Err(error) = result {
-                tracing::debug!(error = format!("{error:#}"), uid = asker.uid, "a question ended");
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    uid = asker.uid,
+                    "a question ended"
+                );
             }
         });
     }
@@ -188,7 +225,11 @@ struct Slot {
 
 impl Slots {
     fn new(limits: &Limits) -> Self {
-        Self { taken: Mutex::default(), most: limits.questions, most_per_user: limits.questions_per_user }
+        Self {
+            taken: Mutex::default(),
+            most: limits.questions,
+            most_per_user: limits.questions_per_user,
+        }
     }
 
     fn take(slots: &Arc<Self>, asker: Asker) -> Option<Slot> {
@@ -199,19 +240,30 @@ impl Slots {
         let room = if asker.privileged {
             own < slots.most
         } else {
-            let others: usize = taken.iter().filter(|(uid, _)| **uid != 0).map(|(_, count)| count).sum();
+            let others: usize = taken
+                .iter()
+                .filter(|(uid, _)| **uid != 0)
+                .map(|(_, count)| count)
+                .sum();
             own < slots.most_per_user && others < slots.most
         };
         room.then(|| {
             taken.insert(uid, own + 1);
-            Slot { slots: Arc::clone(slots), uid }
+            Slot {
+                slots: Arc::clone(slots),
+                uid,
+            }
         })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .slots
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match taken.get_mut(&self.uid) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
@@ -254,22 +306,37 @@ fn listen(path: &Path, mode: u32) -> Result<StdListener> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
         Ok(there) if !there.file_type().is_socket() => {
-            bail!("{} is there and is not a socket\nhint: remove it, or give another --runtime-dir", path.display())
+            bail!(
+                "{} is there and is not a socket\nhint: remove it, or give another --runtime-dir",
+                path.display()
+            )
         }
-        Ok(_) if StdStream::connect(path).is_ok() => bail!("another process listens on {}", path.display()),
-        Ok(_) => fs::remove_file(path).with_context(|| format!("remove the stale socket {}", path.display()))?,
+        Ok(_) if StdStream::connect(path).is_ok() => {
+            bail!("another process listens on {}", path.display())
+        }
+        Ok(_) => fs::remove_file(path)
+            .with_context(|| format!("remove the stale socket {}", path.display()))?,
     }
     let listener = StdListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
-    fs::set_permissions(path, Permissions::from_mode(mode)).with_context(|| format!("set the mode of {}", path.display()))?;
-    listener.set_nonblocking(true).with_context(|| format!("listen on {}", path.display()))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .with_context(|| format!("set the mode of {}", path.display()))?;
+    listener
+        .set_nonblocking(true)
+        .with_context(|| format!("listen on {}", path.display()))?;
     Ok(listener)
 }
 
 fn host() -> Result<Host> {
     let read = |path: &str| -> Result<String> {
-        Ok(fs::read_to_string(path).with_context(|| format!("read {path}"))?.trim().to_owned())
+        Ok(fs::read_to_string(path)
+            .with_context(|| format!("read {path}"))?
+            .trim()
+            .to_owned())
     };
-    Ok(Host { name: read("/proc/sys/kernel/hostname")?, boot_id: read("/proc/sys/kernel/random/boot_id")? })
+    Ok(Host {
+        name: read("/proc/sys/kernel/hostname")?,
+        boot_id: read("/proc/sys/kernel/random/boot_id")?,
+    })
 }
 
 fn unusable(state: &Path, error: StoreError) -> anyhow::Error {

@@ -21,11 +21,21 @@ pub(super) struct Job {
 
 /// Starts the writer. It ends, with the store closed, when every sender is gone. `committed` is told the number of
 /// the newest event after each commit.
-pub(super) fn start(store: Store, committed: watch::Sender<i64>) -> Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
+pub(super) fn start(
+    store: Store,
+    committed: watch::Sender<i64>,
+) -> Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
     let (sender, jobs) = mpsc::channel(QUEUE);
     let thread = std::thread::Builder::new()
         .name("writer".to_owned())
-        .spawn(move || Writer { store, committed, failed: None }.run(jobs))
+        .spawn(move || {
+            Writer {
+                store,
+                committed,
+                failed: None,
+            }
+            .run(jobs)
+        })
         .context("start the writer's thread")?;
     Ok((sender, thread))
 }
@@ -66,7 +76,10 @@ impl Writer {
             self.failed = Some(error);
             return Err(refusal(&second));
         }
-        match self.store.insert(group.iter().map(|job| job.events.as_slice())) {
+        match self
+            .store
+            .insert(group.iter().map(|job| job.events.as_slice()))
+        {
             Ok(newest) => {
                 self.committed.send_replace(newest);
                 Ok(())
@@ -85,8 +98,12 @@ impl Writer {
 
 fn refusal(error: &StoreError) -> String {
     let hint = match error {
-        StoreError::Full => "\nhint: free some space where the collector's state directory is; it goes on by itself",
-        StoreError::Corrupt(_) => "\nhint: the damaged file is set aside and a new one begun with the next batch",
+        StoreError::Full => {
+            "\nhint: free some space where the collector's state directory is; it goes on by itself"
+        }
+        StoreError::Corrupt(_) => {
+            "\nhint: the damaged file is set aside and a new one begun with the next batch"
+        }
         _ => "",
     };
     format!("store events: {error}{hint}")

@@ -50,7 +50,12 @@ impl Kind {
 
 impl Verdict {
     /// Every verdict, in the order of the model.
-    pub const ALL: [Verdict; 4] = [Verdict::Allowed, Verdict::Denied, Verdict::Held, Verdict::Audited];
+    pub const ALL: [Verdict; 4] = [
+        Verdict::Allowed,
+        Verdict::Denied,
+        Verdict::Held,
+        Verdict::Audited,
+    ];
 
     /// The name in an event.
     pub const fn name(self) -> &'static str {

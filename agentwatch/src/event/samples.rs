@@ -1,8 +1,8 @@
 //! One event of every kind, as the daemon would make it: the golden samples, and what tests begin from.
 
 use super::model::{
-    Counts, Coverage, Event, Exit, File, Kind, Layer, Lifecycle, Loss, Mode, Net, Process, RuleRef, SCHEMA_VERSION, SessionRef,
-    Verdict,
+    Counts, Coverage, Event, Exit, File, Kind, Layer, Lifecycle, Loss, Mode, Net, Process, RuleRef,
+    SCHEMA_VERSION, SessionRef, Verdict,
 };
 
 /// The sample of a kind.
@@ -25,11 +25,19 @@ pub fn sample(kind: Kind) -> Event {
         }
         Kind::Exec => event.file = Some(file("/usr/bin/cat", &["exec"])),
         Kind::Exit => {
-            event.exit = Some(Exit { code: Some(1), signal: None, core: false, duration_ns: 1_250_000_000 });
+            event.exit = Some(Exit {
+                code: Some(1),
+                signal: None,
+                core: false,
+                duration_ns: 1_250_000_000,
+            });
         }
         Kind::Open => {
             deny(&mut event, "files.deny[2]", "task.toml:9");
-            event.file = Some(File { flags: vec!["O_CLOEXEC".into()], ..file("/etc/shadow", &["read"]) });
+            event.file = Some(File {
+                flags: vec!["O_CLOEXEC".into()],
+                ..file("/etc/shadow", &["read"])
+            });
         }
         Kind::Create => event.file = Some(file("/work/src/lexer.rs", &["create", "write"])),
         Kind::Delete => event.file = Some(file("/work/src/old.rs", &["delete"])),
@@ -54,14 +62,23 @@ pub fn sample(kind: Kind) -> Event {
         Kind::Guard => deny(&mut event, "guard.mount", ""),
         Kind::Approval => {
             event.verdict = Verdict::Held;
-            event.rule = Some(RuleRef { id: "network.approve[0]".into(), layer: Layer::Task, source: "task.toml:14".into() });
+            event.rule = Some(RuleRef {
+                id: "network.approve[0]".into(),
+                layer: Layer::Task,
+                source: "task.toml:14".into(),
+            });
             event.net = Some(net("198.51.100.4", 443, Some("example.net")));
         }
         Kind::ToolCall => {}
         Kind::Loss => {
             event.seq = 0;
             event.process = None;
-            event.loss = Some(Loss { from: 100, to: 141, reason: "ring_full".into(), events: 42 });
+            event.loss = Some(Loss {
+                from: 100,
+                to: 141,
+                reason: "ring_full".into(),
+                events: 42,
+            });
         }
     }
     event
@@ -74,7 +91,12 @@ pub fn ended() -> Event {
     event.lifecycle = Some(Lifecycle::Ended {
         reason: "exited".into(),
         exit_code: Some(0),
-        counts: Counts { made: 100, delivered: 60, folded: 40, lost: 0 },
+        counts: Counts {
+            made: 100,
+            delivered: 60,
+            folded: 40,
+            lost: 0,
+        },
     });
     event
 }
@@ -127,10 +149,18 @@ fn base(kind: Kind) -> Event {
 }
 
 fn deny(event: &mut Event, rule: &str, source: &str) {
-    let layer = if source.is_empty() { Layer::Default } else { Layer::Task };
+    let layer = if source.is_empty() {
+        Layer::Default
+    } else {
+        Layer::Task
+    };
     event.verdict = Verdict::Denied;
     event.errno = Some(13);
-    event.rule = Some(RuleRef { id: rule.into(), layer, source: source.into() });
+    event.rule = Some(RuleRef {
+        id: rule.into(),
+        layer,
+        source: source.into(),
+    });
 }
 
 fn file(path: &str, access: &[&str]) -> File {

@@ -10,9 +10,15 @@ use super::model::{Event, SCHEMA_VERSION};
 /// The JSON Schema (draft 2020-12) of an event.
 #[must_use]
 pub fn schema() -> Value {
-    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Event>().to_value();
+    let mut schema = SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<Event>()
+        .to_value();
     if let Some(root) = schema.as_object_mut() {
-        root.insert("title".to_owned(), format!("agentwatch event, version {SCHEMA_VERSION}").into());
+        root.insert(
+            "title".to_owned(),
+            format!("agentwatch event, version {SCHEMA_VERSION}").into(),
+        );
     }
     schema
 }
@@ -31,7 +37,11 @@ pub fn reference() -> String {
          ## Event\n\n"
     );
     section(&mut page, &schema);
-    for (name, definition) in schema.get("$defs").and_then(Value::as_object).unwrap_or(&Map::new()) {
+    for (name, definition) in schema
+        .get("$defs")
+        .and_then(Value::as_object)
+        .unwrap_or(&Map::new())
+    {
         // Writing to a string cannot fail, here and below.
         let _ = write!(page, "\n## {name}\n\n");
         section(&mut page, definition);
@@ -46,13 +56,25 @@ fn section(page: &mut String, schema: &Value) {
         if forms.iter().all(|form| form.get("properties").is_none()) {
             let _ = write!(page, "| value | meaning |\n|---|---|\n");
             for form in forms {
-                let _ = writeln!(page, "| {} | {} |", constants(form), cell(description(form)));
+                let _ = writeln!(
+                    page,
+                    "| {} | {} |",
+                    constants(form),
+                    cell(description(form))
+                );
             }
             return;
         }
         for form in forms {
-            let state = form.pointer("/properties/state/const").and_then(Value::as_str).unwrap_or_default();
-            let _ = write!(page, "### `\"state\": \"{state}\"`\n\n{}\n\n", description(form));
+            let state = form
+                .pointer("/properties/state/const")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let _ = write!(
+                page,
+                "### `\"state\": \"{state}\"`\n\n{}\n\n",
+                description(form)
+            );
             fields(page, form);
             page.push('\n');
         }
@@ -63,12 +85,33 @@ fn section(page: &mut String, schema: &Value) {
 }
 
 fn fields(page: &mut String, schema: &Value) {
-    let required: Vec<&str> =
-        schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-    let _ = write!(page, "| field | type | always | meaning |\n|---|---|---|---|\n");
-    for (name, field) in schema.get("properties").and_then(Value::as_object).unwrap_or(&Map::new()) {
-        let always = if required.contains(&name.as_str()) { "yes" } else { "" };
-        let _ = writeln!(page, "| `{name}` | {} | {always} | {} |", type_of(field), cell(description(field)));
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let _ = write!(
+        page,
+        "| field | type | always | meaning |\n|---|---|---|---|\n"
+    );
+    for (name, field) in schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .unwrap_or(&Map::new())
+    {
+        let always = if required.contains(&name.as_str()) {
+            "yes"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            page,
+            "| `{name}` | {} | {always} | {} |",
+            type_of(field),
+            cell(description(field))
+        );
     }
 }
 
@@ -78,7 +121,11 @@ fn type_of(field: &Value) -> String {
         return format!("[{name}](#{})", name.to_lowercase());
     }
     if let Some(forms) = field.get("anyOf").and_then(Value::as_array) {
-        let known: Vec<String> = forms.iter().filter(|form| form.get("type") != Some(&"null".into())).map(type_of).collect();
+        let known: Vec<String> = forms
+            .iter()
+            .filter(|form| form.get("type") != Some(&"null".into()))
+            .map(type_of)
+            .collect();
         return known.join(" or ");
     }
     if let Some(constant) = field.get("const") {
@@ -86,7 +133,11 @@ fn type_of(field: &Value) -> String {
     }
     let name = match field.get("type") {
         Some(Value::String(name)) => name.as_str(),
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).find(|name| *name != "null").unwrap_or("any"),
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .find(|name| *name != "null")
+            .unwrap_or("any"),
         _ => "any",
     };
     match (name, field.get("items")) {
@@ -97,17 +148,31 @@ fn type_of(field: &Value) -> String {
 
 fn constants(form: &Value) -> String {
     let one = form.get("const").into_iter();
-    let several = form.get("enum").and_then(Value::as_array).into_iter().flatten();
-    one.chain(several).filter_map(Value::as_str).map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ")
+    let several = form
+        .get("enum")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    one.chain(several)
+        .filter_map(Value::as_str)
+        .map(|value| format!("`{value}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn description(schema: &Value) -> &str {
-    schema.get("description").and_then(Value::as_str).unwrap_or_default()
+    schema
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// A text inside a table.
 fn cell(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace('|', "\\|")
 }
 
 #[cfg(test)]
@@ -144,14 +209,23 @@ mod tests {
         for kind in Kind::ALL {
             let event = sample(kind);
             let pretty = serde_json::to_string_pretty(&event).expect("an event is JSON") + "\n";
-            same(&format!("tests/fixtures/events/{}.json", kind.name()), &pretty);
+            same(
+                &format!("tests/fixtures/events/{}.json", kind.name()),
+                &pretty,
+            );
 
             let value: Value = serde_json::from_str(&pretty).expect("the file is JSON");
-            let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+            let errors: Vec<String> = validator
+                .iter_errors(&value)
+                .map(|error| error.to_string())
+                .collect();
             assert!(errors.is_empty(), "{}: {errors:?}", kind.name());
             let parsed: Event = serde_json::from_str(&pretty).expect("the file is an event");
             assert_eq!(parsed, event);
-            assert_eq!(serde_json::to_string_pretty(&parsed).expect("an event is JSON") + "\n", pretty);
+            assert_eq!(
+                serde_json::to_string_pretty(&parsed).expect("an event is JSON") + "\n",
+                pretty
+            );
         }
     }
 
@@ -159,7 +233,12 @@ mod tests {
     fn the_schema_refuses_what_is_no_event() {
         let validator = jsonschema::validator_for(&schema()).expect("the schema is valid");
         let good = serde_json::to_value(sample(Kind::Open)).expect("an event is JSON");
-        for (pointer, wrong) in [("/kind", "opne".into()), ("/verdict", Value::Null), ("/seq", "1".into()), ("/process/pid", (-1).into())] {
+        for (pointer, wrong) in [
+            ("/kind", "opne".into()),
+            ("/verdict", Value::Null),
+            ("/seq", "1".into()),
+            ("/process/pid", (-1).into()),
+        ] {
             let mut bad = good.clone();
             *bad.pointer_mut(pointer).expect("the field is there") = wrong;
             assert!(!validator.is_valid(&bad), "{pointer}");
@@ -169,8 +248,14 @@ mod tests {
     #[test]
     fn every_field_has_a_meaning() {
         let page = reference();
-        let empty: Vec<&str> = page.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
+        let empty: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| `") && line.ends_with("|  |"))
+            .collect();
         // The tag that tells the forms of a lifecycle apart is explained by their titles.
-        assert!(empty.iter().all(|line| line.starts_with("| `state`")), "{empty:?}");
+        assert!(
+            empty.iter().all(|line| line.starts_with("| `state`")),
+            "{empty:?}"
+        );
     }
 }

@@ -140,10 +140,16 @@ struct Draft {
 impl Gathering {
     /// Adds one event; they come in their order.
     pub(super) fn add(&mut self, event: &Event) {
-        let process = event.process.as_ref().map(|process| self.process(event, process));
+        let process = event
+            .process
+            .as_ref()
+            .map(|process| self.process(event, process));
         match (&event.lifecycle, &event.loss) {
             (Some(Lifecycle::Ended { counts, .. }), _) => self.counts = Some(*counts),
-            (_, Some(loss)) => self.losses.push(Lost { time: event.time, loss: loss.clone() }),
+            (_, Some(loss)) => self.losses.push(Lost {
+                time: event.time,
+                loss: loss.clone(),
+            }),
             _ => {}
         }
         if event.verdict != Verdict::Allowed {
@@ -162,7 +168,11 @@ impl Gathering {
     pub(super) fn finish(self) -> Option<Timeline> {
         let session = self.session?;
         let parents: Vec<Option<usize>> = (0..self.drafts.len())
-            .map(|index| self.drafts.get(index).and_then(|draft| parent(&self.drafts, &self.by_key, draft)))
+            .map(|index| {
+                self.drafts
+                    .get(index)
+                    .and_then(|draft| parent(&self.drafts, &self.by_key, draft))
+            })
             .collect();
         let order = order(&parents);
         let mut place = vec![0; order.len()];
@@ -177,7 +187,11 @@ impl Gathering {
             .filter_map(|(index, depth)| {
                 let draft = drafts.get_mut(*index)?.take()?;
                 // At depth 0 the parent is unknown, or is one of the node's own descendants, which no tree can show.
-                let parent = parents.get(*index).copied().flatten().filter(|_| *depth > 0);
+                let parent = parents
+                    .get(*index)
+                    .copied()
+                    .flatten()
+                    .filter(|_| *depth > 0);
                 let parent = parent.and_then(|parent| place.get(parent).copied());
                 Some(Node {
                     parent,
@@ -188,7 +202,13 @@ impl Gathering {
                 })
             })
             .collect();
-        Some(Timeline { session, refusals: self.refusals, losses: self.losses, processes, counts: self.counts })
+        Some(Timeline {
+            session,
+            refusals: self.refusals,
+            losses: self.losses,
+            processes,
+            counts: self.counts,
+        })
     }
 
     fn process(&mut self, event: &Event, process: &Process) -> usize {
@@ -225,10 +245,18 @@ impl Gathering {
     }
 
     fn refuse(&mut self, event: &Event, process: Option<usize>) {
-        let rule = event.rule.as_ref().map(|rule| rule.id.as_str()).unwrap_or_default();
+        let rule = event
+            .rule
+            .as_ref()
+            .map(|rule| rule.id.as_str())
+            .unwrap_or_default();
         let what = render::what(event);
         let key = (process, event.kind, event.verdict, format!("{rule} {what}"));
-        if let Some(known) = self.known_refusals.get(&key).and_then(|index| self.refusals.get_mut(*index)) {
+        if let Some(known) = self
+            .known_refusals
+            .get(&key)
+            .and_then(|index| self.refusals.get_mut(*index))
+        {
             known.count += event.count;
             known.last = event.time;
             return;
@@ -254,16 +282,29 @@ impl Gathering {
 
 impl Draft {
     fn add(&mut self, event: &Event) {
-        let failed = if event.errno.is_some() { event.count } else { 0 };
+        let failed = if event.errno.is_some() {
+            event.count
+        } else {
+            0
+        };
         match event.kind {
             Kind::Session | Kind::Loss => {}
             Kind::Exec => {
                 let process = event.process.as_ref();
-                let asked = event.file.as_ref().filter(|_| event.errno.is_some()).map(|file| &file.path);
+                let asked = event
+                    .file
+                    .as_ref()
+                    .filter(|_| event.errno.is_some())
+                    .map(|file| &file.path);
                 self.node.execs.push(Exec {
                     time: event.time,
-                    exe: asked.or(process.map(|process| &process.exe)).cloned().unwrap_or_default(),
-                    argv: process.map(|process| process.argv.clone()).unwrap_or_default(),
+                    exe: asked
+                        .or(process.map(|process| &process.exe))
+                        .cloned()
+                        .unwrap_or_default(),
+                    argv: process
+                        .map(|process| process.argv.clone())
+                        .unwrap_or_default(),
                     errno: event.errno,
                 });
             }
@@ -271,31 +312,48 @@ impl Draft {
             Kind::Open | Kind::Create | Kind::Delete | Kind::Rename | Kind::Link | Kind::Attr => {
                 let Some(file) = &event.file else { return };
                 let target = event.target.as_ref().map(|target| target.path.clone());
-                let entry = self.files.entry((file.path.clone(), target.clone())).or_insert_with(|| FileUse {
-                    path: file.path.clone(),
-                    target,
-                    ..FileUse::default()
-                });
+                let entry = self
+                    .files
+                    .entry((file.path.clone(), target.clone()))
+                    .or_insert_with(|| FileUse {
+                        path: file.path.clone(),
+                        target,
+                        ..FileUse::default()
+                    });
                 entry.kinds.insert(event.kind);
                 entry.access.extend(file.access.iter().cloned());
                 entry.writes |= event.kind != Kind::Open
-                    || file.access.iter().any(|access| !matches!(access.as_str(), "read" | "list" | "exec"));
+                    || file
+                        .access
+                        .iter()
+                        .any(|access| !matches!(access.as_str(), "read" | "list" | "exec"));
                 entry.count += event.count;
                 entry.failed += failed;
             }
             Kind::Connect | Kind::Bind | Kind::Dns => {
-                let destination = event.net.as_ref().map(render::destination).unwrap_or_default();
-                let entry = self.destinations.entry((event.kind, destination.clone())).or_insert(Destination {
-                    kind: event.kind,
-                    destination,
-                    count: 0,
-                    failed: 0,
-                });
+                let destination = event
+                    .net
+                    .as_ref()
+                    .map(render::destination)
+                    .unwrap_or_default();
+                let entry = self
+                    .destinations
+                    .entry((event.kind, destination.clone()))
+                    .or_insert(Destination {
+                        kind: event.kind,
+                        destination,
+                        count: 0,
+                        failed: 0,
+                    });
                 entry.count += event.count;
                 entry.failed += failed;
             }
             Kind::Guard | Kind::Approval | Kind::ToolCall => {
-                self.node.others.push(Other { time: event.time, kind: event.kind, what: render::what(event) });
+                self.node.others.push(Other {
+                    time: event.time,
+                    kind: event.kind,
+                    what: render::what(event),
+                });
             }
         }
     }
@@ -307,13 +365,21 @@ fn parent(drafts: &[Draft], by_key: &HashMap<Key, usize>, draft: &Draft) -> Opti
         return None;
     }
     if draft.parent_start_ns != 0 {
-        return by_key.get(&(draft.boot_id.clone(), draft.node.ppid, draft.parent_start_ns)).copied();
+        return by_key
+            .get(&(
+                draft.boot_id.clone(),
+                draft.node.ppid,
+                draft.parent_start_ns,
+            ))
+            .copied();
     }
     drafts
         .iter()
         .enumerate()
         .filter(|(_, other)| {
-            other.node.pid == draft.node.ppid && other.boot_id == draft.boot_id && other.node.start_ns < draft.node.start_ns
+            other.node.pid == draft.node.ppid
+                && other.boot_id == draft.boot_id
+                && other.node.start_ns < draft.node.start_ns
         })
         .max_by_key(|(_, other)| other.node.start_ns)
         .map(|(index, _)| index)
@@ -336,7 +402,9 @@ fn order(parents: &[Option<usize>]) -> Vec<(usize, usize)> {
     for root in roots.into_iter().chain(0..parents.len()) {
         let mut stack = vec![(root, 0)];
         while let Some((index, depth)) = stack.pop() {
-            let Some(seen) = seen.get_mut(index).filter(|seen| !**seen) else { continue };
+            let Some(seen) = seen.get_mut(index).filter(|seen| !**seen) else {
+                continue;
+            };
             *seen = true;
             ordered.push((index, depth));
             let below = children.get(index).into_iter().flatten();
@@ -352,18 +420,26 @@ mod tests {
 
     #[test]
     fn parents_come_before_their_children() {
-        assert_eq!(order(&[None, Some(0), Some(1), Some(0)]), [(0, 0), (1, 1), (2, 2), (3, 1)]);
+        assert_eq!(
+            order(&[None, Some(0), Some(1), Some(0)]),
+            [(0, 0), (1, 1), (2, 2), (3, 1)]
+        );
         assert_eq!(order(&[Some(1), None]), [(1, 0), (0, 1)]);
     }
 
     #[test]
     fn a_circle_neither_loops_nor_hides() {
-        assert_eq!(order(&[Some(1), Some(0), Some(2), None]), [(3, 0), (0, 0), (1, 1), (2, 0)]);
+        assert_eq!(
+            order(&[Some(1), Some(0), Some(2), None]),
+            [(3, 0), (0, 0), (1, 1), (2, 0)]
+        );
     }
 
     #[test]
     fn a_very_long_chain_is_walked() {
-        let parents: Vec<Option<usize>> = (0..200_000).map(|index: usize| index.checked_sub(1)).collect();
+        let parents: Vec<Option<usize>> = (0..200_000)
+            .map(|index: usize| index.checked_sub(1))
+            .collect();
         assert_eq!(order(&parents).last(), Some(&(199_999, 199_999)));
     }
 }

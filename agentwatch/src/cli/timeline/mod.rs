@@ -35,19 +35,33 @@ impl TimelineArgs {
     /// When the collector does not answer or answers with an error, or when standard output cannot be written.
     pub async fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
         let mut gathering = Gathering::default();
-        ask(runtime_dir, &Question::Timeline { session: self.session }, |answer| {
-            match answer {
-                Answer::Sessions { sessions } => gathering.session = sessions.into_iter().next(),
-                Answer::Events { events } => events.iter().for_each(|event| gathering.add(event)),
-                _ => {}
-            }
-            Ok(())
-        })
+        ask(
+            runtime_dir,
+            &Question::Timeline {
+                session: self.session,
+            },
+            |answer| {
+                match answer {
+                    Answer::Sessions { sessions } => {
+                        gathering.session = sessions.into_iter().next()
+                    }
+                    Answer::Events { events } => {
+                        events.iter().for_each(|event| gathering.add(event))
+                    }
+                    _ => {}
+                }
+                Ok(())
+            },
+        )
         .await?;
-        let timeline = gathering.finish().context("the collector's answer has no session")?;
+        let timeline = gathering
+            .finish()
+            .context("the collector's answer has no session")?;
         let mut out = Output::stdout();
         let result = if self.json {
-            serde_json::to_writer_pretty(&mut out, &timeline).map_err(Into::into).and_then(|()| Ok(out.line("")?))
+            serde_json::to_writer_pretty(&mut out, &timeline)
+                .map_err(Into::into)
+                .and_then(|()| Ok(out.line("")?))
         } else {
             show::show(&mut out, &timeline)
         };

@@ -15,8 +15,19 @@ use crate::{
 };
 
 /// Directories of the system: what is read there is counted per directory, since it says little one by one.
-const SYSTEM: [&str; 11] =
-    ["/usr/lib", "/usr/lib64", "/usr/share", "/usr/bin", "/usr/include", "/usr/local", "/lib", "/lib64", "/proc", "/sys", "/dev"];
+const SYSTEM: [&str; 11] = [
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/share",
+    "/usr/bin",
+    "/usr/include",
+    "/usr/local",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/sys",
+    "/dev",
+];
 /// More files than this in one directory are shown as their number.
 const LISTED: usize = 8;
 /// Deeper processes are not indented further, so that a long chain of forks stays readable.
@@ -29,7 +40,11 @@ pub(super) fn show(out: &mut Output, timeline: &Timeline) -> Result<()> {
         out.line("")?;
         out.line(&out.style.paint(Tone::Title, "not allowed"))?;
         for refusal in &timeline.refusals {
-            let line = format!("  {}  {}", render::time(refusal.time), refusal_line(refusal, true, out.style));
+            let line = format!(
+                "  {}  {}",
+                render::time(refusal.time),
+                refusal_line(refusal, true, out.style)
+            );
             out.line(&line)?;
         }
     }
@@ -37,8 +52,15 @@ pub(super) fn show(out: &mut Output, timeline: &Timeline) -> Result<()> {
         out.line("")?;
         out.line(&out.style.paint(Tone::Bad, "missing from the record"))?;
         for lost in &timeline.losses {
-            let range = format!("{} events ({} to {})", lost.loss.events, lost.loss.from, lost.loss.to);
-            out.line(&format!("  {}  {range}: {}", render::time(lost.time), escape(&lost.loss.reason)))?;
+            let range = format!(
+                "{} events ({} to {})",
+                lost.loss.events, lost.loss.from, lost.loss.to
+            );
+            out.line(&format!(
+                "  {}  {range}: {}",
+                render::time(lost.time),
+                escape(&lost.loss.reason)
+            ))?;
         }
     }
     if !timeline.processes.is_empty() {
@@ -77,11 +99,23 @@ fn head(out: &mut Output, timeline: &Timeline) -> Result<()> {
         sessions::lasted(session, Timestamp::now())
     ))?;
     let folded = timeline.counts.map(|counts| {
-        format!("; the kernel saw {} actions: {} delivered, {} folded, {} lost", counts.made, counts.delivered, counts.folded, counts.lost)
+        format!(
+            "; the kernel saw {} actions: {} delivered, {} folded, {} lost",
+            counts.made, counts.delivered, counts.folded, counts.lost
+        )
     });
-    out.line(&format!("  {} events, {} denied{}", session.events, session.denied, folded.unwrap_or_default()))?;
+    out.line(&format!(
+        "  {} events, {} denied{}",
+        session.events,
+        session.denied,
+        folded.unwrap_or_default()
+    ))?;
     for missing in &session.missing {
-        out.line(&format!("  {} {}", style.paint(Tone::Bad, "not enforced:"), escape(missing)))?;
+        out.line(&format!(
+            "  {} {}",
+            style.paint(Tone::Bad, "not enforced:"),
+            escape(missing)
+        ))?;
     }
     Ok(())
 }
@@ -89,7 +123,11 @@ fn head(out: &mut Output, timeline: &Timeline) -> Result<()> {
 fn process(out: &mut Output, timeline: &Timeline, node: &Node) -> Result<()> {
     let style = out.style;
     let indent = "  ".repeat(node.depth.min(DEEPEST) + 1);
-    let deep = if node.depth > DEEPEST { format!("(depth {}) ", node.depth) } else { String::new() };
+    let deep = if node.depth > DEEPEST {
+        format!("(depth {}) ", node.depth)
+    } else {
+        String::new()
+    };
     let mut programs = node.execs.iter();
     // A process that executed nothing itself is a fork of its parent; one that did is named by its first program.
     let (name, argv) = match programs.clone().find(|exec| exec.errno.is_none()) {
@@ -100,18 +138,36 @@ fn process(out: &mut Output, timeline: &Timeline, node: &Node) -> Result<()> {
         _ => (&node.exe, &node.argv),
     };
     let title = format!("{}[{}]", escape(render::basename(name)), node.pid);
-    let arguments = if argv.is_empty() { escape(name).into_owned() } else { command_line(argv) };
+    let arguments = if argv.is_empty() {
+        escape(name).into_owned()
+    } else {
+        command_line(argv)
+    };
     let end = node.exit.as_ref().map(|exit| {
         let good = exit.signal.is_none() && exit.code.unwrap_or(0) == 0;
-        format!("  {}", style.paint(if good { Tone::Dim } else { Tone::Warn }, &render::exit(exit)))
+        format!(
+            "  {}",
+            style.paint(
+                if good { Tone::Dim } else { Tone::Warn },
+                &render::exit(exit)
+            )
+        )
     });
-    out.line(&format!("{indent}{deep}{}  {arguments}{}", style.paint(Tone::Title, &title), end.unwrap_or_default()))?;
+    out.line(&format!(
+        "{indent}{deep}{}  {arguments}{}",
+        style.paint(Tone::Title, &title),
+        end.unwrap_or_default()
+    ))?;
 
     let indent = format!("{indent}    ");
     for exec in programs {
         out.line(&format!("{indent}exec     {}", exec_line(exec)))?;
     }
-    for refusal in node.refusals.iter().filter_map(|index| timeline.refusals.get(*index)) {
+    for refusal in node
+        .refusals
+        .iter()
+        .filter_map(|index| timeline.refusals.get(*index))
+    {
         out.line(&format!("{indent}{}", refusal_line(refusal, false, style)))?;
     }
     for line in files(&node.files, true) {
@@ -124,20 +180,30 @@ fn process(out: &mut Output, timeline: &Timeline, node: &Node) -> Result<()> {
             _ => "connect",
         };
         // Escaped where it was made.
-        let line = format!("{}{}", destination.destination, counted(destination.count, destination.failed));
+        let line = format!(
+            "{}{}",
+            destination.destination,
+            counted(destination.count, destination.failed)
+        );
         out.line(&format!("{indent}{verb:<8} {line}"))?;
     }
     for other in &node.others {
         out.line(&format!("{indent}{:<8} {}", other.kind.name(), other.what))?;
     }
     for line in files(&node.files, false) {
-        out.line(&format!("{indent}{}", style.paint(Tone::Dim, &format!("read     {line}"))))?;
+        out.line(&format!(
+            "{indent}{}",
+            style.paint(Tone::Dim, &format!("read     {line}"))
+        ))?;
     }
     Ok(())
 }
 
 fn exec_line(exec: &Exec) -> String {
-    let failed = exec.errno.map(|errno| format!(" ({})", render::errno_name(errno))).unwrap_or_default();
+    let failed = exec
+        .errno
+        .map(|errno| format!(" ({})", render::errno_name(errno)))
+        .unwrap_or_default();
     if exec.argv.is_empty() || exec.errno.is_some() {
         format!("{}{failed}", escape(&exec.exe))
     } else {
@@ -175,15 +241,27 @@ fn refusal_line(refusal: &Refusal, with_process: bool, style: Style) -> String {
 fn files(files: &[FileUse], writes: bool) -> Vec<String> {
     let mut directories: BTreeMap<&str, Vec<&FileUse>> = BTreeMap::new();
     for file in files.iter().filter(|file| file.writes == writes) {
-        let system = SYSTEM.into_iter().find(|system| !writes && below(&file.path, system));
-        directories.entry(system.unwrap_or_else(|| directory(&file.path))).or_default().push(file);
+        let system = SYSTEM
+            .into_iter()
+            .find(|system| !writes && below(&file.path, system));
+        directories
+            .entry(system.unwrap_or_else(|| directory(&file.path)))
+            .or_default()
+            .push(file);
     }
     let mut lines = Vec::new();
     for (directory, files) in directories {
         if files.len() > LISTED || (!writes && SYSTEM.contains(&directory)) {
-            let (count, failed) = files.iter().fold((0, 0), |(count, failed), file| (count + file.count, failed + file.failed));
+            let (count, failed) = files.iter().fold((0, 0), |(count, failed), file| {
+                (count + file.count, failed + file.failed)
+            });
             let noun = if files.len() == 1 { "file" } else { "files" };
-            lines.push(format!("{}/: {} {noun}{}", escape(directory.trim_end_matches('/')), files.len(), counted(count, failed)));
+            lines.push(format!(
+                "{}/: {} {noun}{}",
+                escape(directory.trim_end_matches('/')),
+                files.len(),
+                counted(count, failed)
+            ));
         } else {
             lines.extend(files.into_iter().map(file_line));
         }
@@ -196,7 +274,12 @@ fn file_line(file: &FileUse) -> String {
     if let Some(target) = &file.target {
         line.push_str(&format!(" → {}", escape(target)));
     }
-    let kinds: Vec<&str> = file.kinds.iter().filter(|kind| **kind != Kind::Open).map(|kind| kind.name()).collect();
+    let kinds: Vec<&str> = file
+        .kinds
+        .iter()
+        .filter(|kind| **kind != Kind::Open)
+        .map(|kind| kind.name())
+        .collect();
     if !kinds.is_empty() {
         line.push_str(&format!(" ({})", kinds.join(", ")));
     }
@@ -209,7 +292,14 @@ fn counted(count: u64, failed: u64) -> String {
         text.push_str(&format!(" ×{count}"));
     }
     if failed > 0 {
-        text.push_str(if failed >= count { ", failed".to_owned() } else { format!(", {failed} failed") }.as_str());
+        text.push_str(
+            if failed >= count {
+                ", failed".to_owned()
+            } else {
+                format!(", {failed} failed")
+            }
+            .as_str(),
+        );
     }
     text
 }
@@ -222,7 +312,8 @@ fn directory(path: &str) -> &str {
 }
 
 fn below(path: &str, directory: &str) -> bool {
-    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -230,13 +321,26 @@ mod tests {
     use super::*;
 
     fn used(path: &str, writes: bool) -> FileUse {
-        FileUse { path: path.to_owned(), writes, count: 2, ..FileUse::default() }
+        FileUse {
+            path: path.to_owned(),
+            writes,
+            count: 2,
+            ..FileUse::default()
+        }
     }
 
     #[test]
     fn reads_of_the_system_are_counted_and_others_listed() {
-        let mut all = vec![used("/usr/lib/a.so", false), used("/usr/lib/x/b.so", false), used("/w/main.rs", false), used("/w/out", true)];
-        assert_eq!(files(&all, false), ["/usr/lib/: 2 files ×4", "/w/main.rs ×2"]);
+        let mut all = vec![
+            used("/usr/lib/a.so", false),
+            used("/usr/lib/x/b.so", false),
+            used("/w/main.rs", false),
+            used("/w/out", true),
+        ];
+        assert_eq!(
+            files(&all, false),
+            ["/usr/lib/: 2 files ×4", "/w/main.rs ×2"]
+        );
         assert_eq!(files(&all, true), ["/w/out ×2"]);
         all.extend((0..20).map(|number| used(&format!("/w/t/{number}"), true)));
         assert_eq!(files(&all, true), ["/w/out ×2", "/w/t/: 20 files ×40"]);

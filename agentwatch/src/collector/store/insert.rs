@@ -28,7 +28,8 @@ const PROCESS: &str = "INSERT INTO process_rows (session, boot, pid, start_ns, p
     SET exe = excluded.exe, argv = excluded.argv, cwd = excluded.cwd, exec_ktime = excluded.exec_ktime
     WHERE excluded.exec_ktime > process_rows.exec_ktime";
 
-const EXIT: &str = "UPDATE process_rows SET exit_ns = ?, exit_code = ?, exit_signal = ?, duration_ns = ?
+const EXIT: &str =
+    "UPDATE process_rows SET exit_ns = ?, exit_code = ?, exit_signal = ?, duration_ns = ?
     WHERE session = ? AND boot = ? AND pid = ? AND start_ns = ?";
 
 const STARTED: &str = "UPDATE session_rows SET name = ?, policy = ?, mode = ?, uid = ?, started_ns = ?, coverage = ?, missing = ?,
@@ -61,19 +62,27 @@ pub(super) fn insert<'a>(
         }
     }
     {
-        let mut add = transaction.prepare_cached("UPDATE session_rows SET events = events + ?, denied = denied + ? WHERE no = ?")?;
+        let mut add = transaction.prepare_cached(
+            "UPDATE session_rows SET events = events + ?, denied = denied + ? WHERE no = ?",
+        )?;
         for (session, (events, denied)) in tally {
             add.execute(params![events, denied, session])?;
         }
     }
-    let newest = transaction.query_row("SELECT coalesce(max(no), 0) FROM event_rows", [], |row| row.get(0))?;
+    let newest =
+        transaction.query_row("SELECT coalesce(max(no), 0) FROM event_rows", [], |row| {
+            row.get(0)
+        })?;
     transaction.commit()?;
     Ok(newest)
 }
 
 /// Nanoseconds of CLOCK_BOOTTIME, 0 if the clock cannot be read.
 pub(super) fn boottime_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is a valid place for the call to write to, and nothing else refers to it.
     if unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) } != 0 {
         return 0;
@@ -83,7 +92,9 @@ pub(super) fn boottime_ns() -> u64 {
 
 /// Wall time minus kernel time, now.
 pub(super) fn offset_now() -> i64 {
-    nanoseconds(Timestamp::now()).saturating_sub(clamp(boottime_ns())).saturating_add(OFFSET_SLACK_NS)
+    nanoseconds(Timestamp::now())
+        .saturating_sub(clamp(boottime_ns()))
+        .saturating_add(OFFSET_SLACK_NS)
 }
 
 /// Nanoseconds since 1970, at the limits of 64 bits where a time lies outside (before 1677, after 2262).
@@ -92,7 +103,11 @@ pub(super) fn nanoseconds(time: Timestamp) -> i64 {
     i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
 
-fn boot_no(transaction: &Transaction<'_>, known: &mut Known, event: &Event) -> Result<i64, StoreError> {
+fn boot_no(
+    transaction: &Transaction<'_>,
+    known: &mut Known,
+    event: &Event,
+) -> Result<i64, StoreError> {
     let offset = nanoseconds(event.time).saturating_sub(clamp(event.ktime_ns));
     if let Some((no, largest)) = known.boots.get(&event.boot_id)
         && offset <= *largest
@@ -103,14 +118,21 @@ fn boot_no(transaction: &Transaction<'_>, known: &mut Known, event: &Event) -> R
         "INSERT INTO boot_rows (boot_id, max_offset) VALUES (?, ?) ON CONFLICT (boot_id) DO UPDATE
          SET max_offset = max(max_offset, excluded.max_offset) RETURNING no, max_offset",
     )?;
-    let row: (i64, i64) = statement
-        .query_row(params![event.boot_id, offset.saturating_add(OFFSET_SLACK_NS)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let row: (i64, i64) = statement.query_row(
+        params![event.boot_id, offset.saturating_add(OFFSET_SLACK_NS)],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
     known.boots.insert(event.boot_id.clone(), row);
     Ok(row.0)
 }
 
 /// The number of the event's session, `None` for an event that belongs to none.
-fn session_no(transaction: &Transaction<'_>, known: &mut Known, event: &Event, boot: i64) -> Result<Option<i64>, StoreError> {
+fn session_no(
+    transaction: &Transaction<'_>,
+    known: &mut Known,
+    event: &Event,
+    boot: i64,
+) -> Result<Option<i64>, StoreError> {
     let session = &event.session;
     if session.id.is_empty() {
         return Ok(None);
@@ -140,8 +162,18 @@ fn session_no(transaction: &Transaction<'_>, known: &mut Known, event: &Event, b
 }
 
 /// Whether the event was new.
-fn insert_event(transaction: &Transaction<'_>, event: &Event, session: Option<i64>, boot: i64) -> Result<bool, StoreError> {
-    let (rule, process, file, net) = (event.rule.as_ref(), event.process.as_ref(), event.file.as_ref(), event.net.as_ref());
+fn insert_event(
+    transaction: &Transaction<'_>,
+    event: &Event,
+    session: Option<i64>,
+    boot: i64,
+) -> Result<bool, StoreError> {
+    let (rule, process, file, net) = (
+        event.rule.as_ref(),
+        event.process.as_ref(),
+        event.file.as_ref(),
+        event.net.as_ref(),
+    );
     let mut statement = transaction.prepare_cached(EVENT)?;
     let inserted = statement.execute(params![
         event.id,
@@ -194,7 +226,9 @@ fn record_process(
 ) -> Result<(), StoreError> {
     let key = (session, boot, process.pid, process.start_ns);
     // An exec that was refused or failed leaves the process what it was.
-    let executed = event.kind == Kind::Exec && event.errno.is_none() && matches!(event.verdict, Verdict::Allowed | Verdict::Audited);
+    let executed = event.kind == Kind::Exec
+        && event.errno.is_none()
+        && matches!(event.verdict, Verdict::Allowed | Verdict::Audited);
     if executed || !known.processes.contains(&key) {
         let mut statement = transaction.prepare_cached(PROCESS)?;
         statement.execute(params![
@@ -235,10 +269,23 @@ fn record_process(
     Ok(())
 }
 
-fn record_lifecycle(transaction: &Transaction<'_>, event: &Event, lifecycle: &Lifecycle, session: i64) -> Result<(), StoreError> {
+fn record_lifecycle(
+    transaction: &Transaction<'_>,
+    event: &Event,
+    lifecycle: &Lifecycle,
+    session: i64,
+) -> Result<(), StoreError> {
     let (reference, time) = (&event.session, nanoseconds(event.time));
     match lifecycle {
-        Lifecycle::Started { coverage, missing, backends, cgroup, uid, command, origin } => {
+        Lifecycle::Started {
+            coverage,
+            missing,
+            backends,
+            cgroup,
+            uid,
+            command,
+            origin,
+        } => {
             transaction.prepare_cached(STARTED)?.execute(params![
                 reference.name,
                 reference.policy,
@@ -255,11 +302,22 @@ fn record_lifecycle(transaction: &Transaction<'_>, event: &Event, lifecycle: &Li
             ])?;
         }
         Lifecycle::Resumed { coverage } => {
-            transaction.prepare_cached("UPDATE session_rows SET policy = ?, mode = ?, coverage = ? WHERE no = ?")?.execute(
-                params![reference.policy, reference.mode.name(), coverage.name(), session],
-            )?;
+            transaction
+                .prepare_cached(
+                    "UPDATE session_rows SET policy = ?, mode = ?, coverage = ? WHERE no = ?",
+                )?
+                .execute(params![
+                    reference.policy,
+                    reference.mode.name(),
+                    coverage.name(),
+                    session
+                ])?;
         }
-        Lifecycle::Ended { reason, exit_code, counts } => {
+        Lifecycle::Ended {
+            reason,
+            exit_code,
+            counts,
+        } => {
             transaction
                 .prepare_cached("UPDATE session_rows SET ended_ns = ?, reason = ?, exit_code = ?, counts = ? WHERE no = ?")?
                 .execute(params![time, reason, exit_code, encode(counts), session])?;

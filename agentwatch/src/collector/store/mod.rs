@@ -110,7 +110,10 @@ impl Store {
 
     /// Stores events in one transaction and returns when they are on disk, with the number of the newest event. An
     /// event whose id is there already is left as it is. After an error nothing of `batches` is stored.
-    pub fn insert<'a>(&mut self, batches: impl IntoIterator<Item = &'a [Event]>) -> Result<i64, StoreError> {
+    pub fn insert<'a>(
+        &mut self,
+        batches: impl IntoIterator<Item = &'a [Event]>,
+    ) -> Result<i64, StoreError> {
         let result = insert::insert(&mut self.connection, &mut self.known, batches);
         if result.is_err() {
             self.known = Known::default();
@@ -136,14 +139,21 @@ impl Store {
 
     /// Moves the log into the file, so that what is left behind is one file.
     pub fn close(self) -> Result<(), StoreError> {
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        self.connection.close().map_err(|(_, error)| StoreError::from(error))
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        self.connection
+            .close()
+            .map_err(|(_, error)| StoreError::from(error))
     }
 
     fn open_as_is(directory: &Path, host: &Host) -> Result<Self, StoreError> {
         let path = directory.join(FILE);
         // SQLite gives its log and its index the mode of the file itself, so that this one line keeps them all private.
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags)?;
         connection.busy_timeout(BUSY)?;
@@ -162,10 +172,19 @@ impl Store {
              ON CONFLICT (boot_id) DO UPDATE SET opened = excluded.opened",
             (&host.boot_id, insert::offset_now()),
         )?;
-        Ok(Self { connection, directory: directory.to_owned(), host: host.clone(), known: Known::default() })
+        Ok(Self {
+            connection,
+            directory: directory.to_owned(),
+            host: host.clone(),
+            known: Known::default(),
+        })
     }
 
-    fn begin_anew(directory: &Path, host: &Host, damage: &str) -> Result<(Self, PathBuf), StoreError> {
+    fn begin_anew(
+        directory: &Path,
+        host: &Host,
+        damage: &str,
+    ) -> Result<(Self, PathBuf), StoreError> {
         let aside = quarantine::set_aside(directory)?;
         tracing::error!(
             file = %directory.join(FILE).display(), aside = %aside.display(), damage,
@@ -179,7 +198,9 @@ impl Store {
 
     #[cfg(test)]
     fn limit_pages(&self, pages: u32) {
-        self.connection.pragma_update(None, "max_page_count", pages).expect("a limit can be set");
+        self.connection
+            .pragma_update(None, "max_page_count", pages)
+            .expect("a limit can be set");
     }
 }
 
@@ -189,7 +210,8 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         return Err(StoreError::Newer { found });
     }
     for (version, step) in (1u32..).zip(MIGRATIONS).skip(found as usize) {
-        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let transaction =
+            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         transaction.execute_batch(step)?;
         transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
@@ -201,7 +223,11 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 fn check(connection: &Connection, bytes: u64) -> Result<(), StoreError> {
     if bytes <= CHECKED_WHOLE {
         let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        return if found == "ok" { Ok(()) } else { Err(StoreError::Corrupt(found)) };
+        return if found == "ok" {
+            Ok(())
+        } else {
+            Err(StoreError::Corrupt(found))
+        };
     }
     for probe in [
         "SELECT max(no), min(no), max(id), min(id) FROM event_rows",

@@ -15,13 +15,22 @@ use crate::event::model::{Event, Kind, Loss, Mode, SCHEMA_VERSION, SessionRef, V
 pub(super) fn set_aside(directory: &Path) -> io::Result<PathBuf> {
     let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%S");
     let free = (0u32..)
-        .map(|try_| if try_ == 0 { format!("{FILE}.corrupt-{stamp}") } else { format!("{FILE}.corrupt-{stamp}.{try_}") })
+        .map(|try_| {
+            if try_ == 0 {
+                format!("{FILE}.corrupt-{stamp}")
+            } else {
+                format!("{FILE}.corrupt-{stamp}.{try_}")
+            }
+        })
         .map(|name| directory.join(name))
         .find(|path| !path.exists())
         .ok_or_else(|| io::Error::other("no free name to set the damaged history aside"))?;
     // The log goes first, so that no stop in between leaves it to be replayed into a new file.
     for suffix in ["-wal", "-shm", ""] {
-        match std::fs::rename(with_suffix(&directory.join(FILE), suffix), with_suffix(&free, suffix)) {
+        match std::fs::rename(
+            with_suffix(&directory.join(FILE), suffix),
+            with_suffix(&free, suffix),
+        ) {
             // Also the file itself, where an earlier attempt ended between this and the new file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             result => result?,
@@ -41,7 +50,12 @@ pub(super) fn loss(host: &Host) -> Event {
         ktime_ns: insert::boottime_ns(),
         host: host.name.clone(),
         boot_id: host.boot_id.clone(),
-        session: SessionRef { id: String::new(), name: String::new(), policy: String::new(), mode: Mode::Enforce },
+        session: SessionRef {
+            id: String::new(),
+            name: String::new(),
+            policy: String::new(),
+            mode: Mode::Enforce,
+        },
         kind: Kind::Loss,
         verdict: Verdict::Allowed,
         errno: None,
@@ -54,7 +68,12 @@ pub(super) fn loss(host: &Host) -> Event {
         net: None,
         exit: None,
         lifecycle: None,
-        loss: Some(Loss { from: 0, to: 0, reason: "store_corrupt".to_owned(), events: 0 }),
+        loss: Some(Loss {
+            from: 0,
+            to: 0,
+            reason: "store_corrupt".to_owned(),
+            events: 0,
+        }),
     }
 }
 

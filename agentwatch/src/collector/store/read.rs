@@ -63,28 +63,46 @@ pub struct Page {
 impl Reader {
     /// Opens the history below `directory` for what `viewer` may see.
     pub fn open(directory: &Path, viewer: Viewer) -> Result<Self, StoreError> {
-        Ok(Self { connection: connect(directory)?, viewer })
+        Ok(Self {
+            connection: connect(directory)?,
+            viewer,
+        })
     }
 
     /// Begins a walk over the events that are stored now.
     pub fn scan(&self, filter: &Filter) -> Result<Scan, StoreError> {
-        let session = filter.session.as_deref().map(|wanted| self.resolve(wanted)).transpose()?;
+        let session = filter
+            .session
+            .as_deref()
+            .map(|wanted| self.resolve(wanted))
+            .transpose()?;
         let since_ns = filter.since.map(nanoseconds);
         let until = self.newest()?;
-        let mut statement = self.connection.prepare("SELECT no, max_offset FROM boot_rows ORDER BY max_offset DESC, no DESC")?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT no, max_offset FROM boot_rows ORDER BY max_offset DESC, no DESC")?;
         let boots = statement
             .query_map([], |row| {
                 let (no, max_offset): (i64, i64) = (row.get(0)?, row.get(1)?);
                 // An event of wall time >= since has kernel time >= since - offset, for any offset up to the largest.
-                let from = since_ns.map_or(i64::MIN, |since| since.saturating_sub(max_offset).saturating_sub(1));
-                Ok(Boot { no, passed: (from, i64::MAX, i64::MAX) })
+                let from = since_ns.map_or(i64::MIN, |since| {
+                    since.saturating_sub(max_offset).saturating_sub(1)
+                });
+                Ok(Boot {
+                    no,
+                    passed: (from, i64::MAX, i64::MAX),
+                })
             })?
             .collect::<Result<_, _>>()?;
         Ok(Scan {
             session,
             since_ns,
             kinds: filter.kinds.iter().map(|kind| kind.name()).collect(),
-            verdicts: filter.verdicts.iter().map(|verdict| verdict.name()).collect(),
+            verdicts: filter
+                .verdicts
+                .iter()
+                .map(|verdict| verdict.name())
+                .collect(),
             boots,
             until,
         })
@@ -108,7 +126,9 @@ impl Reader {
                  ORDER BY ktime_ns, seq, no LIMIT {PAGE_ROWS}"
             );
             let (ktime, seq, no) = boot.passed;
-            let mut all: Vec<Value> = [boot.no, ktime, seq, no, scan.until].map(Value::Integer).into();
+            let mut all: Vec<Value> = [boot.no, ktime, seq, no, scan.until]
+                .map(Value::Integer)
+                .into();
             all.append(&mut values);
             let mut statement = self.connection.prepare_cached(&sql)?;
             let mut rows = statement.query(rusqlite::params_from_iter(all))?;
@@ -132,7 +152,10 @@ impl Reader {
                 break;
             }
         }
-        Ok(Page { events: pack.events, last: scan.boots.is_empty() })
+        Ok(Page {
+            events: pack.events,
+            last: scan.boots.is_empty(),
+        })
     }
 
     /// Events that were stored after the walk, or after the last call, in the order in which they came. `last` says
@@ -159,14 +182,22 @@ impl Reader {
         }
         last &= pack.events.len() < PAGE_ROWS;
         scan.until = if last { newest } else { passed };
-        Ok(Page { events: pack.events, last })
+        Ok(Page {
+            events: pack.events,
+            last,
+        })
     }
 
     /// Sessions, newest first, that are older than the one whose number is `before`. The second value is the number
     /// to go on from, `None` at the end.
-    pub fn sessions(&self, before: Option<i64>) -> Result<(Vec<SessionRow>, Option<i64>), StoreError> {
+    pub fn sessions(
+        &self,
+        before: Option<i64>,
+    ) -> Result<(Vec<SessionRow>, Option<i64>), StoreError> {
         let (visible, mut values) = visible(self.viewer, "uid");
-        let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE no < ? {visible} ORDER BY no DESC LIMIT {PAGE_ROWS}");
+        let sql = format!(
+            "SELECT {SESSION_COLUMNS} FROM sessions WHERE no < ? {visible} ORDER BY no DESC LIMIT {PAGE_ROWS}"
+        );
         values.insert(0, Value::Integer(before.unwrap_or(i64::MAX)));
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(rusqlite::params_from_iter(values))?;
@@ -174,7 +205,13 @@ impl Reader {
         while let Some(row) = rows.next()? {
             let session = session_row(row)?;
             // What has no fixed size in a row; the rest is some hundred bytes.
-            bytes += session.command.iter().chain(&session.missing).map(|text| text.len() + 8).sum::<usize>() + 512;
+            bytes += session
+                .command
+                .iter()
+                .chain(&session.missing)
+                .map(|text| text.len() + 8)
+                .sum::<usize>()
+                + 512;
             if !sessions.is_empty() && bytes > PAGE_BYTES {
                 return Ok((sessions, next));
             }
@@ -201,27 +238,44 @@ impl Reader {
 
     /// Figures about the store.
     pub fn status(&self) -> Result<StoreStatus, StoreError> {
-        let sessions = self.connection.query_row("SELECT count(*) FROM session_rows", [], |row| row.get(0))?;
-        let bytes = self.connection.query_row("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size", [], |row| {
-            row.get(0)
-        })?;
+        let sessions =
+            self.connection
+                .query_row("SELECT count(*) FROM session_rows", [], |row| row.get(0))?;
+        let bytes = self.connection.query_row(
+            "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+            [],
+            |row| row.get(0),
+        )?;
         // Nothing deletes events, so the newest number is how many there are.
         let events = u64::try_from(self.newest()?).unwrap_or(0);
-        Ok(StoreStatus { events, sessions, bytes, schema_version: super::SCHEMA_VERSION })
+        Ok(StoreStatus {
+            events,
+            sessions,
+            bytes,
+            schema_version: super::SCHEMA_VERSION,
+        })
     }
 
     fn newest(&self) -> Result<i64, StoreError> {
-        Ok(self.connection.query_row("SELECT coalesce(max(no), 0) FROM event_rows", [], |row| row.get(0))?)
+        Ok(self
+            .connection
+            .query_row("SELECT coalesce(max(no), 0) FROM event_rows", [], |row| {
+                row.get(0)
+            })?)
     }
 
     /// A session by its id, by a beginning of one that no other has, or by name (then the newest).
     fn resolve(&self, wanted: &str) -> Result<i64, StoreError> {
         if wanted.is_empty() {
-            return Err(StoreError::Question("a session's id or name is needed".to_owned()));
+            return Err(StoreError::Question(
+                "a session's id or name is needed".to_owned(),
+            ));
         }
         let (visible, restriction) = visible(self.viewer, "uid");
         let ask = |condition: &str, values: Vec<Value>| -> Result<Vec<i64>, StoreError> {
-            let sql = format!("SELECT no FROM session_rows WHERE {condition} {visible} ORDER BY no DESC LIMIT 2");
+            let sql = format!(
+                "SELECT no FROM session_rows WHERE {condition} {visible} ORDER BY no DESC LIMIT 2"
+            );
             let all = values.into_iter().chain(restriction.iter().cloned());
             let mut statement = self.connection.prepare(&sql)?;
             let found = statement.query_map(rusqlite::params_from_iter(all), |row| row.get(0))?;
@@ -237,7 +291,9 @@ impl Reader {
         match ask("substr(id, 1, length(?)) = ?", vec![text(), text()])?.as_slice() {
             [] => Err(unknown_session(wanted)),
             [no] => Ok(*no),
-            _ => Err(StoreError::Question(format!("several sessions have an id that begins with {wanted:?}: give more of it"))),
+            _ => Err(StoreError::Question(format!(
+                "several sessions have an id that begins with {wanted:?}: give more of it"
+            ))),
         }
     }
 }
@@ -281,13 +337,18 @@ struct Pack {
 impl Pack {
     /// Adds the row, `false` where it is for the next page.
     fn add(&mut self, row: &Row<'_>) -> Result<bool, StoreError> {
-        let json = row.get_ref(1)?.as_str().map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let json = row
+            .get_ref(1)?
+            .as_str()
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
         if !self.events.is_empty() && self.bytes + json.len() > PAGE_BYTES {
             return Ok(false);
         }
         self.bytes += json.len();
-        let event = serde_json::from_str(json)
-            .map_err(|error| StoreError::Decode { id: row.get(0).unwrap_or_default(), error })?;
+        let event = serde_json::from_str(json).map_err(|error| StoreError::Decode {
+            id: row.get(0).unwrap_or_default(),
+            error,
+        })?;
         self.events.push(event);
         Ok(true)
     }
@@ -303,19 +364,25 @@ pub(super) fn connect(directory: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-const SESSION_COLUMNS: &str = "no, id, name, uid, policy, mode, coverage, missing, backends, cgroup, command, origin, state,
+const SESSION_COLUMNS: &str =
+    "no, id, name, uid, policy, mode, coverage, missing, backends, cgroup, command, origin, state,
     started_ns, ended_ns, reason, exit_code, events, denied, counts";
 
 /// A condition for what `viewer` may see, with its value.
 fn visible(viewer: Viewer, column: &str) -> (String, Vec<Value>) {
     match viewer {
         Viewer::All => (String::new(), Vec::new()),
-        Viewer::User(uid) => (format!("AND {column} = ?"), vec![Value::Integer(uid.into())]),
+        Viewer::User(uid) => (
+            format!("AND {column} = ?"),
+            vec![Value::Integer(uid.into())],
+        ),
     }
 }
 
 fn unknown_session(wanted: &str) -> StoreError {
-    StoreError::Question(format!("no session of yours has the id or name {wanted:?}\nhint: `agentwatch sessions` lists them"))
+    StoreError::Question(format!(
+        "no session of yours has the id or name {wanted:?}\nhint: `agentwatch sessions` lists them"
+    ))
 }
 
 fn session_row(row: &Row<'_>) -> Result<SessionRow, StoreError> {
@@ -328,14 +395,20 @@ fn session_row(row: &Row<'_>) -> Result<SessionRow, StoreError> {
         // (uid_t)-1 is nobody: the start of the session, which would say whose it is, is not in the history.
         uid: row.get::<_, Option<u32>>("uid")?.unwrap_or(u32::MAX),
         policy: row.get("policy")?,
-        mode: Mode::ALL.into_iter().find(|known| known.name() == mode).unwrap_or_default(),
+        mode: Mode::ALL
+            .into_iter()
+            .find(|known| known.name() == mode)
+            .unwrap_or_default(),
         coverage: coverage
             .and_then(|name| Coverage::ALL.into_iter().find(|known| known.name() == name))
             .unwrap_or(Coverage::Degraded),
         missing: if begun {
             column(row, "missing")?.unwrap_or_default()
         } else {
-            vec!["the session's start is not in the history, so its coverage is not known".to_owned()]
+            vec![
+                "the session's start is not in the history, so its coverage is not known"
+                    .to_owned(),
+            ]
         },
         backends: column(row, "backends")?.unwrap_or_default(),
         cgroup: row.get::<_, Option<String>>("cgroup")?.unwrap_or_default(),
@@ -355,8 +428,11 @@ fn session_row(row: &Row<'_>) -> Result<SessionRow, StoreError> {
 /// A column that holds JSON.
 fn column<T: DeserializeOwned>(row: &Row<'_>, name: &str) -> Result<Option<T>, StoreError> {
     let text: Option<String> = row.get(name)?;
-    text.map(|text| serde_json::from_str(&text).map_err(|error| StoreError::Corrupt(format!("{name} of a session: {error}"))))
-        .transpose()
+    text.map(|text| {
+        serde_json::from_str(&text)
+            .map_err(|error| StoreError::Corrupt(format!("{name} of a session: {error}")))
+    })
+    .transpose()
 }
 
 fn timestamp(nanoseconds: i64) -> Timestamp {

@@ -36,8 +36,15 @@ const VALUE_BYTES: i32 = 2 << 20;
 const LOOK_EVERY: i32 = 10_000;
 
 /// Statements of these pragmas read the layout and nothing else.
-const PRAGMAS: [&str; 7] =
-    ["table_info", "table_xinfo", "table_list", "index_list", "index_info", "user_version", "compile_options"];
+const PRAGMAS: [&str; 7] = [
+    "table_info",
+    "table_xinfo",
+    "table_list",
+    "index_list",
+    "index_info",
+    "user_version",
+    "compile_options",
+];
 
 /// What bounds a statement from outside.
 pub struct SqlLimits {
@@ -54,7 +61,12 @@ pub enum Part {
 }
 
 /// Runs one statement that reads, and hands its result on in parts until `emit` says `false`.
-pub fn run(directory: &Path, sql: &str, limits: &SqlLimits, mut emit: impl FnMut(Part) -> bool) -> Result<(), StoreError> {
+pub fn run(
+    directory: &Path,
+    sql: &str,
+    limits: &SqlLimits,
+    mut emit: impl FnMut(Part) -> bool,
+) -> Result<(), StoreError> {
     let connection = read::connect(directory)?;
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES)?;
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
@@ -66,9 +78,15 @@ pub fn run(directory: &Path, sql: &str, limits: &SqlLimits, mut emit: impl FnMut
         return Err(refused());
     }
     if statement.column_count() == 0 {
-        return Err(StoreError::Question("the statement returns nothing; only statements that read can be asked".to_owned()));
+        return Err(StoreError::Question(
+            "the statement returns nothing; only statements that read can be asked".to_owned(),
+        ));
     }
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement
+        .column_names()
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     let width = columns.len();
     if !emit(Part::Columns(columns)) {
         return Ok(());
@@ -76,10 +94,14 @@ pub fn run(directory: &Path, sql: &str, limits: &SqlLimits, mut emit: impl FnMut
     let mut rows = statement.query([]).map_err(explain)?;
     let (mut part, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next().map_err(explain)? {
-        let values: Vec<Value> = (0..width).map(|index| row.get_ref(index).map(json)).collect::<Result<_, _>>()?;
+        let values: Vec<Value> = (0..width)
+            .map(|index| row.get_ref(index).map(json))
+            .collect::<Result<_, _>>()?;
         let length = values.iter().map(encoded_length).sum::<usize>();
         if length > ROW_BYTES {
-            return Err(StoreError::Question(format!("a row is longer than {ROW_BYTES} bytes: ask for fewer columns")));
+            return Err(StoreError::Question(format!(
+                "a row is longer than {ROW_BYTES} bytes: ask for fewer columns"
+            )));
         }
         bytes += length;
         part.push(values);
@@ -106,7 +128,8 @@ struct Clock {
 
 impl Clock {
     fn extend(&self, by: Duration) {
-        self.end_ns.fetch_add(whole_nanoseconds(by), Ordering::Relaxed);
+        self.end_ns
+            .fetch_add(whole_nanoseconds(by), Ordering::Relaxed);
     }
 
     fn is_over(&self) -> bool {
@@ -115,17 +138,33 @@ impl Clock {
 }
 
 fn watch(connection: &Connection, limits: &SqlLimits) -> Arc<Clock> {
-    let clock = Arc::new(Clock { begun: Instant::now(), end_ns: AtomicU64::new(whole_nanoseconds(limits.time)) });
+    let clock = Arc::new(Clock {
+        begun: Instant::now(),
+        end_ns: AtomicU64::new(whole_nanoseconds(limits.time)),
+    });
     let (watched, cancelled) = (Arc::clone(&clock), Arc::clone(&limits.cancelled));
-    connection.progress_handler(LOOK_EVERY, Some(move || watched.is_over() || cancelled.load(Ordering::Relaxed)));
+    connection.progress_handler(
+        LOOK_EVERY,
+        Some(move || watched.is_over() || cancelled.load(Ordering::Relaxed)),
+    );
     clock
 }
 
 fn authorize(context: AuthContext<'_>) -> Authorization {
     match context.action {
-        AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => Authorization::Allow,
-        AuthAction::Function { function_name } if !function_name.eq_ignore_ascii_case("load_extension") => Authorization::Allow,
-        AuthAction::Pragma { pragma_name, .. } if PRAGMAS.iter().any(|known| pragma_name.eq_ignore_ascii_case(known)) => {
+        AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => {
+            Authorization::Allow
+        }
+        AuthAction::Function { function_name }
+            if !function_name.eq_ignore_ascii_case("load_extension") =>
+        {
+            Authorization::Allow
+        }
+        AuthAction::Pragma { pragma_name, .. }
+            if PRAGMAS
+                .iter()
+                .any(|known| pragma_name.eq_ignore_ascii_case(known)) =>
+        {
             Authorization::Allow
         }
         _ => Authorization::Deny,
@@ -133,7 +172,9 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
 }
 
 fn refused() -> StoreError {
-    StoreError::Question("the statement was refused: the history can only be read, with SELECT".to_owned())
+    StoreError::Question(
+        "the statement was refused: the history can only be read, with SELECT".to_owned(),
+    )
 }
 
 /// SQLite's error in words for the asker.
@@ -163,7 +204,20 @@ fn json(value: ValueRef<'_>) -> Value {
 /// An upper bound on the length of a value in a frame.
 fn encoded_length(value: &Value) -> usize {
     match value {
-        Value::String(text) => text.bytes().map(|byte| if byte < 0x20 { 6 } else if matches!(byte, b'"' | b'\\') { 2 } else { 1 }).sum::<usize>() + 3,
+        Value::String(text) => {
+            text.bytes()
+                .map(|byte| {
+                    if byte < 0x20 {
+                        6
+                    } else if matches!(byte, b'"' | b'\\') {
+                        2
+                    } else {
+                        1
+                    }
+                })
+                .sum::<usize>()
+                + 3
+        }
         _ => 32,
     }
 }

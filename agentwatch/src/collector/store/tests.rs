@@ -17,7 +17,10 @@ use crate::{
 };
 
 fn host() -> Host {
-    Host { name: "build-7".into(), boot_id: "this boot".into() }
+    Host {
+        name: "build-7".into(),
+        boot_id: "this boot".into(),
+    }
 }
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -62,7 +65,10 @@ fn all(directory: &Path, viewer: Viewer, filter: &Filter) -> Result<Vec<Event>, 
 }
 
 fn sql(directory: &Path, sql: &str) -> Result<Vec<Vec<Value>>, StoreError> {
-    let limits = SqlLimits { time: Duration::from_millis(300), cancelled: Arc::new(AtomicBool::new(false)) };
+    let limits = SqlLimits {
+        time: Duration::from_millis(300),
+        cancelled: Arc::new(AtomicBool::new(false)),
+    };
     let mut all = Vec::new();
     run_sql(directory, sql, &limits, |part| {
         if let Part::Rows(rows) = part {
@@ -74,26 +80,48 @@ fn sql(directory: &Path, sql: &str) -> Result<Vec<Vec<Value>>, StoreError> {
 }
 
 fn filter(session: &str) -> Filter {
-    Filter { session: Some(session.to_owned()), ..Filter::default() }
+    Filter {
+        session: Some(session.to_owned()),
+        ..Filter::default()
+    }
 }
 
 #[test]
 fn events_come_back_unchanged_and_once() {
     let (directory, mut store) = store();
-    let events: Vec<Event> = Kind::ALL.into_iter().zip(1..).map(|(kind, n)| event("s", n, kind)).collect();
+    let events: Vec<Event> = Kind::ALL
+        .into_iter()
+        .zip(1..)
+        .map(|(kind, n)| event("s", n, kind))
+        .collect();
     store.insert([events.as_slice()]).expect("stored");
-    store.insert([events.as_slice(), events.as_slice()]).expect("stored again");
-    assert_eq!(all(directory.path(), Viewer::All, &Filter::default()).expect("read"), events);
-    let row = Reader::open(directory.path(), Viewer::All).and_then(|reader| reader.session("s")).expect("a session");
+    store
+        .insert([events.as_slice(), events.as_slice()])
+        .expect("stored again");
+    assert_eq!(
+        all(directory.path(), Viewer::All, &Filter::default()).expect("read"),
+        events
+    );
+    let row = Reader::open(directory.path(), Viewer::All)
+        .and_then(|reader| reader.session("s"))
+        .expect("a session");
     assert_eq!((row.events, row.denied), (16, 3));
 }
 
 #[test]
 fn the_files_are_private() {
     let (directory, mut store) = store();
-    store.insert([[started("s", 1)].as_slice()]).expect("stored");
+    store
+        .insert([[started("s", 1)].as_slice()])
+        .expect("stored");
     for name in ["history.db", "history.db-wal", "history.db-shm"] {
-        let mode = directory.path().join(name).metadata().expect("the file is there").permissions().mode();
+        let mode = directory
+            .path()
+            .join(name)
+            .metadata()
+            .expect("the file is there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
 }
@@ -107,13 +135,25 @@ fn order_is_kernel_time_within_a_boot_over_many_pages() {
     later.id = "later".into();
     later.ktime_ns = 5;
     later.time += SignedDuration::from_hours(1);
-    let shuffled: Vec<Event> = std::iter::once(&later).chain(events.iter().rev()).cloned().collect();
+    let shuffled: Vec<Event> = std::iter::once(&later)
+        .chain(events.iter().rev())
+        .cloned()
+        .collect();
     store.insert([shuffled.as_slice()]).expect("stored");
     events.push(later);
     let found = all(directory.path(), Viewer::All, &Filter::default()).expect("read");
     assert_eq!(found.len(), 1701);
-    assert!(found == events, "{:?}", found.iter().map(|event| &event.id).collect::<Vec<_>>());
-    assert_eq!(all(directory.path(), Viewer::All, &filter("s")).expect("read").len(), 1700);
+    assert!(
+        found == events,
+        "{:?}",
+        found.iter().map(|event| &event.id).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        all(directory.path(), Viewer::All, &filter("s"))
+            .expect("read")
+            .len(),
+        1700
+    );
 }
 
 #[test]
@@ -127,30 +167,88 @@ fn large_events_make_small_pages() {
     let reader = Reader::open(directory.path(), Viewer::All).expect("a reader");
     let mut scan = reader.scan(&Filter::default()).expect("a walk");
     assert_eq!(reader.page(&mut scan).expect("a page").events.len(), 1);
-    assert_eq!(all(directory.path(), Viewer::All, &Filter::default()).expect("read"), events);
+    assert_eq!(
+        all(directory.path(), Viewer::All, &Filter::default()).expect("read"),
+        events
+    );
 }
 
 #[test]
 fn filters_restrict() {
     let (directory, mut store) = store();
-    let events: Vec<Event> = (1..=10).flat_map(|n| [event("s", n, Kind::Open), event("s", n, Kind::Exec)]).collect();
+    let events: Vec<Event> = (1..=10)
+        .flat_map(|n| [event("s", n, Kind::Open), event("s", n, Kind::Exec)])
+        .collect();
     store.insert([events.as_slice()]).expect("stored");
-    let count = |filter: Filter| all(directory.path(), Viewer::All, &filter).expect("read").len();
-    assert_eq!(count(Filter { kinds: vec![Kind::Exec], ..Filter::default() }), 10);
-    assert_eq!(count(Filter { verdicts: vec![Verdict::Denied], ..Filter::default() }), 10);
-    assert_eq!(count(Filter { verdicts: vec![Verdict::Denied, Verdict::Held], ..filter("s") }), 10);
-    assert_eq!(count(Filter { kinds: vec![Kind::Exec], verdicts: vec![Verdict::Denied], ..Filter::default() }), 0);
+    let count = |filter: Filter| {
+        all(directory.path(), Viewer::All, &filter)
+            .expect("read")
+            .len()
+    };
+    assert_eq!(
+        count(Filter {
+            kinds: vec![Kind::Exec],
+            ..Filter::default()
+        }),
+        10
+    );
+    assert_eq!(
+        count(Filter {
+            verdicts: vec![Verdict::Denied],
+            ..Filter::default()
+        }),
+        10
+    );
+    assert_eq!(
+        count(Filter {
+            verdicts: vec![Verdict::Denied, Verdict::Held],
+            ..filter("s")
+        }),
+        10
+    );
+    assert_eq!(
+        count(Filter {
+            kinds: vec![Kind::Exec],
+            verdicts: vec![Verdict::Denied],
+            ..Filter::default()
+        }),
+        0
+    );
     let since = events.get(10).map(|event| event.time);
-    assert_eq!(count(Filter { since, ..Filter::default() }), 10);
-    assert_eq!(count(Filter { since: Some(Timestamp::MAX), ..Filter::default() }), 0);
-    assert_eq!(count(Filter { since: Some(Timestamp::MIN), ..Filter::default() }), 20);
+    assert_eq!(
+        count(Filter {
+            since,
+            ..Filter::default()
+        }),
+        10
+    );
+    assert_eq!(
+        count(Filter {
+            since: Some(Timestamp::MAX),
+            ..Filter::default()
+        }),
+        0
+    );
+    assert_eq!(
+        count(Filter {
+            since: Some(Timestamp::MIN),
+            ..Filter::default()
+        }),
+        20
+    );
 }
 
 #[test]
 fn a_user_sees_own_sessions_only() {
     let (directory, mut store) = store();
     let orphan = event("c", 1, Kind::Open);
-    let batch = [started("a", 1000), event("a", 1, Kind::Open), started("b", 1001), event("b", 1, Kind::Open), orphan];
+    let batch = [
+        started("a", 1000),
+        event("a", 1, Kind::Open),
+        started("b", 1001),
+        event("b", 1, Kind::Open),
+        orphan,
+    ];
     store.insert([batch.as_slice()]).expect("stored");
     let seen = |viewer| -> Vec<String> {
         let events = all(directory.path(), viewer, &Filter::default()).expect("read");
@@ -164,30 +262,59 @@ fn a_user_sees_own_sessions_only() {
 
     let reader = Reader::open(directory.path(), Viewer::User(1000)).expect("a reader");
     let (sessions, next) = reader.sessions(None).expect("sessions");
-    assert_eq!(sessions.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(
+        sessions
+            .iter()
+            .map(|row| row.id.as_str())
+            .collect::<Vec<_>>(),
+        ["a"]
+    );
     assert_eq!(next, None);
     for foreign in ["b", "name of b", "c"] {
         assert!(reader.session(foreign).is_err(), "{foreign}");
-        assert!(all(directory.path(), Viewer::User(1000), &filter(foreign)).is_err(), "{foreign}");
+        assert!(
+            all(directory.path(), Viewer::User(1000), &filter(foreign)).is_err(),
+            "{foreign}"
+        );
     }
     let mut scan = reader.scan(&Filter::default()).expect("a walk");
-    store.insert([[event("b", 2, Kind::Open), event("a", 2, Kind::Open)].as_slice()]).expect("stored");
+    store
+        .insert([[event("b", 2, Kind::Open), event("a", 2, Kind::Open)].as_slice()])
+        .expect("stored");
     let page = reader.newer(&mut scan).expect("newer");
-    assert_eq!(page.events.iter().map(|event| event.session.id.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(
+        page.events
+            .iter()
+            .map(|event| event.session.id.as_str())
+            .collect::<Vec<_>>(),
+        ["a"]
+    );
     assert!(reader.newer(&mut scan).expect("newer").events.is_empty());
 }
 
 #[test]
 fn sessions_are_named_by_id_beginning_or_name() {
     let (directory, mut store) = store();
-    store.insert([[started("abc1", 1), started("abd2", 1), started("xyz%", 1)].as_slice()]).expect("stored");
+    store
+        .insert([[started("abc1", 1), started("abd2", 1), started("xyz%", 1)].as_slice()])
+        .expect("stored");
     let reader = Reader::open(directory.path(), Viewer::All).expect("a reader");
     let named = |wanted: &str| reader.session(wanted).map(|row| row.id);
     assert_eq!(named("abc1").expect("by id"), "abc1");
     assert_eq!(named("abd").expect("by a beginning"), "abd2");
     assert_eq!(named("name of abd2").expect("by name"), "abd2");
-    assert!(named("ab").expect_err("two of them").to_string().contains("several sessions"));
-    assert!(named("%").expect_err("no pattern").to_string().contains("no session of yours"));
+    assert!(
+        named("ab")
+            .expect_err("two of them")
+            .to_string()
+            .contains("several sessions")
+    );
+    assert!(
+        named("%")
+            .expect_err("no pattern")
+            .to_string()
+            .contains("no session of yours")
+    );
     assert!(named("").is_err());
 }
 
@@ -202,42 +329,128 @@ fn sessions_and_processes_are_derived() {
     failed.errno = Some(2);
     failed.process.as_mut().expect("an exec has a process").exe = "/nowhere".into();
     // The end comes first, as it may from a spool.
-    let batch = [end, event("s", 1, Kind::Open), event("s", 2, Kind::Exec), failed, event("s", 4, Kind::Exit), started("s", 7)];
+    let batch = [
+        end,
+        event("s", 1, Kind::Open),
+        event("s", 2, Kind::Exec),
+        failed,
+        event("s", 4, Kind::Exit),
+        started("s", 7),
+    ];
     store.insert([batch.as_slice()]).expect("stored");
-    let row = Reader::open(directory.path(), Viewer::All).and_then(|reader| reader.session("s")).expect("a session");
-    assert_eq!((row.state.as_str(), row.uid, row.exit_code), ("ended", 7, Some(0)));
+    let row = Reader::open(directory.path(), Viewer::All)
+        .and_then(|reader| reader.session("s"))
+        .expect("a session");
+    assert_eq!(
+        (row.state.as_str(), row.uid, row.exit_code),
+        ("ended", 7, Some(0))
+    );
     assert_eq!(row.counts.expect("counts").made, 100);
     assert_eq!(row.command, ["agent", "--task", "fix the parser"]);
-    let rows = sql(directory.path(), "SELECT pid, exe, argv, exit_code, duration_ns FROM processes").expect("rows");
-    assert_eq!(rows, [[json!(4711), json!("/usr/bin/cat"), json!("[\"cat\",\"/etc/shadow\"]"), json!(1), json!(1_250_000_000)]]);
+    let rows = sql(
+        directory.path(),
+        "SELECT pid, exe, argv, exit_code, duration_ns FROM processes",
+    )
+    .expect("rows");
+    assert_eq!(
+        rows,
+        [[
+            json!(4711),
+            json!("/usr/bin/cat"),
+            json!("[\"cat\",\"/etc/shadow\"]"),
+            json!(1),
+            json!(1_250_000_000)
+        ]]
+    );
 }
 
 #[test]
 fn a_session_of_an_earlier_boot_is_over() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (mut store, _) = Store::open(directory.path(), &Host { boot_id: started("s", 1).boot_id, ..host() }).expect("a new store");
-    store.insert([[started("s", 1)].as_slice()]).expect("stored");
+    let (mut store, _) = Store::open(
+        directory.path(),
+        &Host {
+            boot_id: started("s", 1).boot_id,
+            ..host()
+        },
+    )
+    .expect("a new store");
+    store
+        .insert([[started("s", 1)].as_slice()])
+        .expect("stored");
     let state = || {
-        let row = Reader::open(directory.path(), Viewer::All).and_then(|reader| reader.session("s")).expect("a session");
+        let row = Reader::open(directory.path(), Viewer::All)
+            .and_then(|reader| reader.session("s"))
+            .expect("a session");
         (row.state, row.reason)
     };
     assert_eq!(state(), ("running".to_owned(), None));
     drop(store);
-    let _later = Store::open(directory.path(), &Host { boot_id: "next".into(), ..host() }).expect("opened again");
-    assert_eq!(state(), ("ended".to_owned(), Some("host_restarted".to_owned())));
+    let _later = Store::open(
+        directory.path(),
+        &Host {
+            boot_id: "next".into(),
+            ..host()
+        },
+    )
+    .expect("opened again");
+    assert_eq!(
+        state(),
+        ("ended".to_owned(), Some("host_restarted".to_owned()))
+    );
 }
 
 #[test]
 fn views_answer_responders() {
     let (directory, mut store) = store();
-    let events: Vec<Event> = Kind::ALL.into_iter().zip(1..).map(|(kind, n)| event("s", n, kind)).collect();
+    let events: Vec<Event> = Kind::ALL
+        .into_iter()
+        .zip(1..)
+        .map(|(kind, n)| event("s", n, kind))
+        .collect();
     store.insert([events.as_slice()]).expect("stored");
-    let rows = sql(directory.path(), "SELECT time, path, rule_id, access FROM denials WHERE kind = 'open'").expect("rows");
-    assert_eq!(rows, [["2026-11-20T12:00:00.127456789Z", "/etc/shadow", "files.deny[2]", "read"]]);
-    let rows = sql(directory.path(), "SELECT addr, port, domain, count FROM destinations WHERE kind = 'connect'").expect("rows");
-    assert_eq!(rows, [[json!("192.0.2.7"), json!(443), json!("example.org"), json!(1)]]);
-    for view in ["events", "denials", "files", "destinations", "processes", "sessions"] {
-        assert!(!sql(directory.path(), &format!("SELECT * FROM {view}")).expect("rows").is_empty(), "{view}");
+    let rows = sql(
+        directory.path(),
+        "SELECT time, path, rule_id, access FROM denials WHERE kind = 'open'",
+    )
+    .expect("rows");
+    assert_eq!(
+        rows,
+        [[
+            "2026-11-20T12:00:00.127456789Z",
+            "/etc/shadow",
+            "files.deny[2]",
+            "read"
+        ]]
+    );
+    let rows = sql(
+        directory.path(),
+        "SELECT addr, port, domain, count FROM destinations WHERE kind = 'connect'",
+    )
+    .expect("rows");
+    assert_eq!(
+        rows,
+        [[
+            json!("192.0.2.7"),
+            json!(443),
+            json!("example.org"),
+            json!(1)
+        ]]
+    );
+    for view in [
+        "events",
+        "denials",
+        "files",
+        "destinations",
+        "processes",
+        "sessions",
+    ] {
+        assert!(
+            !sql(directory.path(), &format!("SELECT * FROM {view}"))
+                .expect("rows")
+                .is_empty(),
+            "{view}"
+        );
     }
     let plan = "EXPLAIN QUERY PLAN SELECT path FROM denials WHERE time_ns > (unixepoch() - 3600) * 1000000000";
     let plan = format!("{:?}", sql(directory.path(), plan).expect("a plan"));
@@ -247,7 +460,9 @@ fn views_answer_responders() {
 #[test]
 fn sql_that_is_no_reading_is_refused() {
     let (directory, mut store) = store();
-    store.insert([[started("s", 1)].as_slice()]).expect("stored");
+    store
+        .insert([[started("s", 1)].as_slice()])
+        .expect("stored");
     let other = directory.path().join("other.db");
     for statement in [
         "DELETE FROM event_rows",
@@ -267,34 +482,68 @@ fn sql_that_is_no_reading_is_refused() {
         "ANALYZE",
     ] {
         let error = sql(directory.path(), statement).expect_err(statement);
-        assert!(matches!(error, StoreError::Question(_)), "{statement}: {error}");
+        assert!(
+            matches!(error, StoreError::Question(_)),
+            "{statement}: {error}"
+        );
     }
     assert!(!other.exists());
     let error = sql(directory.path(), "DELETE FROM event_rows").expect_err("no writing");
     assert!(error.to_string().contains("can only be read"), "{error}");
-    for statement in ["", "SELECT", "SELECT 1; SELECT 2", "nonsense", "SELECT * FROM nothing"] {
-        assert!(matches!(sql(directory.path(), statement), Err(StoreError::Question(_))), "{statement}");
+    for statement in [
+        "",
+        "SELECT",
+        "SELECT 1; SELECT 2",
+        "nonsense",
+        "SELECT * FROM nothing",
+    ] {
+        assert!(
+            matches!(
+                sql(directory.path(), statement),
+                Err(StoreError::Question(_))
+            ),
+            "{statement}"
+        );
     }
-    assert_eq!(all(directory.path(), Viewer::All, &Filter::default()).expect("read").len(), 1);
+    assert_eq!(
+        all(directory.path(), Viewer::All, &Filter::default())
+            .expect("read")
+            .len(),
+        1
+    );
 }
 
 #[test]
 fn sql_is_bounded() {
     let (directory, _store) = store();
-    let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n";
+    let endless =
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n";
     let error = sql(directory.path(), endless).expect_err("it does not end");
     assert!(error.to_string().contains("took too long"), "{error}");
-    assert!(matches!(sql(directory.path(), "SELECT randomblob(100000000)"), Err(StoreError::Question(_))));
+    assert!(matches!(
+        sql(directory.path(), "SELECT randomblob(100000000)"),
+        Err(StoreError::Question(_))
+    ));
     let wide = "SELECT hex(randomblob(900000)), hex(randomblob(900000)), hex(randomblob(900000))";
     let error = sql(directory.path(), wide).expect_err("a row that fits no frame");
-    assert!(error.to_string().contains("ask for fewer columns"), "{error}");
-    assert_eq!(sql(directory.path(), "SELECT 1.5, NULL, x'0aff', 'ä'").expect("values"), [[json!(1.5), Value::Null, json!("0aff"), json!("ä")]]);
+    assert!(
+        error.to_string().contains("ask for fewer columns"),
+        "{error}"
+    );
+    assert_eq!(
+        sql(directory.path(), "SELECT 1.5, NULL, x'0aff', 'ä'").expect("values"),
+        [[json!(1.5), Value::Null, json!("0aff"), json!("ä")]]
+    );
 }
 
 #[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
     let (directory, mut store) = store();
-    let batch = |from: u64| (from..from + 1000).map(|n| event("s", n, Kind::Open)).collect::<Vec<Event>>();
+    let batch = |from: u64| {
+        (from..from + 1000)
+            .map(|n| event("s", n, Kind::Open))
+            .collect::<Vec<Event>>()
+    };
     store.limit_pages(200);
     let mut stored = 0;
     let error = loop {
@@ -305,10 +554,16 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
         assert!(stored < 100_000, "the limit does not hold");
     };
     assert!(matches!(error, StoreError::Full), "{error}");
-    let count = || all(directory.path(), Viewer::All, &Filter::default()).expect("read").len() as u64;
+    let count = || {
+        all(directory.path(), Viewer::All, &Filter::default())
+            .expect("read")
+            .len() as u64
+    };
     assert_eq!(count(), stored, "nothing of the refused batch is there");
     store.limit_pages(1 << 20);
-    store.insert([batch(stored).as_slice()]).expect("there is room again");
+    store
+        .insert([batch(stored).as_slice()])
+        .expect("there is room again");
     assert_eq!(count(), stored + 1000);
 }
 
@@ -316,7 +571,9 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
 fn a_damaged_file_is_set_aside_and_the_loss_recorded() {
     for damage in [b"not a database at all".repeat(100), vec![0u8; 5000]] {
         let (directory, mut store) = store();
-        store.insert([[started("s", 1)].as_slice()]).expect("stored");
+        store
+            .insert([[started("s", 1)].as_slice()])
+            .expect("stored");
         store.close().expect("closed");
         let path = directory.path().join(FILE);
         let mut content = std::fs::read(&path).expect("the file");
@@ -328,27 +585,51 @@ fn a_damaged_file_is_set_aside_and_the_loss_recorded() {
         let aside = aside.expect("the damaged file has a new name");
         assert_eq!(std::fs::read(&aside).expect("it is kept"), content);
         let events = all(directory.path(), Viewer::All, &Filter::default()).expect("read");
-        let losses: Vec<_> = events.iter().filter_map(|event| event.loss.as_ref()).collect();
+        let losses: Vec<_> = events
+            .iter()
+            .filter_map(|event| event.loss.as_ref())
+            .collect();
         assert_eq!(losses.len(), 1);
-        assert_eq!((losses[0].from, losses[0].to, losses[0].reason.as_str()), (0, 0, "store_corrupt"));
-        store.insert([[started("s", 1)].as_slice()]).expect("it goes on");
+        assert_eq!(
+            (losses[0].from, losses[0].to, losses[0].reason.as_str()),
+            (0, 0, "store_corrupt")
+        );
+        store
+            .insert([[started("s", 1)].as_slice()])
+            .expect("it goes on");
     }
 }
 
 #[test]
 fn damage_that_shows_while_running_begins_anew() {
     let (directory, mut store) = store();
-    let aside = store.replace(&StoreError::Corrupt("seen by the writer".into())).expect("replaced").expect("set aside");
+    let aside = store
+        .replace(&StoreError::Corrupt("seen by the writer".into()))
+        .expect("replaced")
+        .expect("set aside");
     assert!(aside.exists());
-    store.insert([[started("s", 1)].as_slice()]).expect("it goes on");
-    assert_eq!(all(directory.path(), Viewer::All, &Filter::default()).expect("read").len(), 2);
+    store
+        .insert([[started("s", 1)].as_slice()])
+        .expect("it goes on");
+    assert_eq!(
+        all(directory.path(), Viewer::All, &Filter::default())
+            .expect("read")
+            .len(),
+        2
+    );
 }
 
 #[test]
 fn a_newer_history_is_left_alone() {
     let (directory, store) = store();
-    store.connection.pragma_update(None, "user_version", 99).expect("set");
+    store
+        .connection
+        .pragma_update(None, "user_version", 99)
+        .expect("set");
     drop(store);
-    assert!(matches!(Store::open(directory.path(), &host()), Err(StoreError::Newer { found: 99 })));
+    assert!(matches!(
+        Store::open(directory.path(), &host()),
+        Err(StoreError::Newer { found: 99 })
+    ));
     assert!(directory.path().join(FILE).exists());
 }
