@@ -144,6 +144,7 @@ fn columns(cells: [&str; 5], last: &str) -> String {
         line.push_str("  ");
     }
     line.push_str(last);
+    line.truncate(line.trim_end().len());
     line
 }
 
@@ -158,8 +159,13 @@ fn table_line(event: &Event, style: output::Style) -> String {
     } else {
         escape(session)
     };
-    // The verdict is padded before it is painted, so that colours do not count as columns.
-    let verdict = style.paint(render::tone(event.verdict), &pad(event.verdict.name(), 7));
+    // What is about the record was not decided by anyone. The verdict is padded before it is painted, so that colours
+    // do not count as columns.
+    let verdict = match event.kind {
+        Kind::Loss => style.paint(Tone::Bad, &pad("-", 7)),
+        Kind::Session => pad("-", 7),
+        _ => style.paint(render::tone(event.verdict), &pad(event.verdict.name(), 7)),
+    };
     let process = event
         .process
         .as_ref()
@@ -176,7 +182,9 @@ fn table_line(event: &Event, style: output::Style) -> String {
         } else {
             render::tone(event.verdict)
         };
-        last.push_str("  ");
+        if !last.is_empty() {
+            last.push_str("  ");
+        }
         last.push_str(&style.paint(tone, &why));
     }
     columns(

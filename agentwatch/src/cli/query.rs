@@ -20,21 +20,33 @@ use crate::wire::collector::{Answer, Question};
 ///
 /// SQL is SQLite's, and only reads. These views are kept stable:
 ///
-///   events        every event: id, session_id, session (its name), seq, time, time_ns, ktime_ns, boot_id, kind, verdict,
-///                 errno, count, rule_id, rule_layer, rule_source, pid, tid, ppid, start_ns, exe, comm, argv, cwd, uid, gid,
-///                 cgroup, path, dev, inode, access, target_path, family, sock_type, addr, port, sock_path, domain, json
-///   denials       the denied ones: time, session, kind, path, addr, port, domain, access, rule_id, …
-///   files         who did what to which file how often: session, path, kind, access, verdict, exe, count, first_ns, last_ns
-///   destinations  the same for sockets and names: session, kind, family, addr, port, sock_path, domain, verdict, exe, count, …
-///   processes     session, pid, start_ns, ppid, parent_start_ns, exe, argv, cwd, uid, exit_code, exit_signal, duration_ns, …
-///   sessions      id, name, uid, mode, coverage, state, started_ns, ended_ns, reason, exit_code, events, denied, …
+///   events        id, session_id, session (its name), seq, time, time_ns, ktime_ns, boot_id,
+///                 kind, verdict, errno, count, rule_id, rule_layer, rule_source, pid, tid,
+///                 ppid, start_ns, exe, comm, argv, cwd, uid, gid, cgroup, path, dev, inode,
+///                 access, target_path, family, sock_type, addr, port, sock_path, domain, json
+///   denials       time, time_ns, session_id, session, kind, path, addr, port, domain, access,
+///                 rule_id, rule_layer, rule_source, errno, count, pid, start_ns, exe, argv,
+///                 uid, id
+///   files         session_id, session, path, kind, access, verdict, exe, count, first_ns,
+///                 last_ns
+///   destinations  session_id, session, kind, family, sock_type, addr, port, sock_path, domain,
+///                 verdict, exe, count, first_ns, last_ns
+///   processes     session_id, session, boot_id, pid, start_ns, ppid, parent_start_ns, exe,
+///                 argv, cwd, uid, gid, first_ns, exit_ns, exit_code, exit_signal, duration_ns
+///   sessions      id, name, uid, policy, mode, coverage, missing, backends, cgroup, command,
+///                 origin, state, started_ns, ended_ns, reason, exit_code, events, denied,
+///                 counts, boot_id
 ///
-/// Times ending in _ns are nanoseconds since 1970 (of the boot, for start_ns and ktime_ns). Denials of the last hour:
+/// Times ending in _ns are nanoseconds since 1970, but for ktime_ns, start_ns and
+/// parent_start_ns, which count from the boot. argv, command, missing, backends, counts and json
+/// are JSON. Denials of the last hour:
 ///
-///   agentwatch query "SELECT time, session, path, rule_id FROM denials WHERE time_ns > (unixepoch() - 3600) * 1000000000"
+///   SELECT time, session, path, rule_id FROM denials
+///   WHERE time_ns > (unixepoch() - 3600) * 1000000000
 ///
-/// In CSV a cell that a spreadsheet would take for a formula (it begins with = + - @ or a tab or carriage return, and is
-/// no number) gets a leading apostrophe, since agents choose paths and arguments; use jsonl where text must stay exact.
+/// In CSV a cell that a spreadsheet would take for a formula (it begins with = + - @, a tab or a
+/// line break, and is no number) gets a leading apostrophe, since agents choose paths and
+/// arguments. Use jsonl where text must stay exact.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct QueryArgs {

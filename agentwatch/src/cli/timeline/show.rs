@@ -188,7 +188,8 @@ fn process(out: &mut Output, timeline: &Timeline, node: &Node) -> Result<()> {
         out.line(&format!("{indent}{verb:<8} {line}"))?;
     }
     for other in &node.others {
-        out.line(&format!("{indent}{:<8} {}", other.kind.name(), other.what))?;
+        let line = format!("{indent}{:<8} {}", other.kind.name(), other.what);
+        out.line(line.trim_end())?;
     }
     for line in files(&node.files, false) {
         out.line(&format!(
@@ -223,7 +224,7 @@ fn refusal_line(refusal: &Refusal, with_process: bool, style: Style) -> String {
         line.push_str(&format!(" {process}"));
     }
     // `process` and `what` were escaped where they were made.
-    line.push_str(&format!(" {} {}", refusal.kind.name(), refusal.what));
+    line.push_str(format!(" {} {}", refusal.kind.name(), refusal.what).trim_end());
     if let Some(errno) = refusal.errno {
         line.push_str(&format!(" {}", render::errno_name(errno)));
     }
