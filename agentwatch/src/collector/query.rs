@@ -31,6 +31,9 @@ use crate::wire::{
     collector::{Answer, Filter, Question},
 };
 
+/// Time for one who is turned away, to ask and again to read why.
+const TURN_AWAY: Duration = Duration::from_secs(1);
+
 /// What all connections that ask share.
 pub(super) struct Shared {
     pub(super) state_dir: PathBuf,
@@ -104,15 +107,18 @@ pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>
     send(&mut connection, &last, shared.limits.unread_part).await
 }
 
-/// Tells one more asker than there is room for.
+/// Tells one more asker than there is room for. The question is awaited for a moment, because an asker that still writes
+/// when the connection closes would see that and not the words.
 pub(super) async fn turn_away(stream: UnixStream) -> Result<()> {
-    let message = "too many questions are being answered\nhint: end some of those that --follow, or try again".to_owned();
-    send(
-        &mut Connection::new(stream),
-        &Answer::Error { message },
-        Duration::from_secs(1),
-    )
-    .await
+    let mut connection = Connection::new(stream);
+    timeout(TURN_AWAY, connection.receive::<IgnoredAny>())
+        .await
+        .context("no question came in time")??;
+    let message = "too many questions are being answered\nhint: end some of those that --follow, or try again";
+    let answer = Answer::Error {
+        message: message.to_owned(),
+    };
+    send(&mut connection, &answer, TURN_AWAY).await
 }
 
 /// Why an answer ended early.

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -36,6 +36,8 @@ use crate::wire::collector::{INGEST_SOCKET, QUERY_SOCKET};
 const LOCK: &str = "collector.lock";
 /// Time for the batches in hand when the collector stops.
 const LAST_BATCHES: Duration = Duration::from_secs(20);
+/// Askers that are being told that there is no room.
+const TURNED_AWAY: usize = 32;
 /// Pause after a connection could not be accepted, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -157,6 +159,7 @@ async fn accept_askers(
     mut stopping: watch::Receiver<bool>,
 ) {
     let slots = Arc::new(Slots::new(&shared.limits));
+    let turns = Arc::new(Semaphore::new(TURNED_AWAY));
     let mut connections = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -172,12 +175,21 @@ async fn accept_askers(
             privileged: is_privileged(peer.uid(), own),
         };
         let slot = Slots::take(&slots, asker);
+        // Turning away costs a descriptor for a moment, so it is bounded too; beyond that the connection just closes.
+        let turn = match &slot {
+            Some(_) => None,
+            None => match Arc::clone(&turns).try_acquire_owned() {
+                Ok(turn) => Some(turn),
+                Err(_) => continue,
+            },
+        };
         let shared = Arc::clone(shared);
         connections.spawn(async move {
             let result = match &slot {
                 Some(_) => query::serve(stream, asker, &shared).await,
                 None => query::turn_away(stream).await,
             };
+            drop((slot, turn));
             if let Err(error) = result {
                 tracing::debug!(
                     error = format!("{error:#}"),
