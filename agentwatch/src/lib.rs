@@ -1,6 +1,7 @@
 //! agentwatch: see ARCHITECTURE.md for the map.
 
 pub mod cli;
+pub mod collector;
 pub mod daemon;
 pub mod event;
 pub mod kernel;

@@ -1,7 +1,76 @@
-fn main() -> anyhow::Result<()> {
-    let rt = tokio::runtime::Runtime::new()?;
-    let _g = rt.enter();
-    let (k, _r) = agentwatch::kernel::Kernel::load()?;
-    println!("{:#?} {:#?}", k.checks, k.verified());
-    Ok(())
+//! The `agentwatch` command: parses, dispatches, and turns errors into exit codes.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use agentwatch::cli;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Holds AI coding agents inside the scope of their task, in the kernel, and turns what they did into evidence
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// Directory of the sockets: says which daemon is meant
+    #[arg(long, global = true, value_name = "DIR", env = "AGENTWATCH_RUNTIME_DIR", default_value = "/run/agentwatch")]
+    runtime_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Daemon(cli::daemon::DaemonArgs),
+    Run(cli::run::RunArgs),
+    Attach(cli::attach::AttachArgs),
+    Detach(cli::attach::DetachArgs),
+    Sessions(cli::sessions::SessionsArgs),
+    Events(cli::events::EventsArgs),
+    Timeline(cli::timeline::TimelineArgs),
+    Query(cli::query::QueryArgs),
+    /// Check, explain and describe policies
+    #[command(subcommand)]
+    Policy(cli::policy::PolicyCommand),
+    Doctor(cli::doctor::DoctorArgs),
+    Status(cli::status::StatusArgs),
+    Collector(cli::collector::CollectorArgs),
+}
+
+fn main() -> ExitCode {
+    let Arguments { runtime_dir, command } = Arguments::parse();
+    let result = match command {
+        // Forks: no thread may exist.
+        Command::Run(args) => return args.run(&runtime_dir),
+        Command::Attach(args) => args.run(&runtime_dir),
+        Command::Detach(args) => args.run(&runtime_dir),
+        Command::Status(args) => args.run(&runtime_dir),
+        Command::Policy(command) => command.run(),
+        command => threaded(command, &runtime_dir),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("agentwatch: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Commands that wait for several things at once.
+fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(EnvFilter::try_from_env("AGENTWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Daemon(args) => args.run(runtime_dir).await,
+            Command::Doctor(args) => args.run().await,
+            Command::Sessions(args) => args.run(runtime_dir).await,
+            Command::Events(args) => args.run(runtime_dir).await,
+            Command::Timeline(args) => args.run(runtime_dir).await,
+            Command::Query(args) => args.run(runtime_dir).await,
+            Command::Collector(args) => args.run(runtime_dir).await,
+            Command::Run(_) | Command::Attach(_) | Command::Detach(_) | Command::Status(_) | Command::Policy(_) => {
+                unreachable!("dispatched by main")
+            }
+        }
+    })
 }

@@ -1,3 +1,17 @@
-//! The command line: parse, dispatch, render.
+//! The command line: each command parses, asks, and renders.
 
+pub mod ask;
+pub mod attach;
+pub mod collector;
+pub mod control;
+pub mod daemon;
+pub mod doctor;
+pub mod events;
+pub mod output;
 pub mod policy;
+pub mod query;
+pub mod render;
+pub mod run;
+pub mod sessions;
+pub mod status;
+pub mod timeline;

@@ -24,7 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     pub uid: u32,
-    pub gid: u32,
     pub pid: u32,
 }
 
@@ -87,7 +86,6 @@ async fn client(stream: UnixStream, engine: mpsc::Sender<Order>) -> Result<()> {
     let credentials = connection.peer()?;
     let peer = Peer {
         uid: credentials.uid(),
-        gid: credentials.gid(),
         pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
     };
     loop {

@@ -12,7 +12,7 @@ use tokio::{
     time::{self, MissedTickBehavior},
 };
 
-use super::{Paths, config::Config, control::Order, forward::Figures, launch::Origin};
+use super::{config::Config, control::Order, forward::Figures, launch::Origin};
 use crate::{
     event::{
         Event, Kind,
@@ -57,7 +57,6 @@ pub struct Engine {
     lost: u64,
     undecodable: u64,
     figures: Arc<Figures>,
-    paths: Paths,
     ticks: u64,
 }
 
@@ -68,7 +67,6 @@ impl Engine {
         outbox: mpsc::Sender<Event>,
         config: &Config,
         figures: Arc<Figures>,
-        paths: Paths,
     ) -> Result<Self> {
         let enricher = Enricher::new(kernel.cgroup_root.clone())?;
         let watches = config
@@ -94,7 +92,6 @@ impl Engine {
             lost: 0,
             undecodable: 0,
             figures,
-            paths,
             ticks: 0,
         })
     }

@@ -54,7 +54,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes)?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
-    let engine = engine::Engine::new(kernel, rings, events, &config, figures, paths.clone())?;
+    let engine = engine::Engine::new(kernel, rings, events, &config, figures)?;
     let engine = tokio::spawn(engine.run(orders, stopped.clone()));
     let control = tokio::spawn(control::serve(listener, commands));
     tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");

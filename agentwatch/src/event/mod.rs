@@ -5,6 +5,9 @@ pub mod decode;
 pub mod enrich;
 pub mod flags;
 pub mod model;
+pub mod names;
 pub mod process;
+pub mod samples;
+pub mod schema;
 
 pub use model::{Event, Kind, Mode, Verdict};

@@ -340,7 +340,8 @@ pub struct Loss {
     /// Last lost sequence number.
     pub to: u64,
     /// Why: `ring_full` (the kernel's ring had no room), `spool_full` (the collector was away for too long),
-    /// `spool_corrupt` (the spool on disk was damaged).
+    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew: `from`, `to` and
+    /// `events` are 0, since what is gone is not known).
     pub reason: String,
     /// How many events are missing.
     pub events: u64,

@@ -43,3 +43,33 @@ impl Connection {
         self.framed.get_ref().peer_cred().context("read the peer's credentials")
     }
 }
+
+/// The same frames on a blocking socket, for `run`: between fork and exec there is no runtime.
+pub mod blocking {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixStream,
+    };
+
+    use anyhow::{Context as _, Result, ensure};
+    use serde::{Serialize, de::DeserializeOwned};
+
+    use super::MAX_FRAME;
+
+    pub fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> Result<()> {
+        let bytes = serde_json::to_vec(message).context("encode a frame")?;
+        let len = u32::try_from(bytes.len()).ok().filter(|len| *len as usize <= MAX_FRAME);
+        let len = len.with_context(|| format!("a message of {} bytes is too long", bytes.len()))?;
+        stream.write_all(&len.to_be_bytes()).and_then(|()| stream.write_all(&bytes)).context("send a frame")
+    }
+
+    pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream) -> Result<T> {
+        let mut len = [0; 4];
+        stream.read_exact(&mut len).context("read a frame")?;
+        let len = u32::from_be_bytes(len) as usize;
+        ensure!(len <= MAX_FRAME, "a frame of {len} bytes is too long");
+        let mut bytes = vec![0; len];
+        stream.read_exact(&mut bytes).context("read a frame")?;
+        serde_json::from_slice(&bytes).context("a frame is not a message that is known here")
+    }
+}

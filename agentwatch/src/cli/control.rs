@@ -1,0 +1,75 @@
+//! Asking the daemon.
+
+use std::{
+    fmt,
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    policy::{default, model::Context},
+    wire::{
+        blocking,
+        control::{CONTROL_SOCKET, PolicyText, Request, Response},
+    },
+};
+
+/// What the daemon refused, with what to do about it.
+#[derive(Debug)]
+pub struct Refused {
+    message: String,
+    hint: Option<String>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Connects to the daemon.
+pub fn connect(runtime_dir: &Path) -> Result<UnixStream> {
+    let path = runtime_dir.join(CONTROL_SOCKET);
+    UnixStream::connect(&path).with_context(|| format!("no daemon answers at {}; hint: sudo agentwatch daemon", path.display()))
+}
+
+/// Asks one thing.
+pub fn ask(stream: &UnixStream, request: &Request) -> Result<Response> {
+    blocking::send(stream, request).context("ask the daemon")?;
+    match blocking::receive(stream).context("hear the daemon")? {
+        Response::Error { message, hint } => Err(Refused { message, hint }.into()),
+        response => Ok(response),
+    }
+}
+
+/// The text of a policy, read with the asker's own rights; the default one where none is named.
+pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
+    let cwd = std::env::current_dir().context("the working directory is gone")?;
+    let context = Context { cwd, home: home() };
+    let Some(file) = file else {
+        return Ok(PolicyText { file: String::new(), text: default::TEXT.to_owned(), context });
+    };
+    let (name, text) = super::policy::read_policy(file)?;
+    let text = String::from_utf8(text).map_err(|error| {
+        anyhow::anyhow!("{name} is not UTF-8 at byte {}; hint: a policy is a text file", error.utf8_error().valid_up_to())
+    })?;
+    Ok(PolicyText { file: name, text, context })
+}
+
+/// `$HOME`, or what the password file says.
+fn home() -> std::path::PathBuf {
+    std::env::var_os("HOME")
+        .map(std::path::PathBuf::from)
+        .filter(|home| home.is_absolute())
+        .or_else(|| nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.dir))
+        .unwrap_or_default()
+}
+

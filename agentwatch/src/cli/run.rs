@@ -1,0 +1,188 @@
+//! `agentwatch run`: a command in a session of its own.
+//!
+//! The child asks for the session, is moved into it by the daemon, confines itself where Landlock holds the files, and becomes
+//! the command; the parent stays outside, passes signals on and reports how it ended. All of it before any thread exists.
+
+use std::{
+    io::Read as _,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask, raise},
+        signalfd::SignalFd,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, fork},
+};
+
+use super::{
+    control,
+    output::escape,
+};
+use crate::{
+    event::Mode,
+    session::landlock,
+    wire::control::{Request, Response},
+};
+
+/// agentwatch itself failed.
+const FAILED: u8 = 125;
+/// The command may not be executed.
+const NOT_EXECUTABLE: i32 = 126;
+/// The command is not found.
+const NOT_FOUND: i32 = 127;
+/// What is handed on to the command when somebody sends it to us.
+const PASSED_ON: [Signal; 7] =
+    [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCONT];
+
+/// Run a command in a session of its own
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Policy file; `-` is standard input. Without one: the built-in default policy
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Name of the session
+    #[arg(long)]
+    name: Option<String>,
+    /// Enforce the policy, or only record what it would deny
+    #[arg(long, value_enum)]
+    mode: Option<ModeArg>,
+    /// Start although this kernel cannot enforce all of the policy
+    #[arg(long)]
+    accept_degraded: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ModeArg {
+    Enforce,
+    Monitor,
+}
+
+impl RunArgs {
+    /// Runs the command and gives back its exit code.
+    pub fn run(self, runtime_dir: &Path) -> ExitCode {
+        match self.try_run(runtime_dir) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => {
+                eprintln!("agentwatch: {error:#}");
+                ExitCode::from(FAILED)
+            }
+        }
+    }
+
+    fn try_run(self, runtime_dir: &Path) -> Result<u8> {
+        let policy = control::policy_text(self.policy.as_deref())?;
+        let request = Request::Run {
+            policy,
+            name: self.name,
+            mode: self.mode.map(|mode| match mode {
+                ModeArg::Enforce => Mode::Enforce,
+                ModeArg::Monitor => Mode::Monitor,
+            }),
+            accept_degraded: self.accept_degraded,
+            command: self.command.clone(),
+        };
+        // Looked at before the fork, so that a missing daemon is reported by one process.
+        drop(control::connect(runtime_dir)?);
+
+        let (mut tell, mut hear) = {
+            let (hear, tell) = std::io::pipe().context("make a pipe")?;
+            (tell, hear)
+        };
+        let mut signals = SigSet::empty();
+        for signal in PASSED_ON.into_iter().chain([Signal::SIGCHLD]) {
+            signals.add(signal);
+        }
+        let mut before = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).context("block signals")?;
+        // SAFETY: no other thread exists yet (main starts none before a command that needs them).
+        match unsafe { fork() }.context("fork")? {
+            ForkResult::Child => {
+                drop(hear);
+                let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+                let code = become_command(runtime_dir, &request, &self.command, &mut tell);
+                std::process::exit(code);
+            }
+            ForkResult::Parent { child } => {
+                drop(tell);
+                let mut session = String::new();
+                hear.read_to_string(&mut session).context("hear from the child")?;
+                let code = attend(child, &signals)?;
+                if !session.is_empty() {
+                    let told = control::connect(runtime_dir)
+                        .and_then(|stream| control::ask(&stream, &Request::Exited { session, code }));
+                    if let Err(error) = told {
+                        eprintln!("agentwatch: the end of the command could not be reported: {error:#}");
+                    }
+                }
+                Ok(u8::try_from(code).unwrap_or(u8::MAX))
+            }
+        }
+    }
+}
+
+/// Enters the session and becomes the command; gives back an exit code where that fails.
+fn become_command(runtime_dir: &Path, request: &Request, command: &[String], tell: &mut impl std::io::Write) -> i32 {
+    let prepared = (|| -> Result<String> {
+        let stream = control::connect(runtime_dir)?;
+        let Response::Ready { session, warnings, landlock, .. } = control::ask(&stream, request)? else {
+            anyhow::bail!("the daemon gave an answer to another question");
+        };
+        for warning in warnings {
+            eprintln!("agentwatch: {}", escape(&warning));
+        }
+        if let Some(policy) = landlock {
+            landlock::apply(&landlock::plan(&policy))?;
+        }
+        tell.write_all(session.as_bytes()).context("tell the parent")?;
+        Ok(session)
+    })();
+    let session = match prepared {
+        Ok(session) => session,
+        Err(error) => {
+            eprintln!("agentwatch: {error:#}");
+            return i32::from(FAILED);
+        }
+    };
+    let Some((program, arguments)) = command.split_first() else { return i32::from(FAILED) };
+    // The pipe closes with the program's start: it is close-on-exec.
+    let error = Command::new(program).args(arguments).env("AGENTWATCH_SESSION", &session).exec();
+    eprintln!("agentwatch: cannot execute {}: {error}", escape(program));
+    if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+}
+
+/// Waits for the command, passing signals on; gives back its exit code, 128 and the signal where one ended it.
+fn attend(child: Pid, signals: &SigSet) -> Result<i32> {
+    let descriptor = SignalFd::new(signals).context("listen for signals")?;
+    loop {
+        let status = waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED));
+        match status {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
+            Ok(WaitStatus::Stopped(..)) => {
+                // The shell that started us is to see its job stopped.
+                raise(Signal::SIGSTOP).context("stop with the command")?;
+                let _ = kill(child, Signal::SIGCONT);
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("wait for the command"),
+        }
+        let Some(info) = descriptor.read_signal().context("wait for a signal")? else { continue };
+        let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { continue };
+        // What a terminal sends reaches the command by itself: it is in the same foreground group.
+        let from_kernel = info.ssi_code > 0;
+        if signal != Signal::SIGCHLD && !from_kernel {
+            let _ = kill(child, signal);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The history on disk: the only code that knows SQLite.
+//!
+//! One [`Store`] owns the connection that writes; every question gets a [`Reader`] of its own, so that reads go on
+//! while events are stored. What [`Store::insert`] has returned from is on disk. A damaged file is set aside and
+//! never repaired in place or deleted, because it may be evidence.
+
+mod insert;
+mod quarantine;
+mod read;
+mod sql;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+pub use read::{Page, Reader, Scan, Viewer};
+pub use sql::{Part, SqlLimits, run as run_sql};
+
+use crate::event::Event;
+
+/// File name of the history below the state directory.
+pub const FILE: &str = "history.db";
+
+/// Version of the tables and views, kept as SQLite's `user_version`.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What turns a store of version N into one of version N + 1, from an empty file on.
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+
+/// How long a statement waits for another connection's lock.
+const BUSY: Duration = Duration::from_secs(10);
+/// Up to this size a file is checked as a whole when it is opened; above, only where tables and indexes begin and end,
+/// because reading gigabytes would keep the daemon waiting. Damage that shows later is met by [`Store::replace`].
+const CHECKED_WHOLE: u64 = 64 << 20;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("no space is left for the history")]
+    Full,
+    #[error("the history is damaged: {0}")]
+    Corrupt(String),
+    #[error("the history has version {found} and this agentwatch knows up to {SCHEMA_VERSION}")]
+    Newer { found: u32 },
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Sql(rusqlite::Error),
+    #[error("event {id} in the history is not one that is known here: {error}")]
+    Decode { id: i64, error: serde_json::Error },
+    /// The question cannot be answered; the text says why.
+    #[error("{0}")]
+    Question(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
+        match error.sqlite_error_code() {
+            Some(DiskFull) => StoreError::Full,
+            Some(DatabaseCorrupt | NotADatabase) => StoreError::Corrupt(error.to_string()),
+            _ => StoreError::Sql(error),
+        }
+    }
+}
+
+/// Which host and boot the collector runs on, for the events that it makes itself.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub name: String,
+    pub boot_id: String,
+}
+
+/// The connection that writes.
+pub struct Store {
+    connection: Connection,
+    directory: PathBuf,
+    host: Host,
+    /// What the tables are known to hold already. Forgotten when a transaction fails.
+    known: Known,
+}
+
+#[derive(Default)]
+struct Known {
+    sessions: HashMap<String, i64>,
+    /// By boot id: number and largest offset of the boot.
+    boots: HashMap<String, (i64, i64)>,
+    processes: HashSet<(i64, i64, u32, u64)>,
+}
+
+impl Store {
+    /// Opens the history below `directory`, or makes a new one. A damaged one is set aside: the new one then begins
+    /// with a `loss` event, and the name that the old one has now is returned.
+    pub fn open(directory: &Path, host: &Host) -> Result<(Self, Option<PathBuf>), StoreError> {
+        match Self::open_as_is(directory, host) {
+            Ok(store) => Ok((store, None)),
+            Err(StoreError::Corrupt(damage)) => {
+                let (store, aside) = Self::begin_anew(directory, host, &damage)?;
+                Ok((store, Some(aside)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores events in one transaction and returns when they are on disk, with the number of the newest event. An
+    /// event whose id is there already is left as it is. After an error nothing of `batches` is stored.
+    pub fn insert<'a>(
+        &mut self,
+        batches: impl IntoIterator<Item = &'a [Event]>,
+    ) -> Result<i64, StoreError> {
+        let result = insert::insert(&mut self.connection, &mut self.known, batches);
+        if result.is_err() {
+            self.known = Known::default();
+        }
+        result
+    }
+
+    /// Opens the file afresh after an error; what turned out to be damaged is set aside first.
+    pub fn replace(&mut self, after: &StoreError) -> Result<Option<PathBuf>, StoreError> {
+        let (directory, host) = (self.directory.clone(), self.host.clone());
+        let (store, aside) = match after {
+            StoreError::Corrupt(damage) => {
+                // Without this connection's locks the file can be renamed as a whole, with its log.
+                self.connection = Connection::open_in_memory()?;
+                let (store, aside) = Self::begin_anew(&directory, &host, damage)?;
+                (store, Some(aside))
+            }
+            _ => Self::open(&directory, &host)?,
+        };
+        *self = store;
+        Ok(aside)
+    }
+
+    /// Moves the log into the file, so that what is left behind is one file.
+    pub fn close(self) -> Result<(), StoreError> {
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        self.connection
+            .close()
+            .map_err(|(_, error)| StoreError::from(error))
+    }
+
+    fn open_as_is(directory: &Path, host: &Host) -> Result<Self, StoreError> {
+        let path = directory.join(FILE);
+        // SQLite gives its log and its index the mode of the file itself, so that this one line keeps them all private.
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&path, flags)?;
+        connection.busy_timeout(BUSY)?;
+        // WAL lets readers go on; FULL makes a commit mean that it is on disk; temporary tables have no other place
+        // that the sandbox allows.
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        connection.pragma_update(None, "foreign_keys", false)?;
+        connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        migrate(&mut connection)?;
+        check(&connection, path.metadata()?.len())?;
+        connection.execute(
+            "INSERT INTO boot_rows (boot_id, max_offset, opened) VALUES (?1, ?2, (SELECT coalesce(max(opened), 0) + 1 FROM boot_rows))
+             ON CONFLICT (boot_id) DO UPDATE SET opened = excluded.opened",
+            (&host.boot_id, insert::offset_now()),
+        )?;
+        Ok(Self {
+            connection,
+            directory: directory.to_owned(),
+            host: host.clone(),
+            known: Known::default(),
+        })
+    }
+
+    fn begin_anew(
+        directory: &Path,
+        host: &Host,
+        damage: &str,
+    ) -> Result<(Self, PathBuf), StoreError> {
+        let aside = quarantine::set_aside(directory)?;
+        tracing::error!(
+            file = %directory.join(FILE).display(), aside = %aside.display(), damage,
+            "the history is damaged; it was set aside and a new one begun"
+        );
+        let mut store = Self::open_as_is(directory, host)?;
+        let loss = quarantine::loss(host);
+        store.insert([std::slice::from_ref(&loss)])?;
+        Ok((store, aside))
+    }
+
+    #[cfg(test)]
+    fn limit_pages(&self, pages: u32) {
+        self.connection
+            .pragma_update(None, "max_page_count", pages)
+            .expect("a limit can be set");
+    }
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::Newer { found });
+    }
+    for (version, step) in (1u32..).zip(MIGRATIONS).skip(found as usize) {
+        let transaction =
+            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Looks for damage: everywhere in a small file, at the ends of tables and indexes in a large one.
+fn check(connection: &Connection, bytes: u64) -> Result<(), StoreError> {
+    if bytes <= CHECKED_WHOLE {
+        let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        return if found == "ok" {
+            Ok(())
+        } else {
+            Err(StoreError::Corrupt(found))
+        };
+    }
+    for probe in [
+        "SELECT max(no), min(no), max(id), min(id) FROM event_rows",
+        "SELECT max(boot), min(boot), max(session), min(session) FROM event_rows",
+        "SELECT max(time_ns), min(time_ns) FROM event_rows WHERE verdict = 'denied'",
+        "SELECT count(*) FROM session_rows",
+        "SELECT count(*) FROM boot_rows",
+        "SELECT max(session), min(session) FROM process_rows",
+    ] {
+        connection.query_row(probe, [], |_| Ok(()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
