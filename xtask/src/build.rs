@@ -18,7 +18,9 @@ pub fn agentwatch(release: bool) -> Result<PathBuf> {
         command.arg("--release");
     }
     process::run(&mut command).context("build agentwatch")?;
-    Ok(paths::target().join(if release { "release" } else { "debug" }).join("agentwatch"))
+    Ok(paths::target()
+        .join(if release { "release" } else { "debug" })
+        .join("agentwatch"))
 }
 
 /// The programs of the tests crate.
@@ -31,12 +33,28 @@ impl Guest {
     pub fn build() -> Result<Guest> {
         let mut command = process::cargo(paths::repository());
         command
-            .args(["build", "--quiet", "--release", "--package", "agentwatch-tests", "--bins", "--target", GUEST_TARGET])
-            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "agentwatch-tests",
+                "--bins",
+                "--target",
+                GUEST_TARGET,
+            ])
+            .env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-C target-feature=+crt-static",
+            );
         // Flags from outside would win over the ones above.
-        command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        command
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS");
         process::run(&mut command).context("build the test programs")?;
-        Ok(Guest { dir: paths::target().join(GUEST_TARGET).join("release") })
+        Ok(Guest {
+            dir: paths::target().join(GUEST_TARGET).join("release"),
+        })
     }
 
     pub fn program(&self, name: &str) -> PathBuf {

@@ -52,32 +52,68 @@ impl Image {
     /// Gathers the programs. `host_programs` are dynamic ones of this machine that come along with their libraries.
     pub fn gather(agentwatch: &Path, guest: &Guest, host_programs: &[PathBuf]) -> Result<Image> {
         let mut base = Archive::default();
-        for dir in ["etc", "usr/bin", "usr/lib/modules", "usr/lib64", "proc", "sys", "dev", "tmp", "run", "var/lib", "home", "mnt"] {
+        for dir in [
+            "etc",
+            "usr/bin",
+            "usr/lib/modules",
+            "usr/lib64",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+            "run",
+            "var/lib",
+            "home",
+            "mnt",
+        ] {
             base.dir(dir, 0o755, 0);
         }
         base.dir("root", 0o700, 0);
         base.dir("home/user", 0o755, 1000);
-        for (link, to) in [("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        for (link, to) in [
+            ("bin", "usr/bin"),
+            ("sbin", "usr/bin"),
+            ("usr/sbin", "bin"),
+            ("lib", "usr/lib"),
+            ("lib64", "usr/lib64"),
+        ] {
             base.symlink(link, to);
         }
         // The kernel opens this for init before anything is mounted.
         base.character_device("dev/console", 5, 1);
         base.file("init", &fs::read(guest.program("init"))?, 0o755);
         base.tree("etc", &paths::repository().join("tests/fixtures/vm/etc"))?;
-        base.file("etc/shadow", &fs::read(paths::repository().join("tests/fixtures/vm/etc/shadow"))?, 0o600);
+        base.file(
+            "etc/shadow",
+            &fs::read(paths::repository().join("tests/fixtures/vm/etc/shadow"))?,
+            0o600,
+        );
 
         let busybox = setup::busybox()?;
         base.file("usr/bin/busybox", &fs::read(&busybox)?, 0o755);
-        for applet in process::output(Command::new(&busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
+        for applet in process::output(Command::new(&busybox).arg("--list"))?
+            .lines()
+            .filter(|name| *name != "busybox")
+        {
             base.symlink(&format!("usr/bin/{applet}"), "busybox");
         }
         for name in ["act", "scenarios", "cost", "landlocked"] {
-            base.file(&format!("{}/{name}", &PROGRAMS[1..]), &fs::read(guest.program(name))?, 0o755);
+            base.file(
+                &format!("{}/{name}", &PROGRAMS[1..]),
+                &fs::read(guest.program(name))?,
+                0o755,
+            );
         }
-        base.tree(&SCENARIOS[1..], &paths::repository().join("tests/scenarios"))?;
+        base.tree(
+            &SCENARIOS[1..],
+            &paths::repository().join("tests/scenarios"),
+        )?;
         base.program("usr/bin/agentwatch", agentwatch)?;
         for program in host_programs {
-            let name = program.file_name().context("a program has a name")?.to_string_lossy();
+            let name = program
+                .file_name()
+                .context("a program has a name")?
+                .to_string_lossy();
             base.program(&format!("usr/bin/{name}"), program)?;
         }
         Ok(Image { base })
@@ -87,8 +123,15 @@ impl Image {
     pub fn write(&self, to: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
         let mut archive = self.base.clone();
         for module in &kernel.modules {
-            let name = module.file_name().context("a module has a name")?.to_string_lossy();
-            archive.file(&format!("usr/lib/modules/{name}"), &fs::read(module)?, 0o644);
+            let name = module
+                .file_name()
+                .context("a module has a name")?
+                .to_string_lossy();
+            archive.file(
+                &format!("usr/lib/modules/{name}"),
+                &fs::read(module)?,
+                0o644,
+            );
         }
         archive.file("etc/agentwatch-vm.json", &serde_json::to_vec(job)?, 0o644);
         fs::write(to, archive.finish()).with_context(|| format!("write {}", to.display()))
@@ -133,7 +176,9 @@ impl Archive {
     /// The files of a directory of this machine, one level after the other.
     fn tree(&mut self, name: &str, from: &Path) -> Result<()> {
         self.dir(name, 0o755, 0);
-        let mut entries = fs::read_dir(from).with_context(|| format!("read {}", from.display()))?.collect::<Result<Vec<_>, _>>()?;
+        let mut entries = fs::read_dir(from)
+            .with_context(|| format!("read {}", from.display()))?
+            .collect::<Result<Vec<_>, _>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let inside = format!("{name}/{}", entry.file_name().to_string_lossy());
@@ -150,7 +195,13 @@ impl Archive {
     /// A program without its debug information, and the shared libraries that it asks for.
     fn program(&mut self, name: &str, from: &Path) -> Result<()> {
         let stripped = tempfile::NamedTempFile::new()?;
-        process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(stripped.path()).arg(from))?;
+        process::run(
+            Command::new("strip")
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(stripped.path())
+                .arg(from),
+        )?;
         // A link of this name (an applet of busybox) would be written through: unlike a file, it is not replaced.
         self.file(name, &fs::read(stripped.path())?, 0o755);
         // A static program makes ldd fail, and needs nothing.
@@ -159,7 +210,11 @@ impl Archive {
             let path = line.split_whitespace().find(|word| word.starts_with('/'));
             if let Some(path) = path {
                 // `lib` and `lib64` are links to the ones below `usr` here as there.
-                let inside = if path.starts_with("/usr/") { path[1..].to_owned() } else { format!("usr{path}") };
+                let inside = if path.starts_with("/usr/") {
+                    path[1..].to_owned()
+                } else {
+                    format!("usr{path}")
+                };
                 if !self.names.contains(&inside) {
                     self.file(&inside, &fs::read(path)?, 0o755);
                 }
@@ -194,7 +249,8 @@ impl Archive {
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -223,10 +279,20 @@ mod tests {
         archive.file("a/b/c", b"12345", 0o644);
         archive.symlink("a/b/c", "elsewhere");
         assert_eq!(archive.bytes.len() % 4, 0);
-        assert_eq!(archive.names.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "a/b", "a/b/c"]);
+        assert_eq!(
+            archive.names.iter().map(String::as_str).collect::<Vec<_>>(),
+            ["a", "a/b", "a/b/c"]
+        );
         let text = String::from_utf8_lossy(&archive.bytes).into_owned();
-        assert_eq!(text.matches("070701").count(), 3, "the link must not hide the file");
-        let order: Vec<usize> = ["a\0", "a/b\0", "a/b/c\0"].iter().map(|name| text.find(name).unwrap()).collect();
+        assert_eq!(
+            text.matches("070701").count(),
+            3,
+            "the link must not hide the file"
+        );
+        let order: Vec<usize> = ["a\0", "a/b\0", "a/b/c\0"]
+            .iter()
+            .map(|name| text.find(name).unwrap())
+            .collect();
         assert!(order.is_sorted());
     }
 }

@@ -44,8 +44,13 @@ pub struct Kernel {
 pub fn fetch(series: &str) -> Result<Kernel> {
     let root = paths::cache("kernels")?;
     let marker = root.join(format!("{series}.newest"));
-    let cached = fs::read_to_string(&marker).ok().and_then(|name| open(series, &root.join(name.trim())).ok());
-    let age = fs::metadata(&marker).and_then(|entry| entry.modified()).ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+    let cached = fs::read_to_string(&marker)
+        .ok()
+        .and_then(|name| open(series, &root.join(name.trim())).ok());
+    let age = fs::metadata(&marker)
+        .and_then(|entry| entry.modified())
+        .ok()
+        .and_then(|time| SystemTime::now().duration_since(time).ok());
     if let Some(kernel) = &cached
         && age.is_some_and(|age| age < FRESH)
     {
@@ -57,7 +62,10 @@ pub fn fetch(series: &str) -> Result<Kernel> {
             Ok(kernel)
         }
         (Err(error), Some(kernel)) => {
-            println!("kernel {series}: using {} from the cache; looking for a newer one failed: {error:#}", kernel.version);
+            println!(
+                "kernel {series}: using {} from the cache; looking for a newer one failed: {error:#}",
+                kernel.version
+            );
             Ok(kernel)
         }
         (Err(error), None) => Err(error).with_context(|| format!("fetch a {series} kernel")),
@@ -72,7 +80,10 @@ fn download(series: &str, root: &Path) -> Result<Kernel> {
     if let Ok(kernel) = open(series, &dir) {
         return Ok(kernel);
     }
-    println!("kernel {series}: downloading {package} ({}) and unpacking it into the cache; it is not installed", apt.trust);
+    println!(
+        "kernel {series}: downloading {package} ({}) and unpacking it into the cache; it is not installed",
+        apt.trust
+    );
     let archive = apt.download(&package)?;
     let fresh = root.join(format!("{version}.part"));
     if fresh.exists() {
@@ -93,29 +104,56 @@ fn open(series: &str, dir: &Path) -> Result<Kernel> {
     if !image.is_file() {
         bail!("{} is not there", image.display());
     }
-    let modules = MODULES.iter().map(|name| dir.join(format!("{name}.ko"))).filter(|path| path.is_file()).collect();
-    let version = dir.file_name().context("a kernel has a name")?.to_string_lossy().into_owned();
-    Ok(Kernel { series: series.to_owned(), version, image, modules })
+    let modules = MODULES
+        .iter()
+        .map(|name| dir.join(format!("{name}.ko")))
+        .filter(|path| path.is_file())
+        .collect();
+    let version = dir
+        .file_name()
+        .context("a kernel has a name")?
+        .to_string_lossy()
+        .into_owned();
+    Ok(Kernel {
+        series: series.to_owned(),
+        version,
+        image,
+        modules,
+    })
 }
 
 /// Takes the image and the few modules out of a package.
 fn unpack(archive: &Path, to: &Path) -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    process::run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(scratch.path()))?;
+    process::run(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(archive)
+            .arg(scratch.path()),
+    )?;
     fs::create_dir_all(to)?;
     let mut image = None;
     walk(scratch.path(), &mut |path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with("vmlinuz-") {
             image = Some(path.to_owned());
         }
-        let Some((stem, ending)) = name.split_once(".ko") else { return Ok(()) };
+        let Some((stem, ending)) = name.split_once(".ko") else {
+            return Ok(());
+        };
         if MODULES.contains(&stem) && path.components().any(|part| part.as_os_str() == "kernel") {
             unpack_module(path, ending, &to.join(format!("{stem}.ko")))?;
         }
         Ok(())
     })?;
-    fs::copy(image.context("the package has no vmlinuz")?, to.join("vmlinuz"))?;
+    fs::copy(
+        image.context("the package has no vmlinuz")?,
+        to.join("vmlinuz"),
+    )?;
     Ok(())
 }
 
@@ -128,9 +166,17 @@ fn unpack_module(path: &Path, ending: &str, to: &Path) -> Result<()> {
         ".xz" => "xz",
         ".zst" => "zstd",
         ".gz" => "gzip",
-        other => bail!("{} is compressed in an unknown way ({other})", path.display()),
+        other => bail!(
+            "{} is compressed in an unknown way ({other})",
+            path.display()
+        ),
     };
-    process::run(Command::new(tool).args(["-d", "-c", "-q"]).arg(path).stdout(fs::File::create(to)?))
+    process::run(
+        Command::new(tool)
+            .args(["-d", "-c", "-q"])
+            .arg(path)
+            .stdout(fs::File::create(to)?),
+    )
 }
 
 fn walk(dir: &Path, visit: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
@@ -166,12 +212,18 @@ impl Apt {
         let unchanged = fs::read_to_string(&list).is_ok_and(|old| old == sources);
         let recent = fs::metadata(&stamp)
             .and_then(|entry| entry.modified())
-            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < Duration::from_secs(3600)));
+            .is_ok_and(|time| {
+                time.elapsed()
+                    .is_ok_and(|age| age < Duration::from_secs(3600))
+            });
         fs::write(&list, sources)?;
         let apt = Apt { root, trust };
         if !(unchanged && recent) {
-            println!("kernels: reading the package lists of the machine's Debian mirror into the cache");
-            process::output(apt.command("apt-get").args(["update", "-qq"])).context("update the package lists")?;
+            println!(
+                "kernels: reading the package lists of the machine's Debian mirror into the cache"
+            );
+            process::output(apt.command("apt-get").args(["update", "-qq"]))
+                .context("update the package lists")?;
             fs::write(stamp, "")?;
         }
         Ok(apt)
@@ -183,8 +235,14 @@ impl Apt {
         for old in fs::read_dir(&dir)? {
             fs::remove_file(old?.path())?;
         }
-        process::output(self.command("apt-get").current_dir(&dir).args(["download", "-qq", package]))?;
-        let archive = fs::read_dir(&dir)?.next().context("apt-get downloaded nothing")??;
+        process::output(
+            self.command("apt-get")
+                .current_dir(&dir)
+                .args(["download", "-qq", package]),
+        )?;
+        let archive = fs::read_dir(&dir)?
+            .next()
+            .context("apt-get downloaded nothing")??;
         Ok(archive.path())
     }
 
@@ -196,15 +254,23 @@ impl Apt {
             return Ok(name.to_owned());
         }
         let major = series.split('.').next().unwrap_or(series);
-        let later = newest(names.lines(), major)
-            .with_context(|| format!("the mirror has no {series} cloud kernel for amd64, and no other {major}.x"))?;
+        let later = newest(names.lines(), major).with_context(|| {
+            format!("the mirror has no {series} cloud kernel for amd64, and no other {major}.x")
+        })?;
         println!("kernel {series}: the mirror no longer has one; {later} stands in for it");
         Ok(later.to_owned())
     }
 
     fn version(&self, package: &str) -> Result<String> {
-        let shown = process::output(self.command("apt-cache").args(["show", "--no-all-versions", package]))?;
-        let version = shown.lines().find_map(|line| line.strip_prefix("Version: ")).context("apt-cache shows no version")?;
+        let shown = process::output(self.command("apt-cache").args([
+            "show",
+            "--no-all-versions",
+            package,
+        ]))?;
+        let version = shown
+            .lines()
+            .find_map(|line| line.strip_prefix("Version: "))
+            .context("apt-cache shows no version")?;
         Ok(version.trim().to_owned())
     }
 
@@ -234,17 +300,24 @@ impl Apt {
 fn newest<'a>(names: impl Iterator<Item = &'a str>, series: &str) -> Option<&'a str> {
     names
         .filter(|name| {
-            let Some(version) = name.strip_prefix("linux-image-").and_then(|rest| rest.strip_suffix("-cloud-amd64")) else {
+            let Some(version) = name
+                .strip_prefix("linux-image-")
+                .and_then(|rest| rest.strip_suffix("-cloud-amd64"))
+            else {
                 return false;
             };
-            version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
+            version
+                .strip_prefix(series)
+                .is_some_and(|rest| rest.starts_with('.'))
         })
         .max_by_key(|name| numbers(name))
 }
 
 /// All numbers of a name in their order: what a version is compared by.
 fn numbers(name: &str) -> Vec<u64> {
-    name.split(|letter: char| !letter.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    name.split(|letter: char| !letter.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok())
+        .collect()
 }
 
 /// A source of packages that the machine uses.
@@ -260,7 +333,12 @@ struct Stanza {
 /// The machine's own sources that are Debian's: those whose suites are the release that runs here.
 fn debian_stanzas() -> Result<Vec<Stanza>> {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable").trim_matches('"').to_owned();
+    let codename = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .unwrap_or("stable")
+        .trim_matches('"')
+        .to_owned();
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(entries.flatten().map(|entry| entry.path()));
@@ -268,7 +346,9 @@ fn debian_stanzas() -> Result<Vec<Stanza>> {
     files.sort();
     let mut stanzas = Vec::new();
     for file in files {
-        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let Ok(text) = fs::read_to_string(&file) else {
+            continue;
+        };
         match file.extension().and_then(|ending| ending.to_str()) {
             Some("sources") => stanzas.extend(parse_deb822(&text)),
             Some("list") => stanzas.extend(text.lines().filter_map(parse_line)),
@@ -276,12 +356,22 @@ fn debian_stanzas() -> Result<Vec<Stanza>> {
         }
     }
     let endings = ["", "-updates", "-security", "/updates"];
-    let is_debian = |suite: &String| endings.iter().any(|ending| *suite == format!("{codename}{ending}"));
+    let is_debian = |suite: &String| {
+        endings
+            .iter()
+            .any(|ending| *suite == format!("{codename}{ending}"))
+    };
     stanzas.retain(|stanza| {
-        stanza.components.iter().any(|component| component == "main") && stanza.suites.iter().any(is_debian)
+        stanza
+            .components
+            .iter()
+            .any(|component| component == "main")
+            && stanza.suites.iter().any(is_debian)
     });
     if stanzas.is_empty() {
-        bail!("no Debian source is configured below /etc/apt: the kernels come from the machine's own mirror");
+        bail!(
+            "no Debian source is configured below /etc/apt: the kernels come from the machine's own mirror"
+        );
     }
     Ok(stanzas)
 }
@@ -308,25 +398,45 @@ fn parse_deb822(text: &str) -> Vec<Stanza> {
                 value
             };
             let words = |name: &str| -> Vec<String> {
-                field(name).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+                field(name)
+                    .unwrap_or_default()
+                    .split_whitespace()
+                    .map(str::to_owned)
+                    .collect()
             };
             let enabled = field("Enabled").is_none_or(|value| !value.eq_ignore_ascii_case("no"));
             let binary = words("Types").iter().any(|kind| kind == "deb");
             // A key that is written into the source itself cannot be named in ours; apt's trusted keys then decide.
-            let signed_by = field("Signed-By").filter(|value| value.starts_with('/')).unwrap_or_default();
-            (enabled && binary).then(|| Stanza { uris: words("URIs"), suites: words("Suites"), components: words("Components"), signed_by })
+            let signed_by = field("Signed-By")
+                .filter(|value| value.starts_with('/'))
+                .unwrap_or_default();
+            (enabled && binary).then(|| Stanza {
+                uris: words("URIs"),
+                suites: words("Suites"),
+                components: words("Components"),
+                signed_by,
+            })
         })
         .collect()
 }
 
 fn parse_line(line: &str) -> Option<Stanza> {
-    let rest = line.trim().strip_prefix("deb")?.strip_prefix([' ', '\t'])?.trim();
+    let rest = line
+        .trim()
+        .strip_prefix("deb")?
+        .strip_prefix([' ', '\t'])?
+        .trim();
     let (options, rest) = match rest.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
         None => ("", rest),
     };
-    let mut words = rest.split_whitespace().take_while(|word| !word.starts_with('#'));
-    let signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by=")).unwrap_or_default();
+    let mut words = rest
+        .split_whitespace()
+        .take_while(|word| !word.starts_with('#'));
+    let signed_by = options
+        .split_whitespace()
+        .find_map(|option| option.strip_prefix("signed-by="))
+        .unwrap_or_default();
     Some(Stanza {
         uris: vec![words.next()?.to_owned()],
         suites: vec![words.next()?.to_owned()],
@@ -341,14 +451,24 @@ fn our_sources(stanzas: &[Stanza]) -> (String, String) {
     let mut trust = "signed by a key that apt trusts".to_owned();
     let mut seen = Vec::new();
     for stanza in stanzas {
-        let is_security = stanza.suites.iter().any(|suite| suite.ends_with("-security") || suite.ends_with("/updates"));
-        let suites: &[&str] = if is_security { &SECURITY_SUITES } else { &SUITES };
+        let is_security = stanza
+            .suites
+            .iter()
+            .any(|suite| suite.ends_with("-security") || suite.ends_with("/updates"));
+        let suites: &[&str] = if is_security {
+            &SECURITY_SUITES
+        } else {
+            &SUITES
+        };
         for uri in &stanza.uris {
             if seen.contains(&(uri, is_security)) {
                 continue;
             }
             seen.push((uri, is_security));
-            text += &format!("Types: deb\nURIs: {uri}\nSuites: {}\nComponents: main\n", suites.join(" "));
+            text += &format!(
+                "Types: deb\nURIs: {uri}\nSuites: {}\nComponents: main\n",
+                suites.join(" ")
+            );
             if !stanza.signed_by.is_empty() {
                 text += &format!("Signed-By: {}\n", stanza.signed_by);
                 trust = format!("signature checked with {}", stanza.signed_by);
@@ -374,9 +494,18 @@ mod tests {
             "linux-image-6.12.117+deb12-cloud-amd64-dbg",
             "linux-image-cloud-amd64",
         ];
-        assert_eq!(newest(names.into_iter(), "6.1"), Some("linux-image-6.1.0-56-cloud-amd64"));
-        assert_eq!(newest(names.into_iter(), "6.12"), Some("linux-image-6.12.100+deb12-cloud-amd64"));
-        assert_eq!(newest(names.into_iter(), "6"), Some("linux-image-6.12.100+deb12-cloud-amd64"));
+        assert_eq!(
+            newest(names.into_iter(), "6.1"),
+            Some("linux-image-6.1.0-56-cloud-amd64")
+        );
+        assert_eq!(
+            newest(names.into_iter(), "6.12"),
+            Some("linux-image-6.12.100+deb12-cloud-amd64")
+        );
+        assert_eq!(
+            newest(names.into_iter(), "6"),
+            Some("linux-image-6.12.100+deb12-cloud-amd64")
+        );
         assert_eq!(newest(names.into_iter(), "7.2"), None);
     }
 
@@ -392,7 +521,10 @@ mod tests {
         assert_eq!(parse_deb822(deb822), [stanza.clone()]);
         let line = "deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian bookworm main contrib # why";
         assert_eq!(parse_line(line), Some(stanza));
-        assert_eq!(parse_line("# deb http://mirror.example/debian bookworm main"), None);
+        assert_eq!(
+            parse_line("# deb http://mirror.example/debian bookworm main"),
+            None
+        );
         assert!(parse_deb822("Types: deb\nEnabled: no\nURIs: x\n").is_empty());
     }
 }

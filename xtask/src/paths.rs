@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 
 /// The repository.
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the repository")
 }
 
 /// Cargo's target directory.
@@ -22,7 +24,11 @@ pub fn target() -> PathBuf {
 
 /// A folder of the cache, made where it is missing: `$AGENTWATCH_CACHE`, else `agentwatch` in the user's cache directory.
 pub fn cache(folder: &str) -> Result<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let root = set("AGENTWATCH_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("agentwatch")))
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/agentwatch")))

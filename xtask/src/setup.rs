@@ -27,7 +27,10 @@ pub fn all(tests: bool) -> Result<()> {
 
 /// The pinned nightly with its sources, bpf-linker, and a C compiler for what links with it.
 pub fn for_building() -> Result<()> {
-    apt(&[("cc", "gcc", "links the binaries"), ("", "libc6-dev", "links the binaries")])?;
+    apt(&[
+        ("cc", "gcc", "links the binaries"),
+        ("", "libc6-dev", "links the binaries"),
+    ])?;
     nightly()?;
     bpf_linker()
 }
@@ -37,7 +40,11 @@ pub fn for_testing() -> Result<()> {
     component("rustfmt")?;
     component("clippy")?;
     apt(&[
-        ("qemu-system-x86_64", "qemu-system-x86", "boots the kernels that the tests run on"),
+        (
+            "qemu-system-x86_64",
+            "qemu-system-x86",
+            "boots the kernels that the tests run on",
+        ),
         ("xz", "xz-utils", "unpacks kernel modules"),
         ("zstd", "zstd", "unpacks kernel modules"),
         ("strip", "binutils", "makes the binaries for the VM smaller"),
@@ -48,7 +55,13 @@ pub fn for_testing() -> Result<()> {
 pub fn apt(wanted: &[(&str, &str, &str)]) -> Result<()> {
     let lacking: Vec<_> = wanted
         .iter()
-        .filter(|(program, package, _)| if program.is_empty() { !is_installed(package) } else { process::find(program).is_none() })
+        .filter(|(program, package, _)| {
+            if program.is_empty() {
+                !is_installed(package)
+            } else {
+                process::find(program).is_none()
+            }
+        })
         .collect();
     if lacking.is_empty() {
         return Ok(());
@@ -57,17 +70,30 @@ pub fn apt(wanted: &[(&str, &str, &str)]) -> Result<()> {
     for (_, package, reason) in &lacking {
         println!("set-up: installing {package} with apt-get: {reason}");
     }
-    let by_hand = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    let by_hand = format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
     let install = || -> Result<()> {
         let mut command = process::as_root("apt-get")?;
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "--no-install-recommends", "-qq"]);
+        command.env("DEBIAN_FRONTEND", "noninteractive").args([
+            "install",
+            "-y",
+            "--no-install-recommends",
+            "-qq",
+        ]);
         process::run(command.args(&packages))
     };
     if install().is_err() {
         // The lists of a fresh machine may be missing or stale.
-        println!("set-up: updating apt's package lists: the packages were not found with those of this machine");
-        let updated = process::as_root("apt-get").and_then(|mut command| process::run(command.args(["update", "-qq"])));
-        updated.and_then(|()| install()).with_context(|| format!("run this by hand, as root: {by_hand}"))?;
+        println!(
+            "set-up: updating apt's package lists: the packages were not found with those of this machine"
+        );
+        let updated = process::as_root("apt-get")
+            .and_then(|mut command| process::run(command.args(["update", "-qq"])));
+        updated
+            .and_then(|()| install())
+            .with_context(|| format!("run this by hand, as root: {by_hand}"))?;
     }
     Ok(())
 }
@@ -88,31 +114,59 @@ fn unpacked(package: &str, program: &str, reason: &str) -> Result<PathBuf> {
     let archive = kernels::Apt::prepare()?.download(package)?;
     process::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&dir))?;
     std::fs::remove_file(&archive)?;
-    candidates.into_iter().find(|path| path.is_file()).with_context(|| format!("{package} has no {program}"))
+    candidates
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("{package} has no {program}"))
 }
 
 fn is_installed(package: &str) -> bool {
-    let asked = process::output(Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]));
+    let asked =
+        process::output(Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]));
     asked.is_ok_and(|status| status.contains("install ok installed"))
 }
 
 fn nightly() -> Result<()> {
-    let rustup = process::find("rustup").context("rustup is missing: install it, with its stable toolchain")?;
-    let list = process::output(Command::new(&rustup).args(["component", "list", "--toolchain", NIGHTLY, "--installed"]));
+    let rustup = process::find("rustup")
+        .context("rustup is missing: install it, with its stable toolchain")?;
+    let list = process::output(Command::new(&rustup).args([
+        "component",
+        "list",
+        "--toolchain",
+        NIGHTLY,
+        "--installed",
+    ]));
     if list.is_ok_and(|installed| installed.lines().any(|name| name.starts_with("rust-src"))) {
         return Ok(());
     }
-    println!("set-up: installing {NIGHTLY} with rust-src: compiles the kernel programs; the default toolchain stays");
-    process::run(Command::new(rustup).args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "-c", "rust-src"]))
+    println!(
+        "set-up: installing {NIGHTLY} with rust-src: compiles the kernel programs; the default toolchain stays"
+    );
+    process::run(Command::new(rustup).args([
+        "toolchain",
+        "install",
+        NIGHTLY,
+        "--profile",
+        "minimal",
+        "-c",
+        "rust-src",
+    ]))
 }
 
 fn component(name: &str) -> Result<()> {
-    let present = process::output(process::cargo(paths::repository()).args([if name == "rustfmt" { "fmt" } else { name }, "--version"]));
+    let present = process::output(
+        process::cargo(paths::repository())
+            .args([if name == "rustfmt" { "fmt" } else { name }, "--version"]),
+    );
     if present.is_ok() {
         return Ok(());
     }
     println!("set-up: installing the component {name}: cargo xtask test checks with it");
-    process::run(Command::new("rustup").args(["component", "add", name]).current_dir(paths::repository()))
+    process::run(
+        Command::new("rustup")
+            .args(["component", "add", name])
+            .current_dir(paths::repository()),
+    )
 }
 
 fn bpf_linker() -> Result<()> {
@@ -120,11 +174,22 @@ fn bpf_linker() -> Result<()> {
     if version.split_whitespace().any(|word| word == BPF_LINKER) {
         return Ok(());
     }
-    let found = if version.is_empty() { "there is none".to_owned() } else { format!("found {}", version.trim()) };
+    let found = if version.is_empty() {
+        "there is none".to_owned()
+    } else {
+        format!("found {}", version.trim())
+    };
     println!("set-up: installing bpf-linker {BPF_LINKER}: links the kernel programs ({found})");
     // From elsewhere, so that this workspace's own settings do not reach into the installation.
     let mut command = process::cargo(&std::env::temp_dir());
-    command.args(["install", "--locked", "bpf-linker", "--version", BPF_LINKER, "--force"]);
+    command.args([
+        "install",
+        "--locked",
+        "bpf-linker",
+        "--version",
+        BPF_LINKER,
+        "--force",
+    ]);
     process::run(&mut command)?;
     let now = process::output(Command::new("bpf-linker").arg("--version"))
         .context("bpf-linker was installed but is not on PATH: add cargo's bin directory to it")?;

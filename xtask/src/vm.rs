@@ -59,7 +59,12 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Machine { cpus: 2, memory_mib: 1536, count_instructions: false, timeout: Some(Duration::from_secs(600)) }
+        Machine {
+            cpus: 2,
+            memory_mib: 1536,
+            count_instructions: false,
+            timeout: Some(Duration::from_secs(600)),
+        }
     }
 }
 
@@ -72,7 +77,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         println!("a shell on {} (Ctrl-D ends it)", kernel.version);
         Job::new(&["/bin/sh", "-l"])
     } else {
-        Job::new(&options.command.iter().map(String::as_str).collect::<Vec<_>>())
+        Job::new(
+            &options
+                .command
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>(),
+        )
     };
     job.interactive = interactive;
     let timeout = match options.timeout {
@@ -80,11 +91,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Some(seconds) => Some(Duration::from_secs(seconds)),
         None => (!interactive).then_some(Duration::from_secs(600)),
     };
-    let code = boot(&kernel, &image, &job, Machine { timeout, ..Machine::default() }, options.console.as_deref(), &mut |bytes| {
-        let mut out = std::io::stdout().lock();
-        out.write_all(bytes)?;
-        Ok(out.flush()?)
-    })?;
+    let code = boot(
+        &kernel,
+        &image,
+        &job,
+        Machine {
+            timeout,
+            ..Machine::default()
+        },
+        options.console.as_deref(),
+        &mut |bytes| {
+            let mut out = std::io::stdout().lock();
+            out.write_all(bytes)?;
+            Ok(out.flush()?)
+        },
+    )?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
@@ -108,9 +129,17 @@ pub fn boot(
     let initramfs = scratch.path().join("initramfs");
     image.write(&initramfs, kernel, job)?;
     let log = console.map_or_else(|| scratch.path().join("console"), Path::to_owned);
-    let stdin = if job.interactive { Stdio::inherit() } else { Stdio::null() };
+    let stdin = if job.interactive {
+        Stdio::inherit()
+    } else {
+        Stdio::null()
+    };
     let mut command = qemu(kernel, &initramfs, &log, machine, job.interactive);
-    let mut child = command.stdin(stdin).stdout(Stdio::piped()).spawn().with_context(|| format!("run `{}`", process::line(&command)))?;
+    let mut child = command
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run `{}`", process::line(&command)))?;
     let outcome = follow(&mut child, machine.timeout, sink);
     // Whatever happened, no VM stays behind.
     let _ = child.kill();
@@ -119,37 +148,82 @@ pub fn boot(
         // A QEMU that was killed leaves the terminal raw.
         let _ = Command::new("stty").arg("sane").status();
     }
-    outcome.and_then(|code| code.with_context(|| format!("the VM ended ({status}) before its command did"))).with_context(|| {
-        let text = fs::read(&log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
-        format!("VM with {}; its console ends with:\n{tail}\n", kernel.version)
-    })
+    outcome
+        .and_then(|code| {
+            code.with_context(|| format!("the VM ended ({status}) before its command did"))
+        })
+        .with_context(|| {
+            let text = fs::read(&log).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            format!(
+                "VM with {}; its console ends with:\n{tail}\n",
+                kernel.version
+            )
+        })
 }
 
-fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path, machine: Machine, interactive: bool) -> Command {
+fn qemu(
+    kernel: &Kernel,
+    initramfs: &Path,
+    console: &Path,
+    machine: Machine,
+    interactive: bool,
+) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", "q35", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"]);
+    command.args([
+        "-M",
+        "q35",
+        "-cpu",
+        "max",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+        "-no-reboot",
+    ]);
     if machine.count_instructions {
-        command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+        command.args([
+            "-accel",
+            "tcg,thread=single",
+            "-icount",
+            "shift=0,sleep=off",
+        ]);
     } else {
         command.args(["-accel", "tcg,thread=multi"]);
     }
     command.arg("-smp").arg(machine.cpus.to_string());
     command.arg("-m").arg(machine.memory_mib.to_string());
-    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet lsm={LSMS}"));
-    command.arg("-chardev").arg(format!("file,id=console,path={}", console.display()));
+    command
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs);
+    command
+        .arg("-append")
+        .arg(format!("console=ttyS0 panic=-1 quiet lsm={LSMS}"));
+    command
+        .arg("-chardev")
+        .arg(format!("file,id=console,path={}", console.display()));
     command.args(["-serial", "chardev:console"]);
     // In a shell, Ctrl-C belongs to the guest.
-    command.arg("-chardev").arg(format!("stdio,id=port,signal={}", if interactive { "off" } else { "on" }));
+    command.arg("-chardev").arg(format!(
+        "stdio,id=port,signal={}",
+        if interactive { "off" } else { "on" }
+    ));
     command.args(["-serial", "chardev:port"]);
     command
 }
 
 /// Passes the output on until it ends or time is up; the exit code, where its mark came.
-fn follow(child: &mut Child, timeout: Option<Duration>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Option<i32>> {
+fn follow(
+    child: &mut Child,
+    timeout: Option<Duration>,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Option<i32>> {
     let mut stdout = child.stdout.take().context("standard output is piped")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -164,8 +238,12 @@ fn follow(child: &mut Child, timeout: Option<Duration>, sink: &mut dyn FnMut(&[u
     let mut filter = Filter::default();
     loop {
         let received = match deadline {
-            None => receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-            Some(deadline) => receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            None => receiver
+                .recv()
+                .map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            Some(deadline) => {
+                receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            }
         };
         match received {
             Ok(bytes) => {
@@ -178,7 +256,10 @@ fn follow(child: &mut Child, timeout: Option<Duration>, sink: &mut dyn FnMut(&[u
             // QEMU may linger after the guest is done: the code is what counts.
             Err(mpsc::RecvTimeoutError::Timeout) if filter.code.is_some() => return Ok(filter.code),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                bail!("still running after {} s: killed", timeout.unwrap_or_default().as_secs())
+                bail!(
+                    "still running after {} s: killed",
+                    timeout.unwrap_or_default().as_secs()
+                )
             }
         }
     }
@@ -202,7 +283,10 @@ impl Filter {
                 out.push(*byte);
             } else if *byte == b'\n' {
                 let line = String::from_utf8_lossy(&self.held).into_owned();
-                match line.strip_prefix(EXIT_MARK).and_then(|code| code.trim().parse().ok()) {
+                match line
+                    .strip_prefix(EXIT_MARK)
+                    .and_then(|code| code.trim().parse().ok())
+                {
                     Some(code) => self.code = Some(code),
                     // Somebody else's record: it is output like any other.
                     None => {
@@ -234,7 +318,11 @@ impl Lines {
         let mut lines = Vec::new();
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
-            lines.push(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned());
+            lines.push(
+                String::from_utf8_lossy(&line)
+                    .trim_end_matches(['\r', '\n'])
+                    .to_owned(),
+            );
         }
         lines
     }
@@ -261,7 +349,11 @@ mod tests {
             let mut filter = Filter::default();
             let mut out = filter.pass(&stream[..cut]);
             out.extend(filter.pass(&stream[cut..]));
-            assert_eq!((out.as_slice(), filter.code), (&b"hello\n\nrest"[..], Some(7)), "cut at {cut}");
+            assert_eq!(
+                (out.as_slice(), filter.code),
+                (&b"hello\n\nrest"[..], Some(7)),
+                "cut at {cut}"
+            );
         }
     }
 

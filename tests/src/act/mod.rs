@@ -65,7 +65,11 @@ pub struct Operation {
 
 /// All operations, a table a family.
 pub fn operations() -> impl Iterator<Item = &'static Operation> {
-    file::OPERATIONS.iter().chain(net::OPERATIONS).chain(process::OPERATIONS).chain(uring::OPERATIONS)
+    file::OPERATIONS
+        .iter()
+        .chain(net::OPERATIONS)
+        .chain(process::OPERATIONS)
+        .chain(uring::OPERATIONS)
 }
 
 /// Performs the operation that `words` names.
@@ -90,12 +94,18 @@ pub fn outcome_text(outcome: &Outcome) -> String {
 /// Exactly `N` arguments, or a usage failure.
 fn arguments<const N: usize>(args: &[String]) -> Result<[&str; N], Failure> {
     let list: Vec<&str> = args.iter().map(String::as_str).collect();
-    <[&str; N]>::try_from(list).map_err(|list| Failure::Usage(format!("{N} arguments are needed, {} were given", list.len())))
+    <[&str; N]>::try_from(list).map_err(|list| {
+        Failure::Usage(format!(
+            "{N} arguments are needed, {} were given",
+            list.len()
+        ))
+    })
 }
 
 /// An argument that must be a number.
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, Failure> {
-    text.parse().map_err(|_| Failure::Usage(format!("{text} is not a number that fits")))
+    text.parse()
+        .map_err(|_| Failure::Usage(format!("{text} is not a number that fits")))
 }
 
 #[cfg(test)]
@@ -108,7 +118,11 @@ mod tests {
     fn names_are_unique() {
         let mut seen = HashSet::new();
         for operation in operations() {
-            assert!(seen.insert(operation.name), "{} stands twice", operation.name);
+            assert!(
+                seen.insert(operation.name),
+                "{} stands twice",
+                operation.name
+            );
         }
     }
 

@@ -12,8 +12,8 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            self, AddressFamily, Backlog, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, UnixAddr,
-            sockopt,
+            self, AddressFamily, Backlog, MsgFlags, SockFlag, SockProtocol, SockType,
+            SockaddrStorage, UnixAddr, sockopt,
         },
         time::TimeVal,
     },
@@ -22,20 +22,58 @@ use nix::{
 use super::{Failure, Operation, Outcome, arguments, number};
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation { name: "connect-tcp", usage: "ADDR PORT", run: |args| connect(args, SockType::Stream) },
-    Operation { name: "connect-tcp6", usage: "ADDR PORT (a v4 address is mapped into v6)", run: connect_mapped },
-    Operation { name: "udp-connect", usage: "ADDR PORT", run: |args| connect(args, SockType::Datagram) },
-    Operation { name: "udp-sendto", usage: "ADDR PORT (unconnected)", run: |args| send_to(address(args)?) },
-    Operation { name: "udp6-sendto", usage: "ADDR PORT (a v4 address is mapped into v6)", run: |args| send_to(mapped(args)?) },
-    Operation { name: "bind", usage: "ADDR PORT (TCP, and listens)", run: bind_tcp },
-    Operation { name: "bind-udp", usage: "ADDR PORT", run: bind_udp },
-    Operation { name: "unix-connect", usage: "PATH or @NAME", run: unix_connect },
-    Operation { name: "socket", usage: "inet-raw | packet | vsock | alg | netlink | unix", run: open_socket },
+    Operation {
+        name: "connect-tcp",
+        usage: "ADDR PORT",
+        run: |args| connect(args, SockType::Stream),
+    },
+    Operation {
+        name: "connect-tcp6",
+        usage: "ADDR PORT (a v4 address is mapped into v6)",
+        run: connect_mapped,
+    },
+    Operation {
+        name: "udp-connect",
+        usage: "ADDR PORT",
+        run: |args| connect(args, SockType::Datagram),
+    },
+    Operation {
+        name: "udp-sendto",
+        usage: "ADDR PORT (unconnected)",
+        run: |args| send_to(address(args)?),
+    },
+    Operation {
+        name: "udp6-sendto",
+        usage: "ADDR PORT (a v4 address is mapped into v6)",
+        run: |args| send_to(mapped(args)?),
+    },
+    Operation {
+        name: "bind",
+        usage: "ADDR PORT (TCP, and listens)",
+        run: bind_tcp,
+    },
+    Operation {
+        name: "bind-udp",
+        usage: "ADDR PORT",
+        run: bind_udp,
+    },
+    Operation {
+        name: "unix-connect",
+        usage: "PATH or @NAME",
+        run: unix_connect,
+    },
+    Operation {
+        name: "socket",
+        usage: "inet-raw | packet | vsock | alg | netlink | unix",
+        run: open_socket,
+    },
 ];
 
 fn address(args: &[String]) -> Result<SocketAddr, Failure> {
     let [addr, port] = arguments(args)?;
-    let addr: IpAddr = addr.parse().map_err(|_| Failure::Usage(format!("{addr} is not an IP address")))?;
+    let addr: IpAddr = addr
+        .parse()
+        .map_err(|_| Failure::Usage(format!("{addr} is not an IP address")))?;
     Ok(SocketAddr::new(addr, number(port)?))
 }
 
@@ -48,7 +86,11 @@ fn mapped(args: &[String]) -> Result<SocketAddr, Failure> {
 }
 
 fn ip_socket(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Failure> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let fd = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     // A connect that nobody answers ends in EINPROGRESS after this, and does not hang the scenario.
     socket::setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(3, 0))?;
@@ -57,7 +99,10 @@ fn ip_socket(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Failure> {
 
 fn connect_to(address: SocketAddr, kind: SockType) -> Outcome {
     let fd = ip_socket(address, kind)?;
-    Ok(socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(address))?)
+    Ok(socket::connect(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(address),
+    )?)
 }
 
 fn connect(args: &[String], kind: SockType) -> Outcome {
@@ -70,7 +115,12 @@ fn connect_mapped(args: &[String]) -> Outcome {
 
 fn send_to(address: SocketAddr) -> Outcome {
     let fd = ip_socket(address, SockType::Datagram)?;
-    socket::sendto(fd.as_raw_fd(), b"hello", &SockaddrStorage::from(address), MsgFlags::empty())?;
+    socket::sendto(
+        fd.as_raw_fd(),
+        b"hello",
+        &SockaddrStorage::from(address),
+        MsgFlags::empty(),
+    )?;
     Ok(())
 }
 
@@ -86,7 +136,10 @@ fn bind_tcp(args: &[String]) -> Outcome {
 fn bind_udp(args: &[String]) -> Outcome {
     let address = address(args)?;
     let fd = ip_socket(address, SockType::Datagram)?;
-    Ok(socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?)
+    Ok(socket::bind(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(address),
+    )?)
 }
 
 fn unix_connect(args: &[String]) -> Outcome {
@@ -95,21 +148,44 @@ fn unix_connect(args: &[String]) -> Outcome {
         UnixStream::connect(path)?;
         return Ok(());
     };
-    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    Ok(socket::connect(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?)
+    let fd = socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    Ok(socket::connect(
+        fd.as_raw_fd(),
+        &UnixAddr::new_abstract(name.as_bytes())?,
+    )?)
 }
 
 fn open_socket(args: &[String]) -> Outcome {
     let [family] = arguments(args)?;
     let flags = SockFlag::SOCK_CLOEXEC;
     match family {
-        "inet-raw" => socket::socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp)?,
+        "inet-raw" => socket::socket(
+            AddressFamily::Inet,
+            SockType::Raw,
+            flags,
+            SockProtocol::Icmp,
+        )?,
         "packet" => socket::socket(AddressFamily::Packet, SockType::Raw, flags, None)?,
         "vsock" => socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?,
         "alg" => socket::socket(AddressFamily::Alg, SockType::SeqPacket, flags, None)?,
-        "netlink" => socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?,
+        "netlink" => socket::socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            flags,
+            SockProtocol::NetlinkRoute,
+        )?,
         "unix" => socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?,
-        other => return Err(Failure::Usage(format!("socket family {other} is not known here ({:?})", Errno::EAFNOSUPPORT))),
+        other => {
+            return Err(Failure::Usage(format!(
+                "socket family {other} is not known here ({:?})",
+                Errno::EAFNOSUPPORT
+            )));
+        }
     };
     Ok(())
 }

@@ -23,18 +23,66 @@ use nix::{
 use super::{Failure, Operation, Outcome, arguments, number, outcome_text, perform};
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation { name: "exec", usage: "PATH [ARG...] (in a child; waits for it)", run: |args| execute(args) },
-    Operation { name: "exit", usage: "CODE", run: |args| std::process::exit(number(arguments::<1>(args)?[0])?) },
-    Operation { name: "sleep", usage: "MILLISECONDS", run: sleep },
-    Operation { name: "kill", usage: "PID|self SIGNAL-NUMBER", run: kill },
-    Operation { name: "ptrace-attach", usage: "PID", run: ptrace_attach },
-    Operation { name: "mount-tmpfs", usage: "DIR", run: mount_tmpfs },
-    Operation { name: "unshare-user", usage: "OPERATION... (in a new user and mount namespace)", run: unshare_user },
-    Operation { name: "double-fork", usage: "OPERATION... (in a grandchild with a session of its own)", run: double_fork },
-    Operation { name: "thread", usage: "OPERATION... (in a second thread)", run: in_thread },
-    Operation { name: "as-uid", usage: "UID OPERATION...", run: as_uid },
-    Operation { name: "repeat", usage: "N OPERATION... (ends at the first failure)", run: repeat },
-    Operation { name: "forks", usage: "N (children that end at once, one after the other)", run: forks },
+    Operation {
+        name: "exec",
+        usage: "PATH [ARG...] (in a child; waits for it)",
+        run: |args| execute(args),
+    },
+    Operation {
+        name: "exit",
+        usage: "CODE",
+        run: |args| std::process::exit(number(arguments::<1>(args)?[0])?),
+    },
+    Operation {
+        name: "sleep",
+        usage: "MILLISECONDS",
+        run: sleep,
+    },
+    Operation {
+        name: "kill",
+        usage: "PID|self SIGNAL-NUMBER",
+        run: kill,
+    },
+    Operation {
+        name: "ptrace-attach",
+        usage: "PID",
+        run: ptrace_attach,
+    },
+    Operation {
+        name: "mount-tmpfs",
+        usage: "DIR",
+        run: mount_tmpfs,
+    },
+    Operation {
+        name: "unshare-user",
+        usage: "OPERATION... (in a new user and mount namespace)",
+        run: unshare_user,
+    },
+    Operation {
+        name: "double-fork",
+        usage: "OPERATION... (in a grandchild with a session of its own)",
+        run: double_fork,
+    },
+    Operation {
+        name: "thread",
+        usage: "OPERATION... (in a second thread)",
+        run: in_thread,
+    },
+    Operation {
+        name: "as-uid",
+        usage: "UID OPERATION...",
+        run: as_uid,
+    },
+    Operation {
+        name: "repeat",
+        usage: "N OPERATION... (ends at the first failure)",
+        run: repeat,
+    },
+    Operation {
+        name: "forks",
+        usage: "N (children that end at once, one after the other)",
+        run: forks,
+    },
 ];
 
 /// Runs a program in a child and waits for it; a refused `execve` gives its own errno back.
@@ -53,7 +101,9 @@ pub(super) fn execute(words: &[String]) -> Outcome {
     match unsafe { fork() }? {
         ForkResult::Child => {
             drop(reader);
-            let refused = nix::unistd::execvp(&argv[0], &argv).err().unwrap_or(Errno::UnknownErrno);
+            let refused = nix::unistd::execvp(&argv[0], &argv)
+                .err()
+                .unwrap_or(Errno::UnknownErrno);
             let _ = nix::unistd::write(&writer, &(refused as i32).to_ne_bytes());
             // SAFETY: ends this process at once, without running what the parent registered.
             unsafe { libc::_exit(127) }
@@ -99,11 +149,18 @@ fn report(writer: OwnedFd, outcome: &Outcome) -> ! {
 fn listen(reader: OwnedFd) -> Result<Option<Outcome>, Failure> {
     let mut text = String::new();
     std::fs::File::from(reader).read_to_string(&mut text)?;
-    Ok(if text.is_empty() { None } else { Some(parse(&text)) })
+    Ok(if text.is_empty() {
+        None
+    } else {
+        Some(parse(&text))
+    })
 }
 
 fn parse(text: &str) -> Outcome {
-    let number_after = |prefix: &str| text.strip_prefix(prefix).and_then(|rest| rest.parse::<i32>().ok());
+    let number_after = |prefix: &str| {
+        text.strip_prefix(prefix)
+            .and_then(|rest| rest.parse::<i32>().ok())
+    };
     if text == "ok" {
         Ok(())
     } else if let Some(code) = number_after("exit:") {
@@ -113,7 +170,10 @@ fn parse(text: &str) -> Outcome {
     } else if let Some(message) = text.strip_prefix("usage:") {
         Err(Failure::Usage(message.to_owned()))
     } else {
-        match (1..200).map(Errno::from_raw).find(|errno| format!("{errno:?}") == text) {
+        match (1..200)
+            .map(Errno::from_raw)
+            .find(|errno| format!("{errno:?}") == text)
+        {
             Some(errno) => Err(errno.into()),
             None => Err(Failure::Usage(format!("a child said {text}"))),
         }
@@ -141,7 +201,11 @@ fn sleep(args: &[String]) -> Outcome {
 
 fn kill(args: &[String]) -> Outcome {
     let [pid, signal] = arguments(args)?;
-    let pid = if pid == "self" { Pid::this() } else { Pid::from_raw(number(pid)?) };
+    let pid = if pid == "self" {
+        Pid::this()
+    } else {
+        Pid::from_raw(number(pid)?)
+    };
     // Signal 0 only asks whether sending would be allowed.
     let signal = match number(signal)? {
         0 => None,
@@ -160,7 +224,13 @@ fn ptrace_attach(args: &[String]) -> Outcome {
 
 fn mount_tmpfs(args: &[String]) -> Outcome {
     let [dir] = arguments(args)?;
-    Ok(nix::mount::mount(Some("none"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?)
+    Ok(nix::mount::mount(
+        Some("none"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?)
 }
 
 fn unshare_user(args: &[String]) -> Outcome {
@@ -194,7 +264,9 @@ fn double_fork(args: &[String]) -> Outcome {
         ForkResult::Parent { child } => {
             drop(writer);
             wait(child)?;
-            listen(reader)?.unwrap_or(Err(Failure::Usage("the grandchild ended without a word".to_owned())))
+            listen(reader)?.unwrap_or(Err(Failure::Usage(
+                "the grandchild ended without a word".to_owned(),
+            )))
         }
     }
 }
@@ -206,7 +278,9 @@ fn in_thread(args: &[String]) -> Outcome {
 
 fn as_uid(args: &[String]) -> Outcome {
     let Some((uid, operation)) = args.split_first() else {
-        return Err(Failure::Usage("a uid and an operation are needed".to_owned()));
+        return Err(Failure::Usage(
+            "a uid and an operation are needed".to_owned(),
+        ));
     };
     let uid: u32 = number(uid)?;
     in_child(|| {
@@ -219,7 +293,9 @@ fn as_uid(args: &[String]) -> Outcome {
 
 fn repeat(args: &[String]) -> Outcome {
     let Some((times, operation)) = args.split_first() else {
-        return Err(Failure::Usage("a number and an operation are needed".to_owned()));
+        return Err(Failure::Usage(
+            "a number and an operation are needed".to_owned(),
+        ));
     };
     (0..number::<u64>(times)?).try_for_each(|_| perform(operation))
 }

@@ -43,6 +43,9 @@ fn perform_step(step: &Step) -> Outcome {
 
 /// The index and the outcome that a result line tells.
 pub fn parse_result(line: &str) -> Option<(usize, &str)> {
-    let (index, outcome) = line.strip_prefix(RESULT_MARK)?.trim_start().split_once(' ')?;
+    let (index, outcome) = line
+        .strip_prefix(RESULT_MARK)?
+        .trim_start()
+        .split_once(' ')?;
     Some((index.parse().ok()?, outcome))
 }

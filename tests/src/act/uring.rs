@@ -8,13 +8,21 @@ use nix::errno::Errno;
 use super::{Failure, Operation, Outcome, arguments};
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation { name: "io_uring-openat", usage: "PATH (for reading)", run: |args| openat(args, libc::O_RDONLY) },
+    Operation {
+        name: "io_uring-openat",
+        usage: "PATH (for reading)",
+        run: |args| openat(args, libc::O_RDONLY),
+    },
     Operation {
         name: "io_uring-creat",
         usage: "PATH",
         run: |args| openat(args, libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC),
     },
-    Operation { name: "io_uring-unlink", usage: "PATH", run: unlink },
+    Operation {
+        name: "io_uring-unlink",
+        usage: "PATH",
+        run: unlink,
+    },
 ];
 
 fn openat(args: &[String], flags: i32) -> Outcome {
@@ -44,7 +52,9 @@ fn submit(entry: &squeue::Entry) -> Result<i32, Failure> {
     unsafe { ring.submission().push(entry) }.map_err(|error| Failure::Usage(error.to_string()))?;
     ring.submit_and_wait(1)?;
     let Some(completion) = ring.completion().next() else {
-        return Err(Failure::Usage("io_uring ended the wait without a completion".to_owned()));
+        return Err(Failure::Usage(
+            "io_uring ended the wait without a completion".to_owned(),
+        ));
     };
     match completion.result() {
         result if result < 0 => Err(Errno::from_raw(-result).into()),

@@ -41,7 +41,8 @@ fn main() {
 fn boot() -> Result<()> {
     mount_all();
     bring_up_loopback()?;
-    let job: Job = serde_json::from_slice(&fs::read(JOB).context("read the job")?).context("parse the job")?;
+    let job: Job =
+        serde_json::from_slice(&fs::read(JOB).context("read the job")?).context("parse the job")?;
     for name in &job.modules {
         if let Err(error) = load_module(name) {
             eprintln!("init: module {name}: {error:#}");
@@ -62,7 +63,12 @@ fn mount_all() {
         ("proc", "/proc", plain, ""),
         ("sysfs", "/sys", plain, ""),
         ("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755"),
-        ("devpts", "/dev/pts", MsFlags::MS_NOSUID, "ptmxmode=0666,mode=0620"),
+        (
+            "devpts",
+            "/dev/pts",
+            MsFlags::MS_NOSUID,
+            "ptmxmode=0666,mode=0620",
+        ),
         ("tmpfs", "/dev/shm", plain, "mode=1777"),
         ("cgroup2", "/sys/fs/cgroup", plain, ""),
         ("bpf", "/sys/fs/bpf", plain, "mode=0700"),
@@ -73,14 +79,23 @@ fn mount_all() {
     ];
     for (kind, at, flags, options) in table {
         let _ = fs::create_dir_all(at);
-        if let Err(errno) = nix::mount::mount(Some(*kind), *at, Some(*kind), *flags, Some(*options)) {
+        if let Err(errno) = nix::mount::mount(Some(*kind), *at, Some(*kind), *flags, Some(*options))
+        {
             eprintln!("init: mount {kind} at {at}: {errno}");
         }
     }
-    for (link, to) in [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")] {
+    for (link, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "fd/0"),
+        ("/dev/stdout", "fd/1"),
+        ("/dev/stderr", "fd/2"),
+    ] {
         let _ = std::os::unix::fs::symlink(to, link);
     }
-    for (setting, value) in [("/proc/sys/kernel/printk", "3"), ("/proc/sys/kernel/hostname", "vm")] {
+    for (setting, value) in [
+        ("/proc/sys/kernel/printk", "3"),
+        ("/proc/sys/kernel/hostname", "vm"),
+    ] {
         if let Err(error) = fs::write(setting, value) {
             eprintln!("init: {setting}: {error}");
         }
@@ -90,7 +105,11 @@ fn mount_all() {
 fn bring_up_loopback() -> Result<()> {
     // SAFETY: an ordinary socket, and an ifreq that is zeroed and outlives both calls.
     unsafe {
-        let socket = Errno::result(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let socket = Errno::result(libc::socket(
+            libc::AF_INET,
+            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            0,
+        ))?;
         let mut request: libc::ifreq = std::mem::zeroed();
         for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
             *to = *from as libc::c_char;
@@ -116,7 +135,11 @@ fn load_module(name: &str) -> Result<()> {
 }
 
 fn open_port() -> Result<File> {
-    OpenOptions::new().read(true).write(true).open(PORT).with_context(|| format!("open {PORT}"))
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(PORT)
+        .with_context(|| format!("open {PORT}"))
 }
 
 /// Runs the command and reaps everything else that comes to PID 1 meanwhile.
@@ -127,7 +150,10 @@ fn run(job: &Job) -> Result<i32> {
         termios::cfmakeraw(&mut settings);
         termios::tcsetattr(&port, SetArg::TCSANOW, &settings)?;
     }
-    let (program, arguments) = job.command.split_first().context("the job names no command")?;
+    let (program, arguments) = job
+        .command
+        .split_first()
+        .context("the job names no command")?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -158,7 +184,9 @@ fn run(job: &Job) -> Result<i32> {
         match reaped {
             Ok(pid) if pid == child.as_raw() => {
                 let status = ExitStatus::from_raw(raw);
-                return Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
+                return Ok(status
+                    .code()
+                    .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => {

@@ -6,7 +6,8 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus,
 };
 
 /// Runs a command under Landlock.
@@ -29,7 +30,10 @@ fn main() -> Result<()> {
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
         .create()?
-        .add_rule(PathBeneath::new(PathFd::new("/")?, AccessFs::from_read(abi)))?;
+        .add_rule(PathBeneath::new(
+            PathFd::new("/")?,
+            AccessFs::from_read(abi),
+        ))?;
     for dir in &options.write {
         rules = rules.add_rule(PathBeneath::new(PathFd::new(dir)?, AccessFs::from_all(abi)))?;
     }
@@ -37,7 +41,10 @@ fn main() -> Result<()> {
         rules = rules.add_rule(NetPort::new(*port, AccessNet::from_all(abi)))?;
     }
     let status = rules.restrict_self()?;
-    ensure!(status.ruleset != RulesetStatus::NotEnforced, "this kernel has no Landlock");
+    ensure!(
+        status.ruleset != RulesetStatus::NotEnforced,
+        "this kernel has no Landlock"
+    );
     let (program, arguments) = options.command.split_first().context("no command")?;
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("run {program}"))
 }

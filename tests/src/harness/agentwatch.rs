@@ -40,7 +40,10 @@ impl Agentwatch {
     /// Standard output of a command that must succeed.
     pub fn output(&self, arguments: &[&str]) -> Result<String> {
         let called = format!("agentwatch {}", arguments.join(" "));
-        let output = self.command(arguments).output().with_context(|| format!("run `{called}`"))?;
+        let output = self
+            .command(arguments)
+            .output()
+            .with_context(|| format!("run `{called}`"))?;
         if !output.status.success() {
             bail!("`{called}` ended with {}: {}", output.status, said(&output));
         }
@@ -63,7 +66,11 @@ impl Agentwatch {
 /// What a command said on standard error, or a word about its silence.
 pub fn said(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    if text.trim().is_empty() { "it said nothing".to_owned() } else { text.trim().to_owned() }
+    if text.trim().is_empty() {
+        "it said nothing".to_owned()
+    } else {
+        text.trim().to_owned()
+    }
 }
 
 /// A daemon that ends with this value.
@@ -76,7 +83,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a daemon below `root` and waits until it answers.
     pub fn start(binary: &Path, root: &Path) -> Result<Daemon> {
-        let (state, runtime, log) = (root.join("state"), root.join("run"), root.join("daemon.log"));
+        let (state, runtime, log) = (
+            root.join("state"),
+            root.join("run"),
+            root.join("daemon.log"),
+        );
         for dir in [&state, &runtime] {
             fs::create_dir_all(dir)?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
@@ -94,8 +105,15 @@ impl Daemon {
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {} daemon", binary.display()))?;
-        let agentwatch = Agentwatch { binary: binary.to_owned(), runtime_dir: runtime };
-        let mut daemon = Daemon { agentwatch, child, log };
+        let agentwatch = Agentwatch {
+            binary: binary.to_owned(),
+            runtime_dir: runtime,
+        };
+        let mut daemon = Daemon {
+            agentwatch,
+            child,
+            log,
+        };
         daemon.wait_until_ready()?;
         Ok(daemon)
     }
@@ -105,13 +123,24 @@ impl Daemon {
         let deadline = Instant::now() + START;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("the daemon ended with {status} before it answered; its log ends with:\n{}", self.log_tail());
+                bail!(
+                    "the daemon ended with {status} before it answered; its log ends with:\n{}",
+                    self.log_tail()
+                );
             }
-            let answer = if socket.exists() { self.agentwatch.status().map(drop) } else { Err(anyhow::anyhow!("{} is not there", socket.display())) };
+            let answer = if socket.exists() {
+                self.agentwatch.status().map(drop)
+            } else {
+                Err(anyhow::anyhow!("{} is not there", socket.display()))
+            };
             match answer {
                 Ok(()) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
-                    bail!("no answer in {} s ({error:#}); the daemon's log ends with:\n{}", START.as_secs(), self.log_tail())
+                    bail!(
+                        "no answer in {} s ({error:#}); the daemon's log ends with:\n{}",
+                        START.as_secs(),
+                        self.log_tail()
+                    )
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }

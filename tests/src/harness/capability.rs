@@ -28,18 +28,25 @@ pub struct Check {
 impl Doctor {
     pub fn ask(agentwatch: &Agentwatch) -> Result<Doctor> {
         let text = agentwatch.output(&["doctor", "--json"])?;
-        serde_json::from_str(&text).with_context(|| format!("`agentwatch doctor --json` printed {text:?}"))
+        serde_json::from_str(&text)
+            .with_context(|| format!("`agentwatch doctor --json` printed {text:?}"))
     }
 
     /// The needs that are not met, each with what is known about it.
     pub fn missing(&self, needs: &[String]) -> Vec<String> {
         needs
             .iter()
-            .filter(|need| !need.split('|').any(|name| self.backends.contains(name.trim())))
-            .map(|need| match self.checks.iter().find(|check| need.contains(&check.name)) {
-                Some(check) => format!("{need} ({}: {})", check.state, check.detail),
-                None => need.clone(),
+            .filter(|need| {
+                !need
+                    .split('|')
+                    .any(|name| self.backends.contains(name.trim()))
             })
+            .map(
+                |need| match self.checks.iter().find(|check| need.contains(&check.name)) {
+                    Some(check) => format!("{need} ({}: {})", check.state, check.detail),
+                    None => need.clone(),
+                },
+            )
             .collect()
     }
 
@@ -54,7 +61,10 @@ impl Doctor {
             && let Ok(active) = fs::read_to_string("/sys/kernel/security/lsm")
             && !active.split(',').any(|name| name.trim() == "bpf")
         {
-            wrong.push(format!("doctor lists bpf-lsm, and the active LSMs are {}", active.trim()));
+            wrong.push(format!(
+                "doctor lists bpf-lsm, and the active LSMs are {}",
+                active.trim()
+            ));
         }
         wrong
     }
@@ -65,7 +75,12 @@ fn landlock_abi() -> nix::Result<i64> {
     const CREATE_RULESET_VERSION: u32 = 1;
     // SAFETY: with this flag the call takes no attributes and only answers with a number.
     let abi = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, CREATE_RULESET_VERSION)
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            CREATE_RULESET_VERSION,
+        )
     };
     Errno::result(abi)
 }
@@ -76,7 +91,10 @@ mod tests {
 
     #[test]
     fn any_of_several_capabilities_will_do() {
-        let doctor = Doctor { backends: BTreeSet::from(["landlock".to_owned()]), checks: Vec::new() };
+        let doctor = Doctor {
+            backends: BTreeSet::from(["landlock".to_owned()]),
+            checks: Vec::new(),
+        };
         assert!(doctor.missing(&["bpf-lsm|landlock".to_owned()]).is_empty());
         assert_eq!(doctor.missing(&["bpf-lsm".to_owned()]), ["bpf-lsm"]);
     }

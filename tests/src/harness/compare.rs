@@ -8,25 +8,35 @@ use super::scenario::ExpectedEvent;
 /// What is wrong with the events, nothing where they meet the expectations. `complete` says that no more events
 /// can come: only then may "there is none" be judged.
 pub fn unmet(expected: &[ExpectedEvent], events: &[Value], complete: bool) -> Vec<String> {
-    expected.iter().filter_map(|expectation| judge(expectation, events, complete)).collect()
+    expected
+        .iter()
+        .filter_map(|expectation| judge(expectation, events, complete))
+        .collect()
 }
 
 /// The numbers of a session's `ended` event, once it is there.
 pub fn ended_counts(events: &[Value]) -> Option<&Value> {
     events
         .iter()
-        .find(|event| text(event, "/kind") == Some("session") && text(event, "/lifecycle/state") == Some("ended"))
+        .find(|event| {
+            text(event, "/kind") == Some("session")
+                && text(event, "/lifecycle/state") == Some("ended")
+        })
         .and_then(|event| event.pointer("/lifecycle/counts"))
 }
 
 /// What is wrong with the session's own account: made = delivered + folded + lost, and nothing lost unless it may be.
 pub fn unbalanced(counts: &Value, may_lose: bool) -> Option<String> {
     let of = |name: &str| counts.get(name).and_then(Value::as_u64);
-    let (Some(made), Some(delivered), Some(folded), Some(lost)) = (of("made"), of("delivered"), of("folded"), of("lost")) else {
+    let (Some(made), Some(delivered), Some(folded), Some(lost)) =
+        (of("made"), of("delivered"), of("folded"), of("lost"))
+    else {
         return Some(format!("the ended event's counts are incomplete: {counts}"));
     };
     if made != delivered + folded + lost {
-        Some(format!("{made} made, but {delivered} delivered + {folded} folded + {lost} lost"))
+        Some(format!(
+            "{made} made, but {delivered} delivered + {folded} folded + {lost} lost"
+        ))
     } else if lost > 0 && !may_lose {
         Some(format!("{lost} of {made} events were lost"))
     } else {
@@ -35,18 +45,38 @@ pub fn unbalanced(counts: &Value, may_lose: bool) -> Option<String> {
 }
 
 fn judge(expected: &ExpectedEvent, events: &[Value], complete: bool) -> Option<String> {
-    let matching: Vec<&Value> = events.iter().filter(|event| matches(expected, event)).collect();
-    let actions: u64 = matching.iter().map(|event| event.get("count").and_then(Value::as_u64).unwrap_or(1)).sum();
+    let matching: Vec<&Value> = events
+        .iter()
+        .filter(|event| matches(expected, event))
+        .collect();
+    let actions: u64 = matching
+        .iter()
+        .map(|event| event.get("count").and_then(Value::as_u64).unwrap_or(1))
+        .sum();
     let what = || describe(expected);
     if expected.absent {
-        return (complete && !matching.is_empty()).then(|| format!("{actions} actions, none expected: {}; one is {}", what(), matching[0]));
+        return (complete && !matching.is_empty()).then(|| {
+            format!(
+                "{actions} actions, none expected: {}; one is {}",
+                what(),
+                matching[0]
+            )
+        });
     }
     if matching.is_empty() {
-        return Some(format!("no such event: {}{}", what(), nearest(expected, events)));
+        return Some(format!(
+            "no such event: {}{}",
+            what(),
+            nearest(expected, events)
+        ));
     }
     match (expected.count, expected.min_count) {
-        (Some(count), _) if count != actions => Some(format!("{actions} actions instead of {count}: {}", what())),
-        (_, Some(least)) if actions < least => Some(format!("{actions} actions, fewer than {least}: {}", what())),
+        (Some(count), _) if count != actions => {
+            Some(format!("{actions} actions instead of {count}: {}", what()))
+        }
+        (_, Some(least)) if actions < least => {
+            Some(format!("{actions} actions, fewer than {least}: {}", what()))
+        }
         _ => None,
     }
 }
@@ -74,9 +104,18 @@ fn matches(expected: &ExpectedEvent, event: &Value) -> bool {
         && is("/target/path", &expected.target)
         && contains("/file/access", &expected.access)
         && is("/net/addr", &expected.addr)
-        && is_number("/net/port", expected.port.as_deref().map(|port| port.parse().unwrap_or(-1)))
+        && is_number(
+            "/net/port",
+            expected
+                .port
+                .as_deref()
+                .map(|port| port.parse().unwrap_or(-1)),
+        )
         && is("/net/domain", &expected.domain)
-        && errno_is(expected.errno.as_deref(), event.get("errno").and_then(Value::as_i64))
+        && errno_is(
+            expected.errno.as_deref(),
+            event.get("errno").and_then(Value::as_i64),
+        )
         && is("/process/exe", &expected.exe)
         && contains("/process/argv", &expected.argument)
         && is_number("/process/uid", expected.uid.map(i64::from))
@@ -110,8 +149,18 @@ fn errno_is(expected: Option<&str>, errno: Option<i64>) -> bool {
 
 fn describe(expected: &ExpectedEvent) -> String {
     let fields = serde_json::to_value(expected).unwrap_or_default();
-    let told = fields.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null() && **value != Value::Bool(false) && value.as_array().is_none_or(|list| !list.is_empty()));
-    told.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    let told = fields
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| {
+            !value.is_null()
+                && **value != Value::Bool(false)
+                && value.as_array().is_none_or(|list| !list.is_empty())
+        });
+    told.map(|(name, value)| format!("{name}={value}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The events of the same kind that speak of the same object: what a person looks at first.
@@ -119,7 +168,8 @@ fn nearest(expected: &ExpectedEvent, events: &[Value]) -> String {
     let same = |event: &&Value| {
         text(event, "/kind") == Some(&expected.kind)
             && (expected.path.is_none() || text(event, "/file/path") == expected.path.as_deref())
-            && (expected.port.is_none() || event.pointer("/net/port").map(Value::to_string) == expected.port)
+            && (expected.port.is_none()
+                || event.pointer("/net/port").map(Value::to_string) == expected.port)
     };
     match events.iter().rfind(same) {
         Some(event) => format!("; nearest of {}: {event}", events.len()),
@@ -139,7 +189,10 @@ mod tests {
     }
 
     fn expect(change: impl FnOnce(&mut ExpectedEvent)) -> ExpectedEvent {
-        let mut expected = ExpectedEvent { kind: "open".to_owned(), ..Default::default() };
+        let mut expected = ExpectedEvent {
+            kind: "open".to_owned(),
+            ..Default::default()
+        };
         change(&mut expected);
         expected
     }
@@ -163,7 +216,11 @@ mod tests {
             (|e| e.min_count = Some(3), false),
         ];
         for (index, (change, met)) in table.into_iter().enumerate() {
-            assert_eq!(unmet(&[expect(change)], &[denied()], true).is_empty(), met, "row {index}");
+            assert_eq!(
+                unmet(&[expect(change)], &[denied()], true).is_empty(),
+                met,
+                "row {index}"
+            );
         }
     }
 
@@ -176,7 +233,8 @@ mod tests {
 
     #[test]
     fn accounts_must_balance() {
-        let counts = |made: u64, lost: u64| json!({"made": made, "delivered": 3, "folded": 2, "lost": lost});
+        let counts =
+            |made: u64, lost: u64| json!({"made": made, "delivered": 3, "folded": 2, "lost": lost});
         assert_eq!(unbalanced(&counts(5, 0), false), None);
         assert!(unbalanced(&counts(6, 0), false).is_some());
         assert!(unbalanced(&counts(6, 1), false).is_some());

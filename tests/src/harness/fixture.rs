@@ -25,15 +25,22 @@ pub fn make_files(dir: &Path, files: &[FileFixture], act: &Path, owner: u32) -> 
     fs::create_dir_all(dir)?;
     chown(dir, Some(owner), Some(owner))?;
     for file in files {
-        make_file(dir, file, act, owner).with_context(|| format!("make the fixture {}", file.path))?;
+        make_file(dir, file, act, owner)
+            .with_context(|| format!("make the fixture {}", file.path))?;
     }
     Ok(())
 }
 
 fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<()> {
     let path = dir.join(&file.path);
-    let parent = path.parent().context("a fixture lies below the scenario's directory")?;
-    let fresh: Vec<_> = parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect();
+    let parent = path
+        .parent()
+        .context("a fixture lies below the scenario's directory")?;
+    let fresh: Vec<_> = parent
+        .ancestors()
+        .take_while(|ancestor| !ancestor.exists())
+        .map(Path::to_owned)
+        .collect();
     fs::create_dir_all(parent)?;
     for made in fresh {
         chown(&made, Some(owner), Some(owner))?;
@@ -55,7 +62,10 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
     }
     lchown(&path, Some(owner), Some(owner))?;
     if let Some(mode) = &file.mode {
-        fs::set_permissions(&path, fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?))?;
+        fs::set_permissions(
+            &path,
+            fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?),
+        )?;
     }
     Ok(())
 }
@@ -96,11 +106,14 @@ impl Listeners {
     /// Opens UNIX sockets anew: their files go with the scenario's directory.
     pub fn open_unix(&mut self, fixtures: &[ListenerFixture], dir: &Path) -> Result<()> {
         self.unix.clear();
-        for fixture in fixtures.iter().filter(|fixture| fixture.kind == ListenerKind::Unix) {
+        for fixture in fixtures
+            .iter()
+            .filter(|fixture| fixture.kind == ListenerKind::Unix)
+        {
             let listener = match fixture.addr.strip_prefix('@') {
-                Some(name) => {
-                    UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?
-                }
+                Some(name) => UnixListener::bind_addr(
+                    &std::os::unix::net::SocketAddr::from_abstract_name(name)?,
+                )?,
                 None => {
                     let path = dir.join(&fixture.addr);
                     let listener = UnixListener::bind(&path)?;
@@ -115,6 +128,11 @@ impl Listeners {
 }
 
 fn address(fixture: &ListenerFixture) -> Result<SocketAddr> {
-    let ip = fixture.addr.parse().with_context(|| format!("listener {}: {} is not an IP address", fixture.name, fixture.addr))?;
+    let ip = fixture.addr.parse().with_context(|| {
+        format!(
+            "listener {}: {} is not an IP address",
+            fixture.name, fixture.addr
+        )
+    })?;
     Ok(SocketAddr::new(ip, 0))
 }

@@ -39,7 +39,8 @@ fn control_garbage(daemon: &mut Daemon) -> Result<()> {
     // Some clients go away in the middle, others stay and say nothing.
     let mut silent = Vec::new();
     for frame in frames {
-        let mut stream = UnixStream::connect(&socket).with_context(|| format!("connect to {}", socket.display()))?;
+        let mut stream = UnixStream::connect(&socket)
+            .with_context(|| format!("connect to {}", socket.display()))?;
         stream.set_write_timeout(Some(Duration::from_secs(5)))?;
         // The daemon may well hang up on such a client: that is no failure.
         let _ = stream.write_all(&frame);
@@ -49,6 +50,10 @@ fn control_garbage(daemon: &mut Daemon) -> Result<()> {
     let status = daemon.agentwatch.status().context("status after garbage")?;
     ensure!(daemon.is_alive(), "the daemon is gone");
     let pid = status.get("pid").and_then(serde_json::Value::as_u64);
-    ensure!(pid == Some(u64::from(daemon.pid())), "status names pid {pid:?}, {} was started", daemon.pid());
+    ensure!(
+        pid == Some(u64::from(daemon.pid())),
+        "status names pid {pid:?}, {} was started",
+        daemon.pid()
+    );
     Ok(())
 }

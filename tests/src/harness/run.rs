@@ -56,8 +56,15 @@ pub struct Stage {
 pub fn run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) -> Verdict {
     let missing = stage.doctor.missing(&scenario.needs);
     if !missing.is_empty() {
-        return match missing.iter().find(|need| stage.required.iter().any(|required| need.starts_with(required.as_str()))) {
-            Some(need) => Verdict::Fail(format!("this kernel must have {need}, and doctor does not list it")),
+        return match missing.iter().find(|need| {
+            stage
+                .required
+                .iter()
+                .any(|required| need.starts_with(required.as_str()))
+        }) {
+            Some(need) => Verdict::Fail(format!(
+                "this kernel must have {need}, and doctor does not list it"
+            )),
             None => Verdict::Skip(format!("needs {}", missing.join(", "))),
         };
     }
@@ -68,7 +75,12 @@ pub fn run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
     }
 }
 
-fn try_run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) -> Result<Vec<String>> {
+fn try_run(
+    scenario: &Scenario,
+    user: &str,
+    daemon: &mut Daemon,
+    stage: &Stage,
+) -> Result<Vec<String>> {
     let uid = if user == "root" { 0 } else { USER };
     let session = format!("{}-{user}", scenario.name);
     let dir = stage.root.join("work").join(&session);
@@ -79,26 +91,42 @@ fn try_run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
         ("pid.daemon".to_owned(), daemon.pid().to_string()),
         ("uid".to_owned(), uid.to_string()),
     ]);
-    listeners.open(&scenario.listeners, &mut values).context("open the listeners")?;
+    listeners
+        .open(&scenario.listeners, &mut values)
+        .context("open the listeners")?;
     let mut scenario = scenario.filled(&values)?;
     let left_out = leave_out(&mut scenario, &stage.doctor);
 
-    let actor = Actor { dir: &dir, uid, seconds: scenario.seconds * u64::from(stage.patience) };
+    let actor = Actor {
+        dir: &dir,
+        uid,
+        seconds: scenario.seconds * u64::from(stage.patience),
+    };
     let fresh = |listeners: &mut Listeners| -> Result<()> {
         fixture::make_files(&dir, &scenario.files, &stage.act, uid)?;
         listeners.open_unix(&scenario.listeners, &dir)
     };
 
-    let unconfined: Vec<(usize, &Step)> =
-        scenario.steps.iter().enumerate().filter(|(_, step)| step.unconfined.is_some()).collect();
+    let unconfined: Vec<(usize, &Step)> = scenario
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.unconfined.is_some())
+        .collect();
     if !unconfined.is_empty() {
         fresh(&mut listeners)?;
         let mut command = Command::new(&stage.act);
         command.arg("--script");
-        let results = actor.perform(command, &unconfined).context("without agentwatch")?;
+        let results = actor
+            .perform(command, &unconfined)
+            .context("without agentwatch")?;
         for ((index, step), result) in unconfined.iter().zip(&results) {
             let wanted = step.unconfined.as_deref().unwrap_or("ok");
-            ensure!(wanted == result, "step {index} without agentwatch: {result} instead of {wanted} ({})", told(step));
+            ensure!(
+                wanted == result,
+                "step {index} without agentwatch: {result} instead of {wanted} ({})",
+                told(step)
+            );
         }
     }
 
@@ -115,14 +143,22 @@ fn try_run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
     }
     let act = stage.act.to_string_lossy();
     arguments.extend(["--", &act, "--script"]);
-    let confined: Vec<(usize, &Step)> =
-        scenario.steps.iter().enumerate().filter(|(_, step)| step.outside.is_none()).collect();
+    let confined: Vec<(usize, &Step)> = scenario
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.outside.is_none())
+        .collect();
     if !confined.is_empty() {
         let results = actor.perform(daemon.agentwatch.command(&arguments), &confined)?;
         let mut wrong = Vec::new();
         for ((index, step), result) in confined.iter().zip(&results) {
             if !is_expected(&step.expect, result) {
-                wrong.push(format!("step {index}: {result} instead of {} ({})", step.expect, told(step)));
+                wrong.push(format!(
+                    "step {index}: {result} instead of {} ({})",
+                    step.expect,
+                    told(step)
+                ));
             }
         }
         if !wrong.is_empty() {
@@ -134,7 +170,11 @@ fn try_run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
             probe::run(name, daemon).with_context(|| format!("probe {name}"))?;
         }
     }
-    ensure!(daemon.is_alive(), "the daemon ended during the scenario; its log ends with:\n{}", daemon.log_tail());
+    ensure!(
+        daemon.is_alive(),
+        "the daemon ended during the scenario; its log ends with:\n{}",
+        daemon.log_tail()
+    );
     if !confined.is_empty() {
         await_events(&scenario, &session, daemon, stage)?;
     }
@@ -151,7 +191,9 @@ fn leave_out(scenario: &mut Scenario, doctor: &Doctor) -> Vec<String> {
         }
         missing.is_empty()
     });
-    scenario.events.retain(|event| doctor.missing(&event.needs).is_empty());
+    scenario
+        .events
+        .retain(|event| doctor.missing(&event.needs).is_empty());
     out
 }
 
@@ -164,7 +206,10 @@ fn is_expected(expected: &str, result: &str) -> bool {
 
 fn told(step: &Step) -> String {
     let words = step.act.as_ref().or(step.run.as_ref());
-    words.map(|words| words.join(" ")).or_else(|| step.outside.clone()).unwrap_or_default()
+    words
+        .map(|words| words.join(" "))
+        .or_else(|| step.outside.clone())
+        .unwrap_or_default()
 }
 
 /// Polls until the session has ended and every expectation is met, and says what is missing when time is up.
@@ -203,7 +248,8 @@ struct Actor<'a> {
 impl Actor<'_> {
     /// Runs `command`, which is to be an actor that reads a script, and gives each step's result.
     fn perform(&self, mut command: Command, steps: &[(usize, &Step)]) -> Result<Vec<String>> {
-        let script: Vec<script::Step> = steps.iter().filter_map(|(_, step)| step.script()).collect();
+        let script: Vec<script::Step> =
+            steps.iter().filter_map(|(_, step)| step.script()).collect();
         let script = serde_json::to_vec(&script)?;
         command
             .current_dir(self.dir)
@@ -224,11 +270,21 @@ impl Actor<'_> {
                 });
             }
         }
-        let mut child = command.spawn().with_context(|| format!("run {}", command.get_program().display()))?;
-        let sent = child.stdin.take().context("standard input is piped")?.write_all(&script);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("run {}", command.get_program().display()))?;
+        let sent = child
+            .stdin
+            .take()
+            .context("standard input is piped")?
+            .write_all(&script);
         let output = wait_with_output(child, Duration::from_secs(self.seconds))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let results: Vec<&str> = text.lines().filter_map(script::parse_result).map(|(_, outcome)| outcome).collect();
+        let results: Vec<&str> = text
+            .lines()
+            .filter_map(script::parse_result)
+            .map(|(_, outcome)| outcome)
+            .collect();
         if results.len() != steps.len() || !output.status.success() {
             // A broken pipe only repeats what the command itself says better.
             let _ = sent;

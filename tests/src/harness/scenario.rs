@@ -169,12 +169,19 @@ pub fn load_all(dir: &Path) -> Result<Vec<Scenario>> {
         .collect::<Result<Vec<_>>>()?;
     paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
     paths.sort();
-    paths.iter().map(|path| load(path).with_context(|| format!("scenario {}", path.display()))).collect()
+    paths
+        .iter()
+        .map(|path| load(path).with_context(|| format!("scenario {}", path.display())))
+        .collect()
 }
 
 fn load(path: &Path) -> Result<Scenario> {
     let mut scenario: Scenario = toml::from_str(&fs::read_to_string(path)?)?;
-    scenario.name = path.file_stem().context("a scenario has a name")?.to_string_lossy().into_owned();
+    scenario.name = path
+        .file_stem()
+        .context("a scenario has a name")?
+        .to_string_lossy()
+        .into_owned();
     check(&scenario)?;
     Ok(scenario)
 }
@@ -183,15 +190,25 @@ fn load(path: &Path) -> Result<Scenario> {
 fn check(scenario: &Scenario) -> Result<()> {
     ensure!(!scenario.steps.is_empty(), "it has no step");
     for user in &scenario.users {
-        ensure!(user == "root" || user == "user", "user {user} is neither `root` nor `user`");
+        ensure!(
+            user == "root" || user == "user",
+            "user {user} is neither `root` nor `user`"
+        );
     }
     for (index, step) in scenario.steps.iter().enumerate() {
-        let given = [step.act.is_some(), step.run.is_some(), step.outside.is_some()];
+        let given = [
+            step.act.is_some(),
+            step.run.is_some(),
+            step.outside.is_some(),
+        ];
         if given.iter().filter(|is| **is).count() != 1 {
             bail!("step {index}: exactly one of `act`, `run`, `outside` is needed");
         }
         let refused = matches!(step.expect.as_str(), "denied" | "EACCES" | "EPERM");
-        ensure!(!refused || step.unconfined.is_some(), "step {index}: a refusal needs `unconfined`");
+        ensure!(
+            !refused || step.unconfined.is_some(),
+            "step {index}: a refusal needs `unconfined`"
+        );
     }
     Ok(())
 }
@@ -201,7 +218,9 @@ pub type Values = BTreeMap<String, String>;
 
 /// Replaces `{name}` by its value. Unknown names in braces stay: globs have braces too.
 pub fn fill(text: &str, values: &Values) -> String {
-    values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
+    values.iter().fold(text.to_owned(), |text, (name, value)| {
+        text.replace(&format!("{{{name}}}"), value)
+    })
 }
 
 impl Scenario {
@@ -211,15 +230,29 @@ impl Scenario {
         let fill_in = |text: &mut String| *text = fill(text, values);
         fill_in(&mut filled.policy);
         for step in &mut filled.steps {
-            step.act.iter_mut().chain(&mut step.run).flatten().for_each(fill_in);
-        }
-        for event in &mut filled.events {
-            [&mut event.path, &mut event.target, &mut event.port, &mut event.exe, &mut event.argument, &mut event.addr]
-                .into_iter()
+            step.act
+                .iter_mut()
+                .chain(&mut step.run)
                 .flatten()
                 .for_each(fill_in);
         }
-        ensure!(!filled.policy.contains("{port."), "the policy names a port of a listener that does not exist");
+        for event in &mut filled.events {
+            [
+                &mut event.path,
+                &mut event.target,
+                &mut event.port,
+                &mut event.exe,
+                &mut event.argument,
+                &mut event.addr,
+            ]
+            .into_iter()
+            .flatten()
+            .for_each(fill_in);
+        }
+        ensure!(
+            !filled.policy.contains("{port."),
+            "the policy names a port of a listener that does not exist"
+        );
         Ok(filled)
     }
 }
@@ -242,7 +275,8 @@ mod tests {
 
     #[test]
     fn a_refusal_must_be_shown_to_be_the_policys() {
-        let text = "about = 'x'\npolicy = ''\n[[step]]\nact = ['open-read', '/x']\nexpect = 'denied'\n";
+        let text =
+            "about = 'x'\npolicy = ''\n[[step]]\nact = ['open-read', '/x']\nexpect = 'denied'\n";
         let error = check(&toml::from_str(text).unwrap()).unwrap_err();
         assert!(error.to_string().contains("unconfined"), "{error}");
     }
