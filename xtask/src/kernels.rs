@@ -31,8 +31,6 @@ const SECURITY_SUITES: [&str; 1] = ["bookworm-security"];
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// As it was asked for: `6.12`.
-    pub series: String,
     /// Package name and version.
     pub version: String,
     pub image: PathBuf,
@@ -46,7 +44,7 @@ pub fn fetch(series: &str) -> Result<Kernel> {
     let marker = root.join(format!("{series}.newest"));
     let cached = fs::read_to_string(&marker)
         .ok()
-        .and_then(|name| open(series, &root.join(name.trim())).ok());
+        .and_then(|name| open(&root.join(name.trim())).ok());
     let age = fs::metadata(&marker)
         .and_then(|entry| entry.modified())
         .ok()
@@ -77,29 +75,38 @@ fn download(series: &str, root: &Path) -> Result<Kernel> {
     let package = apt.newest_kernel(series)?;
     let version = format!("{}_{}", package, apt.version(&package)?);
     let dir = root.join(&version);
-    if let Ok(kernel) = open(series, &dir) {
+    if let Ok(kernel) = open(&dir) {
         return Ok(kernel);
     }
     println!(
         "kernel {series}: downloading {package} ({}) and unpacking it into the cache; it is not installed",
         apt.trust
     );
-    let archive = apt.download(&package)?;
     let fresh = root.join(format!("{version}.part"));
     if fresh.exists() {
         fs::remove_dir_all(&fresh)?;
     }
-    unpack(&archive, &fresh)?;
-    fs::remove_file(&archive)?;
+    let scratch = tempfile::tempdir()?;
+    for part in std::iter::once(package.clone()).chain(apt.parts(&package)?) {
+        let archive = apt.download(&part)?;
+        process::run(
+            Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(&archive)
+                .arg(scratch.path()),
+        )?;
+        fs::remove_file(&archive)?;
+    }
+    gather(scratch.path(), &fresh)?;
     if dir.exists() {
         fs::remove_dir_all(&dir)?;
     }
     fs::rename(&fresh, &dir)?;
-    open(series, &dir)
+    open(&dir)
 }
 
 /// A kernel that was unpacked before.
-fn open(series: &str, dir: &Path) -> Result<Kernel> {
+fn open(dir: &Path) -> Result<Kernel> {
     let image = dir.join("vmlinuz");
     if !image.is_file() {
         bail!("{} is not there", image.display());
@@ -115,31 +122,23 @@ fn open(series: &str, dir: &Path) -> Result<Kernel> {
         .to_string_lossy()
         .into_owned();
     Ok(Kernel {
-        series: series.to_owned(),
         version,
         image,
         modules,
     })
 }
 
-/// Takes the image and the few modules out of a package.
-fn unpack(archive: &Path, to: &Path) -> Result<()> {
-    let scratch = tempfile::tempdir()?;
-    process::run(
-        Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(archive)
-            .arg(scratch.path()),
-    )?;
+/// Takes the image and the few modules out of unpacked packages.
+fn gather(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     let mut image = None;
-    walk(scratch.path(), &mut |path| {
+    walk(from, &mut |path| {
         let name = path
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        if name.starts_with("vmlinuz-") {
+        if name == "vmlinuz" || name.starts_with("vmlinuz-") {
             image = Some(path.to_owned());
         }
         let Some((stem, ending)) = name.split_once(".ko") else {
@@ -259,6 +258,25 @@ impl Apt {
         })?;
         println!("kernel {series}: the mirror no longer has one; {later} stands in for it");
         Ok(later.to_owned())
+    }
+
+    /// The packages that a kernel's package only points to: newer ones keep the image and the modules apart.
+    fn parts(&self, package: &str) -> Result<Vec<String>> {
+        let shown = process::output(self.command("apt-cache").args([
+            "show",
+            "--no-all-versions",
+            package,
+        ]))?;
+        let depends = shown
+            .lines()
+            .find_map(|line| line.strip_prefix("Depends: "))
+            .unwrap_or_default();
+        let names = depends
+            .split([',', '|'])
+            .filter_map(|entry| entry.split_whitespace().next());
+        let wanted = names
+            .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"));
+        Ok(wanted.map(str::to_owned).collect())
     }
 
     fn version(&self, package: &str) -> Result<String> {

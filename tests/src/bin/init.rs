@@ -51,7 +51,7 @@ fn boot() -> Result<()> {
     let code = run(&job)?;
     let mut port = open_port()?;
     use std::io::Write;
-    writeln!(port, "\n{EXIT_MARK}{code}")?;
+    writeln!(port, "{EXIT_MARK}{code}")?;
     termios::tcdrain(&port)?;
     Ok(())
 }
