@@ -98,11 +98,7 @@ impl Image {
             base.symlink(&format!("usr/bin/{applet}"), "busybox");
         }
         for name in ["act", "scenarios", "cost", "landlocked"] {
-            base.file(
-                &format!("{}/{name}", &PROGRAMS[1..]),
-                &fs::read(guest.program(name))?,
-                0o755,
-            );
+            base.program(&format!("{}/{name}", &PROGRAMS[1..]), &guest.program(name))?;
         }
         base.tree(
             &SCENARIOS[1..],

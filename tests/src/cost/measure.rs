@@ -77,7 +77,7 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
         Ok(())
     })?;
     let program = CString::new(std::env::current_exe()?.to_string_lossy().as_bytes())?;
-    measure("fork + exec + wait", 10, 15, &mut || spawn(&program))?;
+    measure("fork + exec + wait", 20, 15, &mut || spawn(&program))?;
     let listener = TcpListener::bind("127.0.0.1:7001")?;
     let peer = listener.local_addr()?;
     measure("TCP connect + accept + close", 30, 20, &mut || {

@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn every_field_that_is_said_must_agree() {
-        let table: [(fn(&mut ExpectedEvent), bool); 9] = [
+        type Change = fn(&mut ExpectedEvent);
+        let table: [(Change, bool); 9] = [
             (|e| e.verdict = Some("denied".into()), true),
             (|e| e.verdict = Some("allowed".into()), false),
             (|e| e.rule = Some("files.deny*".into()), true),
