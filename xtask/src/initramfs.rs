@@ -22,6 +22,10 @@ pub const PROGRAMS: &str = "/usr/lib/agentwatch-tests";
 /// Where the scenarios lie in the VM.
 pub const SCENARIOS: &str = "/usr/share/agentwatch-tests/scenarios";
 
+/// This machine's own tools that stand in for busybox's applets: busybox runs applets without executing
+/// anything, and scenarios count executions.
+const HOST_TOOLS: [&str; 5] = ["dash", "cat", "tr", "wc", "head"];
+
 /// The job as `tests/src/vm.rs` reads it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Job {
@@ -89,6 +93,11 @@ impl Image {
             0o600,
         );
 
+        for name in HOST_TOOLS {
+            let program =
+                process::find(name).with_context(|| format!("this machine has no {name}"))?;
+            base.program(&format!("usr/bin/{name}"), &program)?;
+        }
         let busybox = setup::busybox()?;
         base.file("usr/bin/busybox", &fs::read(&busybox)?, 0o755);
         for applet in process::output(Command::new(&busybox).arg("--list"))?

@@ -536,7 +536,7 @@ mod tests {
             signed_by: "/k.gpg".into(),
         };
         let deb822 = "# a comment\nTypes: deb deb-src\n# another\nURIs: http://mirror.example/debian\nSuites: bookworm\nComponents: main\n contrib\nSigned-By: /k.gpg\n";
-        assert_eq!(parse_deb822(deb822), [stanza.clone()]);
+        assert_eq!(parse_deb822(deb822), std::slice::from_ref(&stanza));
         let line = "deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian bookworm main contrib # why";
         assert_eq!(parse_line(line), Some(stanza));
         assert_eq!(

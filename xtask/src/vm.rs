@@ -148,20 +148,19 @@ pub fn boot(
         // A QEMU that was killed leaves the terminal raw.
         let _ = Command::new("stty").arg("sane").status();
     }
-    outcome
-        .and_then(|code| {
-            code.with_context(|| format!("the VM ended ({status}) before its command did"))
-        })
-        .with_context(|| {
-            let text = fs::read(&log).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
-            format!(
-                "VM with {}; its console ends with:\n{tail}\n",
-                kernel.version
-            )
-        })
+    let code = outcome.and_then(|code| {
+        code.with_context(|| format!("the VM ended ({status}) before its command did"))
+    });
+    code.map_err(|error| {
+        let text = fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = match &lines[lines.len().saturating_sub(40)..] {
+            [] => "is empty".to_owned(),
+            tail => format!("ends with:\n{}", tail.join("\n")),
+        };
+        anyhow::anyhow!("VM with {}: {error:#}; its console {tail}", kernel.version)
+    })
 }
 
 fn qemu(
