@@ -154,6 +154,7 @@ fn run(job: &Job) -> Result<i32> {
         .command
         .split_first()
         .context("the job names no command")?;
+    let interactive = job.interactive;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -168,10 +169,13 @@ fn run(job: &Job) -> Result<i32> {
         .stderr(port);
     // SAFETY: between fork and exec only async-signal-safe calls are made.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             nix::unistd::setsid()?;
-            // Job control and Ctrl-C need a controlling terminal; standard input is the port.
-            Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+            // A person's Ctrl-C needs a controlling terminal. Nobody else gets one: when its leader ends, the kernel hangs
+            // the terminal up and throws away what was not sent yet.
+            if interactive {
+                Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+            }
             Ok(())
         });
     }
