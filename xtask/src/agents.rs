@@ -139,14 +139,15 @@ fn install() -> Result<PathBuf> {
 }
 
 fn one(agent: &str, flags: &[&str], script: &Path, installed: &Path, host: &Host) -> Result<()> {
-    let root = tempfile::Builder::new()
-        .prefix("agentwatch-agent-")
-        .tempdir()?;
-    let root = root.path().canonicalize()?;
+    // Not below /tmp, which the agents may write: what lies outside the workspace must be outside the policy.
+    let scratch = tempfile::Builder::new()
+        .prefix("run-")
+        .tempdir_in(installed)?;
+    let root = scratch.path().canonicalize()?;
     let (out, outside) = (root.join("out"), root.join("outside"));
     fs::create_dir_all(&outside)?;
     let policy = root.join("policy.toml");
-    fs::write(&policy, policy_text(&out))?;
+    fs::write(&policy, policy_text(&out, installed)?)?;
     let forbidden = outside.join("note");
     let commands = [
         "echo hello > greeting && cat greeting".to_owned(),
@@ -218,25 +219,72 @@ fn one(agent: &str, flags: &[&str], script: &Path, installed: &Path, host: &Host
     Ok(())
 }
 
-/// Room for the agents' own work and for nothing beyond it.
-fn policy_text(out: &Path) -> String {
-    let out = out.display();
+/// Room for the agents' own work and for nothing beyond it. There is no deny inside an allowed tree, so that the policy
+/// can be held without BPF LSM too: what holds secrets below /etc is left out of the list instead.
+fn policy_text(out: &Path, installed: &Path) -> Result<String> {
+    let secret = |name: &str| {
+        ["shadow", "gshadow", "sudoers", "ssh", "ssl-private"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    };
+    let mut readable = [
+        "/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/proc", "/sys", "/dev",
+    ]
+    .map(PathBuf::from)
+    .to_vec();
+    for entry in fs::read_dir("/etc")? {
+        let entry = entry?;
+        if !secret(&entry.file_name().to_string_lossy()) {
+            readable.push(entry.path());
+        }
+    }
+    readable.push(installed.join("node_modules"));
+    // Node may have been installed anywhere: with its libraries it lies below the parent of its bin directory.
+    let node = process::find("node")
+        .context("node is missing")?
+        .canonicalize()?;
+    readable.extend(
+        node.parent()
+            .and_then(Path::parent)
+            .filter(|dir| !dir.starts_with("/usr"))
+            .map(Path::to_owned),
+    );
+    readable.sort();
+    let list = |paths: &[PathBuf]| {
+        let quoted: Vec<String> = paths
+            .iter()
+            .filter(|path| path.exists())
+            .map(|path| format!("    {:?},\n", path.display().to_string()))
+            .collect();
+        format!("[\n{}]", quoted.concat())
+    };
+    let executable: Vec<PathBuf> = readable
+        .iter()
+        .filter(|path| {
+            !["/etc", "/proc", "/sys", "/dev"]
+                .iter()
+                .any(|dir| path.starts_with(dir))
+        })
+        .cloned()
+        .collect();
+    let writable = [
+        out.join("work"),
+        out.join("home"),
+        "/dev".into(),
+        "/proc".into(),
+        "/tmp".into(),
+    ];
+    for dir in &writable[..2] {
+        // The driver makes these anew; the rules bind to the path all the same.
+        fs::create_dir_all(dir)?;
+    }
     let ports = ALLOWED_PORTS
         .map(|port| format!("\"127.0.0.1:{port}\""))
         .join(", ");
-    format!(
-        r#"# What a coding agent needs on this machine, and no more.
-[files]
-read = ["/"]
-write = ["{out}/work", "{out}/home", "/tmp", "/dev", "/proc"]
-exec = ["/"]
-deny = ["/etc/shadow", "{outside}"]
-
-[network]
-allow = [{ports}]
-"#,
-        outside = Path::new(&out.to_string())
-            .with_file_name("outside")
-            .display()
-    )
+    Ok(format!(
+        "[files]\nread = {}\nwrite = {}\nexec = {}\n\n[network]\nallow = [{ports}]\n",
+        list(&readable),
+        list(&writable),
+        list(&executable)
+    ))
 }

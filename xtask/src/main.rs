@@ -4,6 +4,7 @@
 //! default toolchain. What the product does belongs into `agentwatch`, not here.
 
 mod agents;
+mod apt;
 mod bench;
 mod build;
 mod demo;

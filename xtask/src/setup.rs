@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{kernels, paths, process};
+use crate::{apt::Apt, kernels, paths, process};
 
 /// The compiler of the kernel programs. Its LLVM must be the one that [`BPF_LINKER`] links with.
 pub const NIGHTLY: &str = "nightly-2026-05-20";
@@ -111,7 +111,7 @@ fn unpacked(package: &str, program: &str, reason: &str) -> Result<PathBuf> {
         return Ok(there.clone());
     }
     println!("set-up: unpacking {package} into the cache: {reason}");
-    let archive = kernels::Apt::prepare()?.download(package)?;
+    let archive = Apt::prepare()?.download(package)?;
     process::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&dir))?;
     std::fs::remove_file(&archive)?;
     candidates
