@@ -1,0 +1,330 @@
+//! Operations on processes, and operations that perform another operation in some other place: a daemonised
+//! grandchild, a thread, another uid, many times over.
+
+use std::{
+    ffi::CString,
+    io::{Read, Write},
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    mount::MsFlags,
+    sched::CloneFlags,
+    sys::{
+        signal::Signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Gid, Pid, Uid, fork},
+};
+
+use super::{Failure, Operation, Outcome, arguments, number, outcome_text, perform};
+
+pub(super) const OPERATIONS: &[Operation] = &[
+    Operation {
+        name: "exec",
+        usage: "PATH [ARG...] (in a child; waits for it)",
+        run: |args| execute(args),
+    },
+    Operation {
+        name: "exit",
+        usage: "CODE",
+        run: |args| std::process::exit(number(arguments::<1>(args)?[0])?),
+    },
+    Operation {
+        name: "sleep",
+        usage: "MILLISECONDS",
+        run: sleep,
+    },
+    Operation {
+        name: "kill",
+        usage: "PID|self SIGNAL-NUMBER",
+        run: kill,
+    },
+    Operation {
+        name: "ptrace-attach",
+        usage: "PID",
+        run: ptrace_attach,
+    },
+    Operation {
+        name: "mount-tmpfs",
+        usage: "DIR",
+        run: mount_tmpfs,
+    },
+    Operation {
+        name: "unshare-user",
+        usage: "OPERATION... (in a new user and mount namespace)",
+        run: unshare_user,
+    },
+    Operation {
+        name: "double-fork",
+        usage: "OPERATION... (in a grandchild with a session of its own)",
+        run: double_fork,
+    },
+    Operation {
+        name: "thread",
+        usage: "OPERATION... (in a second thread)",
+        run: in_thread,
+    },
+    Operation {
+        name: "as-uid",
+        usage: "UID OPERATION...",
+        run: as_uid,
+    },
+    Operation {
+        name: "repeat",
+        usage: "N OPERATION... (ends at the first failure)",
+        run: repeat,
+    },
+    Operation {
+        name: "forks",
+        usage: "N (children that end at once, one after the other)",
+        run: forks,
+    },
+];
+
+/// Runs a program in a child and waits for it; a refused `execve` gives its own errno back.
+pub(super) fn execute(words: &[String]) -> Outcome {
+    if words.is_empty() {
+        return Err(Failure::Usage("no program was named".to_owned()));
+    }
+    let argv = words
+        .iter()
+        .map(|word| CString::new(word.as_str()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    // The pipe closes by itself when execve succeeds: an errno that arrives is the refusal's own, not a child's.
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: the actor has one thread when it forks, and the child only executes or ends.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(reader);
+            let refused = nix::unistd::execvp(&argv[0], &argv)
+                .err()
+                .unwrap_or(Errno::UnknownErrno);
+            let _ = nix::unistd::write(&writer, &(refused as i32).to_ne_bytes());
+            // SAFETY: ends this process at once, without running what the parent registered.
+            unsafe { libc::_exit(127) }
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut refused = Vec::new();
+            std::fs::File::from(reader).read_to_end(&mut refused)?;
+            let ended = wait(child);
+            match <[u8; 4]>::try_from(refused) {
+                Ok(bytes) => Err(Errno::from_raw(i32::from_ne_bytes(bytes)).into()),
+                Err(_) => ended,
+            }
+        }
+    }
+}
+
+/// Performs `work` in a child, so that whatever it does to itself ends with it.
+pub(super) fn in_child(work: impl FnOnce() -> Outcome) -> Outcome {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: the actor has one thread when it forks; `work` runs in a copy of it.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(reader);
+            report(writer, &work())
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let told = listen(reader)?;
+            let ended = wait(child);
+            told.unwrap_or(ended)
+        }
+    }
+}
+
+/// Tells the parent how it went, and ends the process.
+fn report(writer: OwnedFd, outcome: &Outcome) -> ! {
+    let _ = std::fs::File::from(writer).write_all(outcome_text(outcome).as_bytes());
+    std::process::exit(0)
+}
+
+/// What the other side of the pipe told, `None` where it ended without a word.
+fn listen(reader: OwnedFd) -> Result<Option<Outcome>, Failure> {
+    let mut text = String::new();
+    std::fs::File::from(reader).read_to_string(&mut text)?;
+    Ok(if text.is_empty() {
+        None
+    } else {
+        Some(parse(&text))
+    })
+}
+
+fn parse(text: &str) -> Outcome {
+    let number_after = |prefix: &str| {
+        text.strip_prefix(prefix)
+            .and_then(|rest| rest.parse::<i32>().ok())
+    };
+    if text == "ok" {
+        Ok(())
+    } else if let Some(code) = number_after("exit:") {
+        Err(Failure::Exit(code))
+    } else if let Some(signal) = number_after("signal:") {
+        Err(Failure::Signal(signal))
+    } else if let Some(message) = text.strip_prefix("usage:") {
+        Err(Failure::Usage(message.to_owned()))
+    } else {
+        match (1..200)
+            .map(Errno::from_raw)
+            .find(|errno| format!("{errno:?}") == text)
+        {
+            Some(errno) => Err(errno.into()),
+            None => Err(Failure::Usage(format!("a child said {text}"))),
+        }
+    }
+}
+
+fn wait(child: Pid) -> Outcome {
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(WaitStatus::Exited(_, code)) => return Err(Failure::Exit(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Err(Failure::Signal(signal as i32)),
+            Ok(_) => {}
+        }
+    }
+}
+
+fn sleep(args: &[String]) -> Outcome {
+    let [milliseconds] = arguments(args)?;
+    std::thread::sleep(Duration::from_millis(number(milliseconds)?));
+    Ok(())
+}
+
+fn kill(args: &[String]) -> Outcome {
+    let [pid, signal] = arguments(args)?;
+    let pid = if pid == "self" {
+        Pid::this()
+    } else {
+        Pid::from_raw(number(pid)?)
+    };
+    // Signal 0 only asks whether sending would be allowed.
+    let signal = match number(signal)? {
+        0 => None,
+        other => Some(Signal::try_from(other)?),
+    };
+    Ok(nix::sys::signal::kill(pid, signal)?)
+}
+
+fn ptrace_attach(args: &[String]) -> Outcome {
+    let [pid] = arguments(args)?;
+    let pid = Pid::from_raw(number(pid)?);
+    nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty())?;
+    // A seized process that was never stopped goes on by itself when its tracer ends; the actor ends right after.
+    Ok(())
+}
+
+fn mount_tmpfs(args: &[String]) -> Outcome {
+    let [dir] = arguments(args)?;
+    Ok(nix::mount::mount(
+        Some("none"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?)
+}
+
+fn unshare_user(args: &[String]) -> Outcome {
+    let (uid, gid) = (Uid::current(), Gid::current());
+    in_child(|| {
+        nix::sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+        std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+        perform(args)
+    })
+}
+
+fn double_fork(args: &[String]) -> Outcome {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: the actor has one thread when it forks; the children run copies of it.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(reader);
+            if let Err(errno) = nix::unistd::setsid() {
+                report(writer, &Err(errno.into()));
+            }
+            // SAFETY: as above.
+            match unsafe { fork() } {
+                Err(errno) => report(writer, &Err(errno.into())),
+                // The grandchild outlives its parent and belongs to whoever reaps orphans.
+                Ok(ForkResult::Parent { .. }) => std::process::exit(0),
+                Ok(ForkResult::Child) => report(writer, &perform(args)),
+            }
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            wait(child)?;
+            listen(reader)?.unwrap_or(Err(Failure::Usage(
+                "the grandchild ended without a word".to_owned(),
+            )))
+        }
+    }
+}
+
+fn in_thread(args: &[String]) -> Outcome {
+    std::thread::scope(|scope| scope.spawn(|| perform(args)).join())
+        .unwrap_or_else(|_| Err(Failure::Usage("the thread panicked".to_owned())))
+}
+
+fn as_uid(args: &[String]) -> Outcome {
+    let Some((uid, operation)) = args.split_first() else {
+        return Err(Failure::Usage(
+            "a uid and an operation are needed".to_owned(),
+        ));
+    };
+    let uid: u32 = number(uid)?;
+    in_child(|| {
+        nix::unistd::setgroups(&[])?;
+        nix::unistd::setgid(Gid::from_raw(uid))?;
+        nix::unistd::setuid(Uid::from_raw(uid))?;
+        perform(operation)
+    })
+}
+
+fn repeat(args: &[String]) -> Outcome {
+    let Some((times, operation)) = args.split_first() else {
+        return Err(Failure::Usage(
+            "a number and an operation are needed".to_owned(),
+        ));
+    };
+    (0..number::<u64>(times)?).try_for_each(|_| perform(operation))
+}
+
+fn forks(args: &[String]) -> Outcome {
+    let [times] = arguments(args)?;
+    for _ in 0..number::<u64>(times)? {
+        // SAFETY: the actor has one thread when it forks, and the child only ends.
+        match unsafe { fork() }? {
+            // SAFETY: ends this process at once.
+            ForkResult::Child => unsafe { libc::_exit(0) },
+            ForkResult::Parent { child } => wait(child)?,
+        }
+    }
+    Ok(())
+}
+
+/// Reaps whatever ended meanwhile, without waiting: grandchildren whose parents ended come to a subreaper.
+pub(super) fn reap_strays() {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
+    }
+}
+
+/// Makes descriptor 1 a copy of `target`, so that programs cannot write among the actor's own results.
+pub(super) fn send_stdout_to(target: &impl AsRawFd) -> Outcome {
+    // SAFETY: both descriptors are open for the whole call; standard output stays a valid descriptor.
+    let done = unsafe { libc::dup2(target.as_raw_fd(), libc::STDOUT_FILENO) };
+    Errno::result(done).map(drop).map_err(Failure::from)
+}

@@ -1,0 +1,45 @@
+//! The actor: performs one operation (`act open-read /etc/passwd`) or, with `--script`, the steps that it reads as
+//! JSON from standard input. Prints `ok` or the errno's name; exits 0 where all went well, 1 where it did not and 2
+//! where it was called wrongly.
+
+use std::{io::Read, process::ExitCode};
+
+use agentwatch_tests::act::{self, Failure, script};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        None | Some("--help") => {
+            for operation in act::operations() {
+                println!("{:16} {}", operation.name, operation.usage);
+            }
+            ExitCode::SUCCESS
+        }
+        Some("--script") => run_script(),
+        Some(_) => {
+            let outcome = act::perform(&words);
+            println!("{}", act::outcome_text(&outcome));
+            match outcome {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(Failure::Usage(_)) => ExitCode::from(2),
+                Err(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run_script() -> ExitCode {
+    let mut text = String::new();
+    let done = std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(anyhow::Error::from)
+        .and_then(|_| Ok(serde_json::from_str::<Vec<script::Step>>(&text)?))
+        .and_then(|steps| Ok(script::perform_all(&steps, std::io::stdout())?));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("act: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Measures what agentwatch costs; `cargo xtask bench` runs it in a VM whose clock counts instructions.
+
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+};
+
+use agentwatch_tests::cost::{bench, measure, storm};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measures what agentwatch costs.
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure every action here and now.
+    Measure {
+        #[arg(long)]
+        config: String,
+        #[arg(long, default_value_t = 100)]
+        effort: u64,
+    },
+    /// Measure under every configuration.
+    Bench {
+        #[arg(long)]
+        agentwatch: PathBuf,
+        #[arg(long)]
+        strace: Option<PathBuf>,
+        #[arg(long)]
+        landlocked: PathBuf,
+        #[arg(long, default_value_t = 100)]
+        effort: u64,
+    },
+    /// Flood sessions and check their accounts.
+    Storm {
+        #[arg(long)]
+        agentwatch: PathBuf,
+    },
+    /// Open files many times; what a storm runs.
+    Opens {
+        #[arg(long)]
+        files: u64,
+        #[arg(long)]
+        opens: u64,
+    },
+    /// Say a word and wait until standard input ends.
+    Idle,
+    /// Do nothing: what is executed when exec is measured.
+    Nothing,
+}
+
+fn main() -> Result<()> {
+    // The parser's own start would be most of what the exec of a small program costs.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "nothing")
+    {
+        return Ok(());
+    }
+    match Options::parse().command {
+        Command::Measure { config, effort } => measure::all(&config, effort),
+        Command::Bench {
+            agentwatch,
+            strace,
+            landlocked,
+            effort,
+        } => bench::all(&bench::Tools {
+            agentwatch,
+            strace,
+            landlocked,
+            effort,
+        }),
+        Command::Storm { agentwatch } => storm::all(&agentwatch),
+        Command::Opens { files, opens } => storm::opens(files, opens),
+        Command::Idle => {
+            println!("idle");
+            std::io::stdout().flush()?;
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+            Ok(())
+        }
+        Command::Nothing => Ok(()),
+    }
+}

@@ -1,0 +1,155 @@
+//! Runs the scenarios against a daemon of their own: on a line each `PASS`, `FAIL` or `SKIP`, and at the end a line for
+//! machines. Runs on the host and in the VM alike; needs root.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::ExitCode, time::Instant};
+
+use agentwatch_tests::harness::{
+    agentwatch::Daemon,
+    capability::Doctor,
+    run::{self, Stage, Verdict},
+    scenario::{self, Scenario},
+};
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use serde_json::json;
+
+/// Runs the scenarios against a daemon of their own.
+#[derive(Parser)]
+struct Options {
+    /// The agentwatch binary.
+    #[arg(long)]
+    agentwatch: PathBuf,
+    /// The actor.
+    #[arg(long)]
+    act: PathBuf,
+    /// Where the scenario files are.
+    #[arg(long)]
+    scenarios: PathBuf,
+    /// Only scenarios whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Capabilities that this kernel must have.
+    #[arg(long, value_delimiter = ',')]
+    require: Vec<String>,
+    /// Multiplies every time limit.
+    #[arg(long, default_value_t = 1)]
+    patience: u32,
+}
+
+fn main() -> ExitCode {
+    match all(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("FAIL harness: {error:#}");
+            println!(
+                "@result {}",
+                json!({"name": "harness", "status": "fail", "reason": format!("{error:#}")})
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all(options: &Options) -> Result<bool> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the scenarios need root: they start a daemon"
+    );
+    let mut scenarios = scenario::load_all(&options.scenarios)?;
+    if let Some(filter) = &options.only {
+        scenarios.retain(|scenario| scenario.name.contains(filter.as_str()));
+    }
+    let root = tempfile::Builder::new()
+        .prefix("agentwatch-test-")
+        .tempdir()?;
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
+    // Copies, because the tree that they were built in may be closed to the ordinary user.
+    let bin = root.path().join("bin");
+    fs::create_dir(&bin)?;
+    let [act, binary] =
+        [(&options.act, "act"), (&options.agentwatch, "agentwatch")].map(|(from, name)| {
+            let to = bin.join(name);
+            fs::copy(from, &to).with_context(|| format!("copy {}", from.display()))?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
+            anyhow::Ok(to)
+        });
+    let (act, binary) = (act?, binary?);
+
+    let started = Instant::now();
+    let mut daemon = Daemon::start(&binary, root.path()).context("start the daemon")?;
+    let doctor = Doctor::ask(&daemon.agentwatch).context("ask what this kernel can enforce")?;
+    let backends: Vec<&str> = doctor.backends.iter().map(String::as_str).collect();
+    println!(
+        "daemon ready after {:.1} s; backends: {}",
+        started.elapsed().as_secs_f64(),
+        backends.join(", ")
+    );
+    let mut good = true;
+    let wrong = doctor.wrongly_missing();
+    let verdict = if wrong.is_empty() {
+        Verdict::Pass
+    } else {
+        Verdict::Fail(wrong.join("; "))
+    };
+    good &= report("doctor", "root", &verdict, 0);
+
+    let stage = Stage {
+        root: root.path().canonicalize()?,
+        act,
+        doctor,
+        required: options.require.clone(),
+        patience: options.patience,
+    };
+    let runs = scenarios
+        .iter()
+        .flat_map(|scenario| scenario.users.iter().map(move |user| (scenario, user)));
+    for (scenario, user) in runs {
+        let (verdict, milliseconds) = timed(scenario, user, &mut daemon, &stage);
+        good &= report(&scenario.name, user, &verdict, milliseconds);
+        if !daemon.is_alive() {
+            println!(
+                "the daemon ended; its log ends with:\n{}",
+                daemon.log_tail()
+            );
+            daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
+        }
+    }
+    if !good {
+        println!("the daemon's log ends with:\n{}", daemon.log_tail());
+    }
+    Ok(good)
+}
+
+fn timed(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) -> (Verdict, u128) {
+    let started = Instant::now();
+    let verdict = run::run(scenario, user, daemon, stage);
+    (verdict, started.elapsed().as_millis())
+}
+
+/// Prints both lines; whether it went well.
+fn report(name: &str, user: &str, verdict: &Verdict, milliseconds: u128) -> bool {
+    let (status, reason) = match verdict {
+        Verdict::Pass => ("pass", String::new()),
+        Verdict::PassWithout(parts) => ("pass", format!("without {}", parts.join(", "))),
+        Verdict::Fail(reason) => ("fail", reason.clone()),
+        Verdict::Skip(reason) => ("skip", reason.clone()),
+    };
+    let name = if user == "root" {
+        name.to_owned()
+    } else {
+        format!("{name} ({user})")
+    };
+    let word = status.to_uppercase();
+    let tail = if reason.is_empty() {
+        format!("{milliseconds} ms")
+    } else {
+        reason.clone()
+    };
+    println!("{word} {name}: {tail}");
+    println!(
+        "@result {}",
+        json!({"name": name, "status": status, "reason": reason, "ms": milliseconds as u64})
+    );
+    status != "fail"
+}

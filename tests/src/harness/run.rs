@@ -1,0 +1,315 @@
+//! Runs one scenario as one user and says how it went.
+
+use std::{
+    io::Write,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::{Gid, Pid, Uid},
+};
+
+use super::{
+    agentwatch::{Daemon, said},
+    capability::Doctor,
+    compare,
+    fixture::{self, Listeners},
+    probe,
+    scenario::{Scenario, Step, Values},
+};
+use crate::act::script;
+
+/// The uid of `users = ["user"]`.
+pub const USER: u32 = 1000;
+
+/// How a scenario went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    /// Everything that could be tried held; these parts could not be tried here.
+    PassWithout(Vec<String>),
+    Fail(String),
+    Skip(String),
+}
+
+/// Where things are while scenarios run.
+pub struct Stage {
+    /// Holds everything that the scenarios make.
+    pub root: PathBuf,
+    /// The actor, where every user can execute it.
+    pub act: PathBuf,
+    /// What this kernel can enforce.
+    pub doctor: Doctor,
+    /// Capabilities that must be there: a scenario that would be skipped for lack of one fails instead.
+    pub required: Vec<String>,
+    /// Times are multiplied by this under emulation.
+    pub patience: u32,
+}
+
+/// Runs the scenario as `user` and never panics on what the daemon says.
+pub fn run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) -> Verdict {
+    let missing = stage.doctor.missing(&scenario.needs);
+    if !missing.is_empty() {
+        return match missing.iter().find(|need| {
+            stage
+                .required
+                .iter()
+                .any(|required| need.starts_with(required.as_str()))
+        }) {
+            Some(need) => Verdict::Fail(format!(
+                "this kernel must have {need}, and doctor does not list it"
+            )),
+            None => Verdict::Skip(format!("needs {}", missing.join(", "))),
+        };
+    }
+    match try_run(scenario, user, daemon, stage) {
+        Ok(left_out) if left_out.is_empty() => Verdict::Pass,
+        Ok(left_out) => Verdict::PassWithout(left_out),
+        Err(error) => Verdict::Fail(format!("{error:#}")),
+    }
+}
+
+fn try_run(
+    scenario: &Scenario,
+    user: &str,
+    daemon: &mut Daemon,
+    stage: &Stage,
+) -> Result<Vec<String>> {
+    let uid = if user == "root" { 0 } else { USER };
+    let session = format!("{}-{user}", scenario.name);
+    let dir = stage.root.join("work").join(&session);
+    let mut listeners = Listeners::default();
+    let mut values = Values::from([
+        ("dir".to_owned(), dir.to_string_lossy().into_owned()),
+        ("act".to_owned(), stage.act.to_string_lossy().into_owned()),
+        ("pid.daemon".to_owned(), daemon.pid().to_string()),
+        ("uid".to_owned(), uid.to_string()),
+    ]);
+    listeners
+        .open(&scenario.listeners, &mut values)
+        .context("open the listeners")?;
+    let mut scenario = scenario.filled(&values)?;
+    let left_out = leave_out(&mut scenario, &stage.doctor);
+
+    let actor = Actor {
+        dir: &dir,
+        uid,
+        seconds: scenario.seconds * u64::from(stage.patience),
+    };
+    let fresh = |listeners: &mut Listeners| -> Result<()> {
+        fixture::make_files(&dir, &scenario.files, &stage.act, uid)?;
+        listeners.open_unix(&scenario.listeners, &dir)
+    };
+
+    let unconfined: Vec<(usize, &Step)> = scenario
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.unconfined.is_some())
+        .collect();
+    if !unconfined.is_empty() {
+        fresh(&mut listeners)?;
+        let mut command = Command::new(&stage.act);
+        command.arg("--script");
+        let results = actor
+            .perform(command, &unconfined)
+            .context("without agentwatch")?;
+        for ((index, step), result) in unconfined.iter().zip(&results) {
+            let wanted = step.unconfined.as_deref().unwrap_or("ok");
+            ensure!(
+                wanted == result,
+                "step {index} without agentwatch: {result} instead of {wanted} ({})",
+                told(step)
+            );
+        }
+    }
+
+    fresh(&mut listeners)?;
+    let policy = stage.root.join(format!("{session}.toml"));
+    std::fs::write(&policy, &scenario.policy)?;
+    let policy = policy.to_string_lossy();
+    let mut arguments = vec!["run", "--policy", &policy, "--name", &session];
+    if let Some(mode) = &scenario.mode {
+        arguments.extend(["--mode", mode]);
+    }
+    if scenario.accept_degraded {
+        arguments.push("--accept-degraded");
+    }
+    let act = stage.act.to_string_lossy();
+    arguments.extend(["--", &act, "--script"]);
+    let confined: Vec<(usize, &Step)> = scenario
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.outside.is_none())
+        .collect();
+    if !confined.is_empty() {
+        let results = actor.perform(daemon.agentwatch.command(&arguments), &confined)?;
+        let mut wrong = Vec::new();
+        for ((index, step), result) in confined.iter().zip(&results) {
+            if !is_expected(&step.expect, result) {
+                wrong.push(format!(
+                    "step {index}: {result} instead of {} ({})",
+                    step.expect,
+                    told(step)
+                ));
+            }
+        }
+        if !wrong.is_empty() {
+            bail!("{}", wrong.join("; "));
+        }
+    }
+    for step in &scenario.steps {
+        if let Some(name) = &step.outside {
+            probe::run(name, daemon).with_context(|| format!("probe {name}"))?;
+        }
+    }
+    ensure!(
+        daemon.is_alive(),
+        "the daemon ended during the scenario; its log ends with:\n{}",
+        daemon.log_tail()
+    );
+    if !confined.is_empty() {
+        await_events(&scenario, &session, daemon, stage)?;
+    }
+    Ok(left_out)
+}
+
+/// Takes out the steps and expectations whose needs are not met here, and says which.
+fn leave_out(scenario: &mut Scenario, doctor: &Doctor) -> Vec<String> {
+    let mut out = Vec::new();
+    scenario.steps.retain(|step| {
+        let missing = doctor.missing(&step.needs);
+        if !missing.is_empty() {
+            out.push(format!("{} needs {}", told(step), missing.join(", ")));
+        }
+        missing.is_empty()
+    });
+    scenario
+        .events
+        .retain(|event| doctor.missing(&event.needs).is_empty());
+    out
+}
+
+fn is_expected(expected: &str, result: &str) -> bool {
+    match expected {
+        "denied" => matches!(result, "EACCES" | "EPERM"),
+        other => other == result,
+    }
+}
+
+fn told(step: &Step) -> String {
+    let words = step.act.as_ref().or(step.run.as_ref());
+    words
+        .map(|words| words.join(" "))
+        .or_else(|| step.outside.clone())
+        .unwrap_or_default()
+}
+
+/// Polls until the session has ended and every expectation is met, and says what is missing when time is up.
+fn await_events(scenario: &Scenario, session: &str, daemon: &Daemon, stage: &Stage) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(6) * stage.patience;
+    loop {
+        let mut wrong = Vec::new();
+        match daemon.agentwatch.events(session) {
+            Err(error) => wrong.push(format!("{error:#}")),
+            Ok(events) => {
+                let counts = compare::ended_counts(&events);
+                wrong.extend(compare::unmet(&scenario.events, &events, counts.is_some()));
+                match counts {
+                    None => wrong.push("the session has no `ended` event".to_owned()),
+                    Some(counts) => wrong.extend(compare::unbalanced(counts, scenario.may_lose)),
+                }
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{}", wrong.join("; "));
+        }
+        std::thread::sleep(Duration::from_millis(150));
+    }
+}
+
+/// Who performs the steps, where, and for how long at most.
+struct Actor<'a> {
+    dir: &'a Path,
+    uid: u32,
+    seconds: u64,
+}
+
+impl Actor<'_> {
+    /// Runs `command`, which is to be an actor that reads a script, and gives each step's result.
+    fn perform(&self, mut command: Command, steps: &[(usize, &Step)]) -> Result<Vec<String>> {
+        let script: Vec<script::Step> =
+            steps.iter().filter_map(|(_, step)| step.script()).collect();
+        let script = serde_json::to_vec(&script)?;
+        command
+            .current_dir(self.dir)
+            .env("HOME", self.dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let uid = self.uid;
+        if uid != 0 {
+            // SAFETY: only system calls are made between fork and exec.
+            unsafe {
+                command.pre_exec(move || {
+                    nix::unistd::setgroups(&[])?;
+                    nix::unistd::setgid(Gid::from_raw(uid))?;
+                    nix::unistd::setuid(Uid::from_raw(uid))?;
+                    Ok(())
+                });
+            }
+        }
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("run {}", command.get_program().display()))?;
+        let sent = child
+            .stdin
+            .take()
+            .context("standard input is piped")?
+            .write_all(&script);
+        let output = wait_with_output(child, Duration::from_secs(self.seconds))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let results: Vec<&str> = text
+            .lines()
+            .filter_map(script::parse_result)
+            .map(|(_, outcome)| outcome)
+            .collect();
+        if results.len() != steps.len() || !output.status.success() {
+            // A broken pipe only repeats what the command itself says better.
+            let _ = sent;
+            bail!(
+                "{} of {} steps came to an end, then {}: {}",
+                results.len(),
+                steps.len(),
+                output.status,
+                said(&output)
+            );
+        }
+        Ok(results.into_iter().map(str::to_owned).collect())
+    }
+}
+
+/// Waits with a limit; the whole process group is killed where it passes.
+fn wait_with_output(child: Child, limit: Duration) -> Result<Output> {
+    let group = Pid::from_raw(child.id().cast_signed());
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(limit) {
+        Ok(output) => Ok(output?),
+        Err(_) => {
+            let _ = killpg(group, Signal::SIGKILL);
+            bail!("still running after {} s", limit.as_secs())
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! `cargo xtask test`: format, lints, unit tests, scenarios on this kernel and on stock kernels in QEMU, and one
+//! closing line that says how many of all these passed.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::Deserialize;
+
+use crate::{
+    agents,
+    build::{self, Guest},
+    initramfs::{Image, Job, PROGRAMS, SCENARIOS},
+    kernels, paths, process, setup, table,
+    vm::{self, Lines, Machine},
+};
+
+#[derive(Args)]
+pub struct Options {
+    /// Where the scenarios run: kernel series in QEMU, and `native` for the running kernel.
+    #[arg(long, value_delimiter = ',', default_values = ["native", "6.1", "6.12", "7.2"])]
+    kernel: Vec<String>,
+    /// Only unit tests and scenarios whose name contains this; format and lints are then left out.
+    #[arg(long)]
+    only: Option<String>,
+    /// Also run real agents (Codex, Claude Code, Gemini CLI), offline: about a gigabyte is downloaded once.
+    #[arg(long)]
+    agents: bool,
+}
+
+/// What the stock kernels have; a scenario that is skipped there for lack of one of these has failed.
+const STOCK_CAPABILITIES: &str = "bpf-lsm,cgroup,landlock";
+
+/// How one check, test or scenario went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Pass,
+    Fail,
+    Skip,
+}
+
+/// A line of the scenario runner.
+#[derive(Clone, Debug, Deserialize)]
+struct ScenarioResult {
+    name: String,
+    status: Status,
+    #[serde(default)]
+    reason: String,
+}
+
+/// Everything that was tried, for the end.
+#[derive(Default)]
+struct Summary {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    /// Name, outcome in words, seconds.
+    stages: Vec<(String, String, Duration)>,
+    /// Scenario → place → status.
+    scenarios: BTreeMap<String, BTreeMap<String, Status>>,
+    failures: Vec<String>,
+}
+
+/// Runs the stages in order; a stage that fails does not keep the next one from running.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    for name in options.kernel.iter().filter(|name| *name != "native") {
+        vm::series(name)?;
+    }
+    let mut summary = Summary::default();
+    setup::for_building()?;
+    setup::for_testing()?;
+    if options.only.is_none() {
+        summary.stage("format", |summary| {
+            summary.check(
+                "format",
+                process::cargo(paths::repository()).args(["fmt", "--all", "--check"]),
+            )
+        });
+        summary.stage("lints", |summary| {
+            let mut command = process::cargo(paths::repository());
+            command.args([
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--exclude",
+                "agentwatch-ebpf",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ]);
+            summary.check("lints", &mut command)
+        });
+    }
+    summary.stage("unit tests", |summary| {
+        summary.unit_tests(options.only.as_deref())
+    });
+
+    let built = summary.stage("build", |_| {
+        let agentwatch = build::agentwatch(true)?;
+        let guest = Guest::build()?;
+        Ok((agentwatch, guest))
+    });
+    if let Some((agentwatch, guest)) = built {
+        let only = options.only.as_deref();
+        if options.kernel.iter().any(|name| name == "native") {
+            summary.stage("scenarios on native", |summary| {
+                summary.natively(&agentwatch, &guest, only)
+            });
+        }
+        let series: Vec<&String> = options
+            .kernel
+            .iter()
+            .filter(|name| *name != "native")
+            .collect();
+        if !series.is_empty()
+            && let Some(image) =
+                summary.stage("initramfs", |_| Image::gather(&agentwatch, &guest, &[]))
+        {
+            for name in series {
+                summary.stage(&format!("scenarios on {name}"), |summary| {
+                    summary.in_vm(name, &image, only)
+                });
+            }
+        }
+        if options.agents {
+            summary.stage("agents", |summary| {
+                for outcome in agents::run(&agentwatch)? {
+                    let status = if outcome.problem.is_none() {
+                        Status::Pass
+                    } else {
+                        Status::Fail
+                    };
+                    summary.record(
+                        &format!("agent {}", outcome.agent),
+                        "native",
+                        status,
+                        outcome.problem.as_deref().unwrap_or_default(),
+                    );
+                }
+                Ok(())
+            });
+        }
+    }
+    Ok(summary.close())
+}
+
+impl Summary {
+    fn stage<T>(&mut self, name: &str, work: impl FnOnce(&mut Summary) -> Result<T>) -> Option<T> {
+        println!("\n== {name}");
+        let started = Instant::now();
+        let failed = self.failed;
+        let done = work(self);
+        let word = match &done {
+            Err(error) => {
+                println!("FAIL {name}: {error:#}");
+                self.failed += 1;
+                self.failures
+                    .push(format!("{name}: {}", first_line(&format!("{error:#}"))));
+                "failed".to_owned()
+            }
+            Ok(_) if self.failed > failed => format!("{} failed", self.failed - failed),
+            Ok(_) => "ok".to_owned(),
+        };
+        self.stages.push((name.to_owned(), word, started.elapsed()));
+        done.ok()
+    }
+
+    /// A command that is one check.
+    fn check(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        process::run(command)?;
+        println!("PASS {name}");
+        self.passed += 1;
+        Ok(())
+    }
+
+    fn unit_tests(&mut self, only: Option<&str>) -> Result<()> {
+        let mut command = process::cargo(paths::repository());
+        command.args([
+            "test",
+            "--quiet",
+            "--no-fail-fast",
+            "--workspace",
+            "--exclude",
+            "agentwatch-ebpf",
+        ]);
+        command.args(only.map(|filter| ["--", filter]).into_iter().flatten());
+        let output = command
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("run `{}`", process::line(&command)))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (passed, failed, ignored) = unit_test_counts(&text);
+        self.passed += passed;
+        self.failed += failed;
+        self.skipped += ignored;
+        println!("{passed} passed, {failed} failed, {ignored} ignored");
+        if failed > 0 {
+            println!("{}", text.trim());
+            self.failures.push(format!("unit tests: {failed} failed"));
+        } else if !output.status.success() {
+            anyhow::bail!(
+                "`{}` ended with {}: {}",
+                process::line(&command),
+                output.status,
+                text.trim()
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs the scenarios on the running kernel.
+    fn natively(&mut self, agentwatch: &Path, guest: &Guest, only: Option<&str>) -> Result<()> {
+        let program = guest.program("scenarios");
+        let mut command = process::as_root(&program.to_string_lossy())?;
+        command
+            .arg("--agentwatch")
+            .arg(agentwatch)
+            .arg("--act")
+            .arg(guest.program("act"))
+            .arg("--scenarios")
+            .arg(paths::repository().join("tests/scenarios"));
+        command.args(only.map(|filter| ["--only", filter]).into_iter().flatten());
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let reader =
+            std::io::BufReader::new(child.stdout.take().context("standard output is piped")?);
+        let mut seen = 0;
+        for line in std::io::BufRead::lines(reader) {
+            seen += u64::from(self.scenario_line(&line?, "native")?);
+        }
+        let status = child.wait()?;
+        anyhow::ensure!(
+            seen > 0,
+            "the scenario runner ended with {status} and had no result"
+        );
+        Ok(())
+    }
+
+    /// Runs the scenarios on a stock kernel.
+    fn in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
+        let kernel = kernels::fetch(series)?;
+        println!("kernel {}", kernel.version);
+        let runner = format!("{PROGRAMS}/scenarios");
+        let act = format!("{PROGRAMS}/act");
+        let mut words = vec![
+            runner.as_str(),
+            "--agentwatch",
+            "/usr/bin/agentwatch",
+            "--act",
+            &act,
+            "--scenarios",
+            SCENARIOS,
+            "--require",
+            STOCK_CAPABILITIES,
+            "--patience",
+            "4",
+        ];
+        words.extend(only.map(|filter| ["--only", filter]).into_iter().flatten());
+        let mut lines = Lines::default();
+        let mut seen = 0;
+        let code = vm::boot(
+            &kernel,
+            image,
+            &Job::new(&words),
+            Machine::default(),
+            None,
+            &mut |bytes| {
+                for line in lines.complete(bytes) {
+                    seen += u64::from(self.scenario_line(&line, series)?);
+                }
+                Ok(())
+            },
+        )?;
+        anyhow::ensure!(
+            seen > 0,
+            "the scenario runner ended with {code} and had no result"
+        );
+        Ok(())
+    }
+
+    /// Takes a line of the runner in; whether it was a result. Others are for people.
+    fn scenario_line(&mut self, line: &str, place: &str) -> Result<bool> {
+        let Some(json) = line.strip_prefix("@result ") else {
+            println!("  {line}");
+            return Ok(false);
+        };
+        let result: ScenarioResult =
+            serde_json::from_str(json).with_context(|| format!("result line {line:?}"))?;
+        self.record(&result.name, place, result.status, &result.reason);
+        Ok(true)
+    }
+
+    fn record(&mut self, name: &str, place: &str, status: Status, reason: &str) {
+        match status {
+            Status::Pass => self.passed += 1,
+            Status::Skip => self.skipped += 1,
+            Status::Fail => {
+                self.failed += 1;
+                self.failures
+                    .push(format!("{name} on {place}: {}", first_line(reason)));
+            }
+        }
+        self.scenarios
+            .entry(name.to_owned())
+            .or_default()
+            .insert(place.to_owned(), status);
+    }
+
+    fn close(&self) -> ExitCode {
+        let mut places: Vec<&String> = Vec::new();
+        for place in self.scenarios.values().flat_map(BTreeMap::keys) {
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        if !places.is_empty() {
+            let heads: Vec<String> = std::iter::once("scenario".to_owned())
+                .chain(places.iter().map(|place| (*place).clone()))
+                .collect();
+            let rows: Vec<Vec<String>> = self
+                .scenarios
+                .iter()
+                .map(|(name, by_place)| {
+                    let cells = places.iter().map(|place| match by_place.get(*place) {
+                        Some(Status::Pass) => "pass",
+                        Some(Status::Fail) => "FAIL",
+                        Some(Status::Skip) => "skip",
+                        None => "-",
+                    });
+                    std::iter::once(name.clone())
+                        .chain(cells.map(str::to_owned))
+                        .collect()
+                })
+                .collect();
+            println!("\n{}", table::render(&heads, &rows));
+        }
+        let rows: Vec<Vec<String>> = self
+            .stages
+            .iter()
+            .map(|(name, word, time)| {
+                vec![
+                    name.clone(),
+                    format!("{:.1} s", time.as_secs_f64()),
+                    word.clone(),
+                ]
+            })
+            .collect();
+        println!(
+            "\n{}",
+            table::render(&["stage", "time", "outcome"].map(str::to_owned), &rows)
+        );
+        for failure in &self.failures {
+            println!("failed: {failure}");
+        }
+        println!(
+            "\n{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        );
+        if self.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// Adds up the `test result:` lines of `cargo test`.
+fn unit_test_counts(text: &str) -> (u64, u64, u64) {
+    let mut counts = (0, 0, 0);
+    for line in text.lines().filter(|line| line.starts_with("test result:")) {
+        let of = |name: &str| -> u64 {
+            line.split([';', '.'])
+                .find_map(|part| part.trim().strip_suffix(name)?.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        counts.0 += of("passed");
+        counts.1 += of("failed");
+        counts.2 += of("ignored");
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_tests_are_added_up() {
+        let text = "running 2 tests\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                    test result: FAILED. 3 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n";
+        assert_eq!(unit_test_counts(text), (5, 4, 1));
+    }
+
+    #[test]
+    fn results_are_read_as_the_runner_writes_them() {
+        let mut summary = Summary::default();
+        let line = r#"@result {"name":"x (user)","status":"skip","reason":"needs bpf-lsm","ms":0}"#;
+        assert!(summary.scenario_line(line, "6.1").unwrap());
+        assert_eq!((summary.passed, summary.failed, summary.skipped), (0, 0, 1));
+    }
+}
