@@ -31,7 +31,15 @@ fn main() {
     .join("\x1f");
     let target_dir = out.join("ebpf");
     let status = Command::new("rustup")
-        .args(["run", TOOLCHAIN, "cargo", "build", "--release", "--package", "agentwatch-ebpf"])
+        .args([
+            "run",
+            TOOLCHAIN,
+            "cargo",
+            "build",
+            "--release",
+            "--package",
+            "agentwatch-ebpf",
+        ])
         .args(["-Zbuild-std=core", "--target", TARGET, "--locked"])
         .arg("--target-dir")
         .arg(&target_dir)
@@ -60,6 +68,10 @@ fn var(name: &str) -> String {
 
 fn copy(from: &Path, to: &Path) {
     if let Err(error) = std::fs::copy(from, to) {
-        panic!("cannot copy {} to {}: {error}", from.display(), to.display());
+        panic!(
+            "cannot copy {} to {}: {error}",
+            from.display(),
+            to.display()
+        );
     }
 }

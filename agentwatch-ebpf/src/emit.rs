@@ -110,7 +110,8 @@ impl Draft {
     #[inline(always)]
     pub fn name_from_kernel(&mut self, address: u64) {
         let data = unsafe { &raw mut (*self.0).data }.cast();
-        let len = unsafe { bpf_probe_read_kernel_str(data, limits::ARGV as u32, address as *const _) };
+        let len =
+            unsafe { bpf_probe_read_kernel_str(data, limits::ARGV as u32, address as *const _) };
         self.named(len);
     }
 
@@ -118,7 +119,8 @@ impl Draft {
     #[inline(always)]
     pub fn name_from_user(&mut self, address: u64) {
         let data = unsafe { &raw mut (*self.0).data }.cast();
-        let len = unsafe { bpf_probe_read_user_str(data, limits::ARGV as u32, address as *const _) };
+        let len =
+            unsafe { bpf_probe_read_user_str(data, limits::ARGV as u32, address as *const _) };
         self.named(len);
     }
 
@@ -235,8 +237,13 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
         seq = add64(unsafe { &raw mut (*session).seq }, 1) + 1;
         record.seq = seq;
     }
-    let strings = u64::from(record.name_len) + u64::from(record.path_len) + u64::from(record.second_len);
-    let strings = if strings > limits::DATA as u64 { limits::DATA as u64 } else { strings };
+    let strings =
+        u64::from(record.name_len) + u64::from(record.path_len) + u64::from(record.second_len);
+    let strings = if strings > limits::DATA as u64 {
+        limits::DATA as u64
+    } else {
+        strings
+    };
     let size = size_of::<Record>() as u64 + strings;
     let urgent = record.verdict == verdict::DENIED
         || record.verdict == verdict::HELD
@@ -249,7 +256,11 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
     } else {
         let ring = (&raw const BULK).cast_mut().cast();
         (unsafe { aya_ebpf::helpers::generated::bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
-            .then_some(if session.is_null() { stats::FORK_RING_FULL } else { stats::BULK_RING_FULL })
+            .then_some(if session.is_null() {
+                stats::FORK_RING_FULL
+            } else {
+                stats::BULK_RING_FULL
+            })
     };
     if let Some(counter) = full {
         count(counter);
@@ -266,15 +277,27 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
 /// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
 /// `Ok` says what the new event is to be entered under.
 #[inline(always)]
-pub fn fold(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 3]) -> Result<FoldKey, ()> {
-    let image = if subject.tag.is_null() { 0 } else { unsafe { (*subject.tag).image } };
+pub fn fold(
+    subject: &Subject,
+    kind: u32,
+    what: u32,
+    verdict: u32,
+    object: [u64; 3],
+) -> Result<FoldKey, ()> {
+    let image = if subject.tag.is_null() {
+        0
+    } else {
+        unsafe { (*subject.tag).image }
+    };
     let key = FoldKey {
         session: subject.number,
         what: what | verdict << 16 | kind << 24,
         image,
         object,
     };
-    let Some(entry) = FOLDS.get_ptr_mut(key) else { return Ok(key) };
+    let Some(entry) = FOLDS.get_ptr_mut(key) else {
+        return Ok(key);
+    };
     add64(unsafe { &raw mut (*entry).count }, 1);
     unsafe { (&raw mut (*entry).last).write_volatile(bpf_ktime_get_boot_ns()) };
     add64(unsafe { &raw mut (*subject.session).made }, 1);
@@ -285,9 +308,16 @@ pub fn fold(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64;
 /// Lets further actions like this one be folded into the event `seq`.
 #[inline(always)]
 pub fn remember(key: &FoldKey, seq: u64) {
-    let entry = Fold { count: 0, last: 0, seq };
+    let entry = Fold {
+        count: 0,
+        last: 0,
+        seq,
+    };
     // Another processor may have been first: then this event stands beside it, and nothing is lost.
-    if seq != 0 && let Err(error) = FOLDS.insert(key, entry, u64::from(BPF_NOEXIST)) && error != -EEXIST {
+    if seq != 0
+        && let Err(error) = FOLDS.insert(key, entry, u64::from(BPF_NOEXIST))
+        && error != -EEXIST
+    {
         count(stats::FOLD_FULL);
     }
 }

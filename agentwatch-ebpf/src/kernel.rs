@@ -10,9 +10,7 @@ use agentwatch_common::{stats, with_members};
 use aya_ebpf::{
     Global,
     bindings::task_struct,
-    helpers::{
-        bpf_get_current_task, bpf_get_current_task_btf, generated::bpf_probe_read_kernel,
-    },
+    helpers::{bpf_get_current_task, bpf_get_current_task_btf, generated::bpf_probe_read_kernel},
 };
 
 use crate::maps::count;
@@ -43,7 +41,12 @@ const MAX_ERRNO: u64 = 4095;
 #[inline(always)]
 unsafe fn direct<T: Copy>(base: *const c_void, offset: &Global<u64>) -> T {
     // SAFETY: the verifier knows the type at `base` and checks the offset.
-    unsafe { base.cast::<u8>().add(offset.load() as usize).cast::<T>().read_volatile() }
+    unsafe {
+        base.cast::<u8>()
+            .add(offset.load() as usize)
+            .cast::<T>()
+            .read_volatile()
+    }
 }
 
 /// Reads by address; zero, and counted, where that fails.
@@ -118,7 +121,11 @@ impl Dentry {
         // SAFETY: direct loads.
         unsafe {
             let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
-            if inode.is_null() { 0 } else { direct(inode, &INODE_I_INO) }
+            if inode.is_null() {
+                0
+            } else {
+                direct(inode, &INODE_I_INO)
+            }
         }
     }
     #[inline(always)]
@@ -169,7 +176,11 @@ impl DentryAt {
     #[inline(always)]
     pub fn inode(self) -> u64 {
         let inode: u64 = member(self.0, &DENTRY_D_INODE);
-        if inode == 0 { 0 } else { member(inode, &INODE_I_INO) }
+        if inode == 0 {
+            0
+        } else {
+            member(inode, &INODE_I_INO)
+        }
     }
     #[inline(always)]
     pub fn is_dir(self) -> bool {
@@ -251,7 +262,11 @@ impl TaskAt {
     #[inline(always)]
     pub fn cwd(self) -> DentryAt {
         let fs: u64 = member(self.0, &TASK_FS);
-        if fs == 0 { DentryAt(0) } else { DentryAt(member(fs, &FS_PWD_DENTRY)) }
+        if fs == 0 {
+            DentryAt(0)
+        } else {
+            DentryAt(member(fs, &FS_PWD_DENTRY))
+        }
     }
     /// The file behind a descriptor; address 0 where there is none.
     #[inline(always)]
@@ -287,7 +302,10 @@ impl TaskAt {
         } else {
             member(self.0, &TASK_EXIT_CODE)
         };
-        Ending { status, last: live == 0 }
+        Ending {
+            status,
+            last: live == 0,
+        }
     }
     /// Id of its cgroup in the unified hierarchy.
     #[inline(always)]
@@ -312,7 +330,11 @@ impl CgroupAt {
     pub fn parent_id(self) -> u64 {
         let node: u64 = member(self.0, &CGROUP_KN);
         let parent: u64 = member(node, &KERNFS_NODE_PARENT);
-        if parent == 0 { 0 } else { member(parent, &KERNFS_NODE_ID) }
+        if parent == 0 {
+            0
+        } else {
+            member(parent, &KERNFS_NODE_ID)
+        }
     }
 }
 

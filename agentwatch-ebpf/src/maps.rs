@@ -77,9 +77,7 @@ impl<T> TaskStorage<T> {
     #[inline(always)]
     pub fn get(&self, task: *mut task_struct) -> *mut T {
         // SAFETY: the verifier checks that `task` is a task.
-        unsafe {
-            bpf_task_storage_get(self.as_ptr(), task.cast(), core::ptr::null_mut(), 0).cast()
-        }
+        unsafe { bpf_task_storage_get(self.as_ptr(), task.cast(), core::ptr::null_mut(), 0).cast() }
     }
 
     /// The task's value, made from `initial` where it has none; null where memory is short.

@@ -44,7 +44,11 @@ impl Subject {
         let (number, image) = unsafe { ((*leader).session, (*leader).image) };
         self::tag(task, number, image);
         let tag = TAGS.get(task);
-        if tag.is_null() { None } else { Self::of(number, tag) }
+        if tag.is_null() {
+            None
+        } else {
+            Self::of(number, tag)
+        }
     }
 
     /// By the current task's cgroup, for programs that are attached to it.
@@ -63,7 +67,13 @@ impl Subject {
         let (owner, policy, flags) =
             unsafe { ((*session).number, (*session).policy, (*session).flags) };
         // A session that has ended leaves stale tags behind: they mean nothing.
-        (owner == number && number != 0).then_some(Self { session, number, tag, policy, flags })
+        (owner == number && number != 0).then_some(Self {
+            session,
+            number,
+            tag,
+            policy,
+            flags,
+        })
     }
 
     /// Gives back what it was given, as numbers that the verifier knows nothing of: it would otherwise follow everything
@@ -154,21 +164,22 @@ pub fn inherit_cgroup(cgroup: CgroupAt) {
 }
 
 /// Atomic operations. `core::sync::atomic` leaves them out for this target, because the oldest BPF processors lack
-/// some; the kernels that we run on (6.1 and later) have them all.
+/// some; the kernels that we run on (6.1 and later) have them all. Sequentially consistent, because LLVM makes an addition
+/// that gives nothing back of a relaxed one, whether or not its result is used.
 #[inline(always)]
 pub fn add32(place: *mut u32, n: u32) {
     // SAFETY: an aligned field of a map's value.
-    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(place, n) };
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(place, n) };
 }
 
 #[inline(always)]
 pub fn add64(place: *mut u64, n: u64) -> u64 {
     // SAFETY: as above.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, n) }
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(place, n) }
 }
 
 #[inline(always)]
 pub fn swap64(place: *mut u64, value: u64) -> u64 {
     // SAFETY: as above.
-    unsafe { atomic_xchg::<u64, { AtomicOrdering::Relaxed }>(place, value) }
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, value) }
 }

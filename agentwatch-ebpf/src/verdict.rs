@@ -2,8 +2,9 @@
 //! longest prefix.
 
 use agentwatch_common::{
-    limits, stats,
+    limits,
     policy::{OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, net, right, rule},
+    stats,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 
@@ -39,11 +40,17 @@ pub const EXEC: Rights = 1 << right::EXEC;
 pub fn file(policy: u32, dentry: Dentry, rights: Rights) -> Decision {
     // The task's own pipes, sockets and memory files. They are not executed: nothing says what they hold.
     if dentry.is_internal() && rights & EXEC == 0 {
-        return Decision { effect: effect::ALLOW, rule: rule::FILES_DEFAULT };
+        return Decision {
+            effect: effect::ALLOW,
+            rule: rule::FILES_DEFAULT,
+        };
     }
     let place = nearest(policy, dentry.0);
     if place.is_null() {
-        return Decision { effect: effect::DENY, rule: rule::FILES_DEFAULT };
+        return Decision {
+            effect: effect::DENY,
+            rule: rule::FILES_DEFAULT,
+        };
     }
     of_place(place, rights)
 }
@@ -53,7 +60,11 @@ pub fn file(policy: u32, dentry: Dentry, rights: Rights) -> Decision {
 #[inline(never)]
 fn nearest(policy: u32, dentry: *const core::ffi::c_void) -> *const Place {
     let mut entry = Dentry(dentry);
-    let mut key = PlaceKey { policy, dev: entry.device(), inode: 0 };
+    let mut key = PlaceKey {
+        policy,
+        dev: entry.device(),
+        inode: 0,
+    };
     for _ in 0..limits::DEPTH {
         key.inode = entry.inode();
         if let Some(place) = PLACES.get_ptr(key) {
@@ -74,15 +85,27 @@ fn nearest(policy: u32, dentry: *const core::ffi::c_void) -> *const Place {
 fn of_place(place: *const Place, rights: Rights) -> Decision {
     // SAFETY: an entry of a map; user space replaces entries whole.
     let place = unsafe { &*place };
-    let mut decision = Decision { effect: effect::ALLOW, rule: place.rules[right::READ] };
+    let mut decision = Decision {
+        effect: effect::ALLOW,
+        rule: place.rules[right::READ],
+    };
     if rights & READ != 0 {
-        decision = Decision { effect: place.effects[right::READ], rule: place.rules[right::READ] };
+        decision = Decision {
+            effect: place.effects[right::READ],
+            rule: place.rules[right::READ],
+        };
     }
     if rights & WRITE != 0 && decision.allows() {
-        decision = Decision { effect: place.effects[right::WRITE], rule: place.rules[right::WRITE] };
+        decision = Decision {
+            effect: place.effects[right::WRITE],
+            rule: place.rules[right::WRITE],
+        };
     }
     if rights & EXEC != 0 && decision.allows() {
-        decision = Decision { effect: place.effects[right::EXEC], rule: place.rules[right::EXEC] };
+        decision = Decision {
+            effect: place.effects[right::EXEC],
+            rule: place.rules[right::EXEC],
+        };
     }
     decision
 }
@@ -91,15 +114,30 @@ fn of_place(place: *const Place, rights: Rights) -> Decision {
 #[inline(always)]
 pub fn address(policy: u32, op: u32, addr: [u8; 16], port: u16, default: u32) -> Decision {
     let (addr, family) = canonical(op, addr);
-    let key = Key::new(PREFIX_BASE + 128, PrefixKey { policy, op: op | family, addr });
-    let none = Decision { effect: effect::DENY, rule: default };
-    let Some(prefix) = PREFIXES.get(&key) else { return none };
+    let key = Key::new(
+        PREFIX_BASE + 128,
+        PrefixKey {
+            policy,
+            op: op | family,
+            addr,
+        },
+    );
+    let none = Decision {
+        effect: effect::DENY,
+        rule: default,
+    };
+    let Some(prefix) = PREFIXES.get(&key) else {
+        return none;
+    };
     for (i, ports) in prefix.ports.iter().enumerate() {
         if i as u32 >= prefix.len {
             return none;
         }
         if ports.first <= port && port <= ports.last {
-            return Decision { effect: ports.effect, rule: ports.rule };
+            return Decision {
+                effect: ports.effect,
+                rule: ports.rule,
+            };
         }
     }
     none
@@ -117,9 +155,13 @@ fn canonical(op: u32, addr: [u8; 16]) -> ([u8; 16], u32) {
         if words[3] == 0 && op == net::CONNECT {
             words[3] = 0x7f00_0001_u32.to_be();
         }
-    } else if words[0] == 0 && words[1] == 0 && words[2] == 0 && words[3] == 0 && op == net::CONNECT {
+    } else if words[0] == 0 && words[1] == 0 && words[2] == 0 && words[3] == 0 && op == net::CONNECT
+    {
         words[3] = 1_u32.to_be();
     }
     // SAFETY: as above.
-    (unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }, family)
+    (
+        unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) },
+        family,
+    )
 }

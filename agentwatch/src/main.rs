@@ -11,7 +11,13 @@ use tracing_subscriber::EnvFilter;
 #[command(version, max_term_width = 100)]
 struct Arguments {
     /// Directory of the sockets: says which daemon is meant
-    #[arg(long, global = true, value_name = "DIR", env = "AGENTWATCH_RUNTIME_DIR", default_value = "/run/agentwatch")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "AGENTWATCH_RUNTIME_DIR",
+        default_value = "/run/agentwatch"
+    )]
     runtime_dir: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -36,7 +42,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Arguments { runtime_dir, command } = Arguments::parse();
+    let Arguments {
+        runtime_dir,
+        command,
+    } = Arguments::parse();
     let result = match command {
         // Forks: no thread may exist.
         Command::Run(args) => return args.run(&runtime_dir),
@@ -56,9 +65,14 @@ fn main() -> ExitCode {
 fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(EnvFilter::try_from_env("AGENTWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(
+            EnvFilter::try_from_env("AGENTWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match command {
             Command::Daemon(args) => args.run(runtime_dir).await,
@@ -68,7 +82,11 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Timeline(args) => args.run(runtime_dir).await,
             Command::Query(args) => args.run(runtime_dir).await,
             Command::Collector(args) => args.run(runtime_dir).await,
-            Command::Run(_) | Command::Attach(_) | Command::Detach(_) | Command::Status(_) | Command::Policy(_) => {
+            Command::Run(_)
+            | Command::Attach(_)
+            | Command::Detach(_)
+            | Command::Status(_)
+            | Command::Policy(_) => {
                 unreachable!("dispatched by main")
             }
         }

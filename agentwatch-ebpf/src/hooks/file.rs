@@ -18,7 +18,9 @@ const EACCES: i32 = 13;
 /// Opening, for reading, writing, listing or executing; by any system call, and by io_uring.
 #[lsm(hook = "file_open")]
 pub fn file_open(ctx: LsmContext) -> i32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let file = File(ctx.arg(0));
     let flags = file.flags();
     let mode = file.mode();
@@ -30,7 +32,11 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         let mut bits = 0;
         if mode & kernel::FMODE_READ != 0 {
             rights |= policy::READ;
-            bits |= if dentry.is_dir() { access::LIST } else { access::READ };
+            bits |= if dentry.is_dir() {
+                access::LIST
+            } else {
+                access::READ
+            };
         }
         if mode & kernel::FMODE_WRITE != 0 || flags & kernel::O_TRUNC != 0 {
             rights |= policy::WRITE;
@@ -83,14 +89,24 @@ pub fn inode_rmdir(ctx: LsmContext) -> i32 {
 /// Renaming needs both sides: it takes a name away and makes one, and may replace a file.
 #[lsm(hook = "inode_rename")]
 pub fn inode_rename(ctx: LsmContext) -> i32 {
-    change_two(kind::RENAME, access::DELETE | access::CREATE, Dentry(ctx.arg(1)), Dentry(ctx.arg(3)))
+    change_two(
+        kind::RENAME,
+        access::DELETE | access::CREATE,
+        Dentry(ctx.arg(1)),
+        Dentry(ctx.arg(3)),
+    )
 }
 
 /// A hard link gives a file a second place. The session needs to be allowed to write the file itself: or it would
 /// carry what it may not touch to where it may.
 #[lsm(hook = "inode_link")]
 pub fn inode_link(ctx: LsmContext) -> i32 {
-    change_two(kind::LINK, access::CREATE, Dentry(ctx.arg(0)), Dentry(ctx.arg(2)))
+    change_two(
+        kind::LINK,
+        access::CREATE,
+        Dentry(ctx.arg(0)),
+        Dentry(ctx.arg(2)),
+    )
 }
 
 /// Mode, owner, size, times. Since 6.9 the hook's first argument is the mount's id map; the loader picks the one that fits.
@@ -108,8 +124,12 @@ pub fn inode_setattr_idmap(ctx: LsmContext) -> i32 {
 /// what is left are the attempts that failed before.
 #[fexit(function = "do_filp_open")]
 pub fn do_filp_open(ctx: FExitContext) -> i32 {
-    let Some(subject) = Subject::current() else { return 0 };
-    let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else {
+        return 0;
+    };
     // SAFETY: the subject was found by its tag.
     let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
     if denied != 0 {
@@ -122,7 +142,9 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
         (kind::OPEN, super::syscall::access_of(flags))
     };
     let task = TaskAt::current();
-    let Some(mut draft) = emit::begin(what, &subject, task) else { return 0 };
+    let Some(mut draft) = emit::begin(what, &subject, task) else {
+        return 0;
+    };
     draft.name_from_kernel(kernel::filename(ctx.arg(1)));
     base(&mut draft, task, ctx.arg::<u64>(0) as i32);
     let record = draft.record();
@@ -140,7 +162,11 @@ pub fn base(draft: &mut Draft, task: TaskAt, fd: i32) {
         task.cwd()
     } else {
         let file = task.file(fd);
-        if file.0 == 0 { DentryAt(0) } else { file.dentry() }
+        if file.0 == 0 {
+            DentryAt(0)
+        } else {
+            file.dentry()
+        }
     };
     draft.record().state |= state::NAME_ONLY;
     if dentry.0 != 0 {
@@ -153,7 +179,9 @@ pub fn base(draft: &mut Draft, task: TaskAt, fd: i32) {
 
 #[inline(always)]
 fn change(what: u32, access: u32, dentry: Dentry) -> i32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let decision = policy::file(subject.policy, dentry, policy::WRITE);
     if dentry.is_internal() && decision.allows() {
         return 0;
@@ -163,14 +191,18 @@ fn change(what: u32, access: u32, dentry: Dentry) -> i32 {
 
 #[inline(always)]
 fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let rights: Rights = policy::WRITE;
     let mut decision = policy::file(subject.policy, first, rights);
     if decision.allows() {
         decision = policy::file(subject.policy, second, rights);
     }
     let (outcome, result) = outcome(&subject, &decision);
-    let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else { return result };
+    let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else {
+        return result;
+    };
     let (from, to) = (DentryAt(first.address()), DentryAt(second.address()));
     draft.path(from);
     draft.second_path(to);
@@ -201,19 +233,40 @@ fn outcome(subject: &Subject, decision: &Decision) -> (u32, i32) {
 
 /// Records the decision, folding repetitions, and gives it to the kernel.
 #[inline(always)]
-fn answer(subject: &Subject, what: u32, dentry: Dentry, access: u32, flags: u32, decision: Decision) -> i32 {
+fn answer(
+    subject: &Subject,
+    what: u32,
+    dentry: Dentry,
+    access: u32,
+    flags: u32,
+    decision: Decision,
+) -> i32 {
     let (outcome, result) = outcome(subject, &decision);
     if result != 0 && (what == kind::OPEN || what == kind::EXEC) {
         // SAFETY: the subject was found by its tag.
         unsafe { (*subject.tag).denied = 1 };
     }
-    record_file(subject, what, dentry.address(), dentry.device(), dentry.inode(), outcome, decision, access, flags, -result);
+    record_file(
+        subject,
+        what,
+        dentry.address(),
+        dentry.device(),
+        dentry.inode(),
+        outcome,
+        decision,
+        access,
+        flags,
+        -result,
+    );
     result
 }
 
 /// Records an action on one file; used by both backends.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined: the fields of one record")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined: the fields of one record"
+)]
 pub fn record_file(
     subject: &Subject,
     what: u32,
@@ -230,12 +283,20 @@ pub fn record_file(
     let key = if inode == 0 {
         None
     } else {
-        match emit::fold(subject, what, access, outcome, [u64::from(device), inode, u64::from(flags)]) {
+        match emit::fold(
+            subject,
+            what,
+            access,
+            outcome,
+            [u64::from(device), inode, u64::from(flags)],
+        ) {
             Ok(key) => Some(key),
             Err(()) => return,
         }
     };
-    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else { return };
+    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
+        return;
+    };
     draft.path(DentryAt(dentry));
     let record = draft.record();
     record.verdict = outcome;
@@ -253,4 +314,3 @@ pub fn record_file(
         emit::remember(&key, seq);
     }
 }
-

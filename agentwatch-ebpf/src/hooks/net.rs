@@ -4,18 +4,9 @@ use agentwatch_common::{
     event::{kind, verdict},
     policy::{net, rule},
 };
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
 
-use crate::{
-    emit,
-    kernel::TaskAt,
-    session::Subject,
-    verdict as policy,
-};
+use crate::{emit, kernel::TaskAt, session::Subject, verdict as policy};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -58,7 +49,9 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn mapped(addr: u32) -> [u8; 16] {
     let b = addr.to_ne_bytes();
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]]
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
+    ]
 }
 
 /// An IPv6 address from its words, in network order.
@@ -71,7 +64,9 @@ pub fn words(w: [u32; 4]) -> [u8; 16] {
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> i32 {
     // Not a session's cgroup (any more): the program is about to be detached.
-    let Some(subject) = Subject::by_cgroup() else { return ALLOW };
+    let Some(subject) = Subject::by_cgroup() else {
+        return ALLOW;
+    };
     let sock: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: the verifier checks accesses to its context; words of the address are read one by one, as it demands.
     let (addr, port, socket_type) = unsafe {
@@ -89,7 +84,11 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
         let port = u16::from_be((&raw const (*sock).user_port).read_volatile() as u16);
         (addr, port, (&raw const (*sock).type_).read_volatile())
     };
-    let default = if op == net::LISTEN { rule::LISTEN_DEFAULT } else { rule::NETWORK_DEFAULT };
+    let default = if op == net::LISTEN {
+        rule::LISTEN_DEFAULT
+    } else {
+        rule::NETWORK_DEFAULT
+    };
     let decision = policy::address(subject.policy, op, addr, port, default);
     let (outcome, answer) = if decision.allows() {
         (verdict::ALLOWED, ALLOW)
@@ -102,14 +101,31 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
     if outcome == verdict::ALLOWED && !record_allowed {
         return answer;
     }
-    let what = if op == net::LISTEN { kind::BIND } else { kind::CONNECT };
-    record(&subject, what, family, addr, port, socket_type, outcome, decision.rule, if answer == REFUSE { EPERM } else { 0 });
+    let what = if op == net::LISTEN {
+        kind::BIND
+    } else {
+        kind::CONNECT
+    };
+    record(
+        &subject,
+        what,
+        family,
+        addr,
+        port,
+        socket_type,
+        outcome,
+        decision.rule,
+        if answer == REFUSE { EPERM } else { 0 },
+    );
     answer
 }
 
 /// Records an action on an internet address, folding repetitions.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined: the fields of one record")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined: the fields of one record"
+)]
 pub fn record(
     subject: &Subject,
     what: u32,
@@ -126,10 +142,17 @@ pub fn record(
     let object = [
         halves[0],
         halves[1],
-        u64::from(port) | u64::from(family) << 16 | u64::from(socket_type) << 32 | (errno as u64) << 48,
+        u64::from(port)
+            | u64::from(family) << 16
+            | u64::from(socket_type) << 32
+            | (errno as u64) << 48,
     ];
-    let Ok(key) = emit::fold(subject, what, 0, outcome, object) else { return };
-    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else { return };
+    let Ok(key) = emit::fold(subject, what, 0, outcome, object) else {
+        return;
+    };
+    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
+        return;
+    };
     let record = draft.record();
     record.verdict = outcome;
     record.rule = rule;

@@ -5,11 +5,8 @@ use agentwatch_common::{
     policy::flags,
 };
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::task_struct,
-    helpers::generated::bpf_send_signal,
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    EbpfContext as _, bindings::task_struct, helpers::generated::bpf_send_signal,
+    macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 
 use crate::{
@@ -71,7 +68,9 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
 /// A program is about to run its first instruction.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let bprm: *const core::ffi::c_void = ctx.arg(2);
     let dentry = kernel::binprm_file(bprm).dentry();
     let (device, inode) = (dentry.device(), dentry.inode());
@@ -83,7 +82,11 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     if !decision.allows() {
         if subject.monitors() {
             // With LSM hooks, opening the file has reported it already.
-            outcome = if subject.flags & flags::LANDLOCK != 0 { verdict::AUDITED } else { verdict::ALLOWED };
+            outcome = if subject.flags & flags::LANDLOCK != 0 {
+                verdict::AUDITED
+            } else {
+                verdict::ALLOWED
+            };
         } else if subject.flags & flags::LANDLOCK != 0 {
             // Without LSM hooks nobody refused it: it dies before its first instruction.
             unsafe { bpf_send_signal(SIGKILL) };
@@ -91,7 +94,9 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         }
     }
     let task = TaskAt::current();
-    let Some(mut draft) = emit::begin(kind::EXEC, &subject, task) else { return 0 };
+    let Some(mut draft) = emit::begin(kind::EXEC, &subject, task) else {
+        return 0;
+    };
     draft.arguments(task);
     draft.path(DentryAt(dentry.address()));
     let cwd = task.cwd();
@@ -113,7 +118,9 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let _ = ctx.as_ptr();
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let task = TaskAt::current();
     let ending = task.ending();
     if ending.last

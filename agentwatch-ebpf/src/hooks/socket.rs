@@ -20,7 +20,9 @@ const AF_INET6: u16 = 10;
 
 #[fexit(function = "__sys_connect_file")]
 pub fn sys_connect_file(ctx: FExitContext) -> i32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let file = FileAt(ctx.arg(0));
     let address: u64 = ctx.arg(1);
     let len = ctx.arg::<u64>(2) as u32;
@@ -38,17 +40,40 @@ pub fn connected(subject: &Subject, socket_type: u32, address: u64, len: u32, er
         let addr = if family == AF_INET {
             mapped(read(address + 4))
         } else {
-            words([read(address + 8), read(address + 12), read(address + 16), read(address + 20)])
+            words([
+                read(address + 8),
+                read(address + 12),
+                read(address + 16),
+                read(address + 20),
+            ])
         };
-        let decision = policy::address(subject.policy, net::CONNECT, addr, port, rule::NETWORK_DEFAULT);
+        let decision = policy::address(
+            subject.policy,
+            net::CONNECT,
+            addr,
+            port,
+            rule::NETWORK_DEFAULT,
+        );
         // The cgroup program has recorded what it refused, and what it would have.
         if decision.allows() {
-            record(subject, kind::CONNECT, family, addr, port, socket_type, verdict::ALLOWED, decision.rule, errno);
+            record(
+                subject,
+                kind::CONNECT,
+                family,
+                addr,
+                port,
+                socket_type,
+                verdict::ALLOWED,
+                decision.rule,
+                errno,
+            );
         }
         return;
     }
     let task = TaskAt::current();
-    let Some(mut draft) = emit::begin(kind::CONNECT, subject, task) else { return };
+    let Some(mut draft) = emit::begin(kind::CONNECT, subject, task) else {
+        return;
+    };
     if family == AF_UNIX && len > 2 {
         draft.name_bytes((address + 2) as *const u8, len - 2);
         let cwd = task.cwd();

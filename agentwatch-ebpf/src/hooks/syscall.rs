@@ -7,15 +7,16 @@ use agentwatch_common::{
     policy::flags,
 };
 use aya_ebpf::{
-    EbpfContext as _,
-    helpers::generated::bpf_probe_read_user,
-    macros::tracepoint,
+    EbpfContext as _, helpers::generated::bpf_probe_read_user, macros::tracepoint,
     programs::TracePointContext,
 };
 
 use crate::{
     emit,
-    hooks::{file::{base, record_file}, socket::connected},
+    hooks::{
+        file::{base, record_file},
+        socket::connected,
+    },
     kernel::{AT_FDCWD, FMODE_READ, FMODE_WRITE, O_TRUNC, TaskAt},
     session::Subject,
     verdict::Decision,
@@ -32,7 +33,13 @@ const EPERM: i32 = 1;
 #[inline(always)]
 fn argument(ctx: &TracePointContext, n: usize) -> u64 {
     // SAFETY: the verifier checks that the field lies in the context.
-    unsafe { ctx.as_ptr().cast::<u8>().add(16 + 8 * n).cast::<u64>().read_volatile() }
+    unsafe {
+        ctx.as_ptr()
+            .cast::<u8>()
+            .add(16 + 8 * n)
+            .cast::<u64>()
+            .read_volatile()
+    }
 }
 
 /// What a finished system call gave back.
@@ -78,12 +85,20 @@ pub fn sys_enter_open(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn sys_enter_creat(ctx: TracePointContext) -> u32 {
-    enter(AT_FDCWD, argument(&ctx, 0), u64::from(O_CREAT | O_WRONLY | O_TRUNC))
+    enter(
+        AT_FDCWD,
+        argument(&ctx, 0),
+        u64::from(O_CREAT | O_WRONLY | O_TRUNC),
+    )
 }
 
 #[tracepoint]
 pub fn sys_enter_openat(ctx: TracePointContext) -> u32 {
-    enter(argument(&ctx, 0) as i32, argument(&ctx, 1), argument(&ctx, 2))
+    enter(
+        argument(&ctx, 0) as i32,
+        argument(&ctx, 1),
+        argument(&ctx, 2),
+    )
 }
 
 #[tracepoint]
@@ -97,10 +112,17 @@ pub fn sys_enter_openat2(ctx: TracePointContext) -> u32 {
 /// The end of `open`, `creat`, `openat` and `openat2`.
 #[tracepoint]
 pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     // SAFETY: the subject was found by its tag.
-    let (fd, pointer, flags) =
-        unsafe { ((*subject.tag).fd, (*subject.tag).pointer, (*subject.tag).flags as u32) };
+    let (fd, pointer, flags) = unsafe {
+        (
+            (*subject.tag).fd,
+            (*subject.tag).pointer,
+            (*subject.tag).flags as u32,
+        )
+    };
     let result = result(&ctx);
     let task = TaskAt::current();
     if result >= 0 {
@@ -112,18 +134,45 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
         let mode = file.mode();
         let mut bits = 0;
         if mode & FMODE_READ != 0 {
-            bits |= if dentry.is_dir() { access::LIST } else { access::READ };
+            bits |= if dentry.is_dir() {
+                access::LIST
+            } else {
+                access::READ
+            };
         }
         if mode & FMODE_WRITE != 0 {
             bits |= access::WRITE;
         }
         // Which rule allowed it, user space finds out: this program has no typed file to walk from.
-        let decision = Decision { effect: 1, rule: u32::MAX };
+        let decision = Decision {
+            effect: 1,
+            rule: u32::MAX,
+        };
         let flags = file.flags();
-        record_file(&subject, kind::OPEN, dentry.0, dentry.device(), dentry.inode(), verdict::ALLOWED, decision, bits, flags, 0);
+        record_file(
+            &subject,
+            kind::OPEN,
+            dentry.0,
+            dentry.device(),
+            dentry.inode(),
+            verdict::ALLOWED,
+            decision,
+            bits,
+            flags,
+            0,
+        );
         return 0;
     }
-    failed(&subject, kind::OPEN, task, fd, pointer, flags, access_of(flags), -result as i32);
+    failed(
+        &subject,
+        kind::OPEN,
+        task,
+        fd,
+        pointer,
+        flags,
+        access_of(flags),
+        -result as i32,
+    );
     0
 }
 
@@ -144,18 +193,43 @@ pub fn sys_exit_exec(ctx: TracePointContext) -> u32 {
     if result >= 0 {
         return 0;
     }
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     // SAFETY: the subject was found by its tag.
     let (fd, pointer) = unsafe { ((*subject.tag).fd, (*subject.tag).pointer) };
-    failed(&subject, kind::EXEC, TaskAt::current(), fd, pointer, 0, access::EXEC, -result as i32);
+    failed(
+        &subject,
+        kind::EXEC,
+        TaskAt::current(),
+        fd,
+        pointer,
+        0,
+        access::EXEC,
+        -result as i32,
+    );
     0
 }
 
 /// An attempt that failed, by the name that was asked for.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined: the fields of one record")]
-fn failed(subject: &Subject, what: u32, task: TaskAt, fd: i32, pointer: u64, open_flags: u32, bits: u32, errno: i32) {
-    let Some(mut draft) = emit::begin(what, subject, task) else { return };
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined: the fields of one record"
+)]
+fn failed(
+    subject: &Subject,
+    what: u32,
+    task: TaskAt,
+    fd: i32,
+    pointer: u64,
+    open_flags: u32,
+    bits: u32,
+    errno: i32,
+) {
+    let Some(mut draft) = emit::begin(what, subject, task) else {
+        return;
+    };
     draft.name_from_user(pointer);
     base(&mut draft, task, fd);
     let record = draft.record();
@@ -171,7 +245,9 @@ fn failed(subject: &Subject, what: u32, task: TaskAt, fd: i32, pointer: u64, ope
 
 #[tracepoint]
 pub fn sys_enter_connect(ctx: TracePointContext) -> u32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     let tag = subject.tag;
     let len = argument(&ctx, 2) as u32;
     let len = if len > 112 { 112 } else { len };
@@ -189,13 +265,19 @@ pub fn sys_enter_connect(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
-    let Some(subject) = Subject::current() else { return 0 };
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
     // SAFETY: the subject was found by its tag.
-    let (fd, address, len) =
-        unsafe { ((*subject.tag).fd, (&raw const (*subject.tag).addr) as u64, (*subject.tag).addr_len) };
+    let (fd, address, len) = unsafe {
+        (
+            (*subject.tag).fd,
+            (&raw const (*subject.tag).addr) as u64,
+            (*subject.tag).addr_len,
+        )
+    };
     let file = TaskAt::current().file(fd);
     let socket_type = if file.0 == 0 { 0 } else { file.socket_type() };
     connected(&subject, socket_type, address, len, -result(&ctx) as i32);
     0
 }
-

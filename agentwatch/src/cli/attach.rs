@@ -37,7 +37,10 @@ impl AttachArgs {
             name: self.name,
             accept_degraded: self.accept_degraded,
         };
-        if let Response::Ready { session, warnings, .. } = control::ask(&control::connect(runtime_dir)?, &request)? {
+        if let Response::Ready {
+            session, warnings, ..
+        } = control::ask(&control::connect(runtime_dir)?, &request)?
+        {
             for warning in warnings {
                 eprintln!("agentwatch: {}", escape(&warning));
             }
@@ -56,7 +59,12 @@ pub struct DetachArgs {
 
 impl DetachArgs {
     pub fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        control::ask(&control::connect(runtime_dir)?, &Request::Detach { session: self.session })?;
+        control::ask(
+            &control::connect(runtime_dir)?,
+            &Request::Detach {
+                session: self.session,
+            },
+        )?;
         Ok(ExitCode::SUCCESS)
     }
 }

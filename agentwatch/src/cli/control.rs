@@ -1,10 +1,6 @@
 //! Asking the daemon.
 
-use std::{
-    fmt,
-    os::unix::net::UnixStream,
-    path::Path,
-};
+use std::{fmt, os::unix::net::UnixStream, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -38,7 +34,12 @@ impl std::error::Error for Refused {}
 /// Connects to the daemon.
 pub fn connect(runtime_dir: &Path) -> Result<UnixStream> {
     let path = runtime_dir.join(CONTROL_SOCKET);
-    UnixStream::connect(&path).with_context(|| format!("no daemon answers at {}; hint: sudo agentwatch daemon", path.display()))
+    UnixStream::connect(&path).with_context(|| {
+        format!(
+            "no daemon answers at {}; hint: sudo agentwatch daemon",
+            path.display()
+        )
+    })
 }
 
 /// Asks one thing.
@@ -55,13 +56,24 @@ pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
     let context = Context { cwd, home: home() };
     let Some(file) = file else {
-        return Ok(PolicyText { file: String::new(), text: default::TEXT.to_owned(), context });
+        return Ok(PolicyText {
+            file: String::new(),
+            text: default::TEXT.to_owned(),
+            context,
+        });
     };
     let (name, text) = super::policy::read_policy(file)?;
     let text = String::from_utf8(text).map_err(|error| {
-        anyhow::anyhow!("{name} is not UTF-8 at byte {}; hint: a policy is a text file", error.utf8_error().valid_up_to())
+        anyhow::anyhow!(
+            "{name} is not UTF-8 at byte {}; hint: a policy is a text file",
+            error.utf8_error().valid_up_to()
+        )
     })?;
-    Ok(PolicyText { file: name, text, context })
+    Ok(PolicyText {
+        file: name,
+        text,
+        context,
+    })
 }
 
 /// `$HOME`, or what the password file says.
@@ -69,7 +81,11 @@ fn home() -> std::path::PathBuf {
     std::env::var_os("HOME")
         .map(std::path::PathBuf::from)
         .filter(|home| home.is_absolute())
-        .or_else(|| nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.dir))
+        .or_else(|| {
+            nix::unistd::User::from_uid(nix::unistd::getuid())
+                .ok()
+                .flatten()
+                .map(|user| user.dir)
+        })
         .unwrap_or_default()
 }
-

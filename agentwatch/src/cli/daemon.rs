@@ -17,7 +17,12 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory that holds what outlives the daemon
-    #[arg(long, value_name = "DIR", env = "AGENTWATCH_STATE_DIR", default_value = "/var/lib/agentwatch")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "AGENTWATCH_STATE_DIR",
+        default_value = "/var/lib/agentwatch"
+    )]
     state_dir: PathBuf,
 }
 

@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 
-use crate::kernel::{Kernel, probe::{Check, State}};
+use crate::kernel::{
+    Kernel,
+    probe::{Check, State},
+};
 
 /// Show what this kernel can enforce
 #[derive(Args, Debug)]
@@ -20,7 +23,9 @@ impl DoctorArgs {
     /// Loads the programs for a moment, as the daemon would, and lets them go.
     pub async fn run(self) -> Result<ExitCode> {
         if !nix::unistd::geteuid().is_root() {
-            anyhow::bail!("doctor loads programs into the kernel to see whether it takes them: it must be root; hint: sudo agentwatch doctor");
+            anyhow::bail!(
+                "doctor loads programs into the kernel to see whether it takes them: it must be root; hint: sudo agentwatch doctor"
+            );
         }
         let (backends, checks, verified) = match Kernel::load() {
             Ok((kernel, _)) => (kernel.backends(), kernel.checks.clone(), kernel.verified()),
@@ -36,10 +41,20 @@ impl DoctorArgs {
                 "checks": checks,
                 "verified_instructions": verified,
             });
-            println!("{}", serde_json::to_string_pretty(&report).context("encode the report")?);
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&report).context("encode the report")?
+            );
         } else {
             println!("kernel    {}", release());
-            println!("enforces  {}", if backends.is_empty() { "nothing".to_owned() } else { backends.join(", ") });
+            println!(
+                "enforces  {}",
+                if backends.is_empty() {
+                    "nothing".to_owned()
+                } else {
+                    backends.join(", ")
+                }
+            );
             for check in &checks {
                 let state = match check.state {
                     State::Active => "active",
@@ -52,10 +67,15 @@ impl DoctorArgs {
                 }
             }
         }
-        Ok(if backends.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(if backends.is_empty() {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
     }
 }
 
 fn release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| String::new(), |text| text.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| String::new(), |text| text.trim().to_owned())
 }

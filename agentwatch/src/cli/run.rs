@@ -22,10 +22,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork},
 };
 
-use super::{
-    control,
-    output::escape,
-};
+use super::{control, output::escape};
 use crate::{
     event::Mode,
     session::landlock,
@@ -39,8 +36,15 @@ const NOT_EXECUTABLE: i32 = 126;
 /// The command is not found.
 const NOT_FOUND: i32 = 127;
 /// What is handed on to the command when somebody sends it to us.
-const PASSED_ON: [Signal; 7] =
-    [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCONT];
+const PASSED_ON: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGCONT,
+];
 
 /// Run a command in a session of its own
 #[derive(Args, Debug)]
@@ -104,7 +108,8 @@ impl RunArgs {
             signals.add(signal);
         }
         let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).context("block signals")?;
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))
+            .context("block signals")?;
         // SAFETY: no other thread exists yet (main starts none before a command that needs them).
         match unsafe { fork() }.context("fork")? {
             ForkResult::Child => {
@@ -116,13 +121,17 @@ impl RunArgs {
             ForkResult::Parent { child } => {
                 drop(tell);
                 let mut session = String::new();
-                hear.read_to_string(&mut session).context("hear from the child")?;
+                hear.read_to_string(&mut session)
+                    .context("hear from the child")?;
                 let code = attend(child, &signals)?;
                 if !session.is_empty() {
-                    let told = control::connect(runtime_dir)
-                        .and_then(|stream| control::ask(&stream, &Request::Exited { session, code }));
+                    let told = control::connect(runtime_dir).and_then(|stream| {
+                        control::ask(&stream, &Request::Exited { session, code })
+                    });
                     if let Err(error) = told {
-                        eprintln!("agentwatch: the end of the command could not be reported: {error:#}");
+                        eprintln!(
+                            "agentwatch: the end of the command could not be reported: {error:#}"
+                        );
                     }
                 }
                 Ok(u8::try_from(code).unwrap_or(u8::MAX))
@@ -132,10 +141,21 @@ impl RunArgs {
 }
 
 /// Enters the session and becomes the command; gives back an exit code where that fails.
-fn become_command(runtime_dir: &Path, request: &Request, command: &[String], tell: &mut impl std::io::Write) -> i32 {
+fn become_command(
+    runtime_dir: &Path,
+    request: &Request,
+    command: &[String],
+    tell: &mut impl std::io::Write,
+) -> i32 {
     let prepared = (|| -> Result<String> {
         let stream = control::connect(runtime_dir)?;
-        let Response::Ready { session, warnings, landlock, .. } = control::ask(&stream, request)? else {
+        let Response::Ready {
+            session,
+            warnings,
+            landlock,
+            ..
+        } = control::ask(&stream, request)?
+        else {
             anyhow::bail!("the daemon gave an answer to another question");
         };
         for warning in warnings {
@@ -144,7 +164,8 @@ fn become_command(runtime_dir: &Path, request: &Request, command: &[String], tel
         if let Some(policy) = landlock {
             landlock::apply(&landlock::plan(&policy))?;
         }
-        tell.write_all(session.as_bytes()).context("tell the parent")?;
+        tell.write_all(session.as_bytes())
+            .context("tell the parent")?;
         Ok(session)
     })();
     let session = match prepared {
@@ -154,11 +175,20 @@ fn become_command(runtime_dir: &Path, request: &Request, command: &[String], tel
             return i32::from(FAILED);
         }
     };
-    let Some((program, arguments)) = command.split_first() else { return i32::from(FAILED) };
+    let Some((program, arguments)) = command.split_first() else {
+        return i32::from(FAILED);
+    };
     // The pipe closes with the program's start: it is close-on-exec.
-    let error = Command::new(program).args(arguments).env("AGENTWATCH_SESSION", &session).exec();
+    let error = Command::new(program)
+        .args(arguments)
+        .env("AGENTWATCH_SESSION", &session)
+        .exec();
     eprintln!("agentwatch: cannot execute {}: {error}", escape(program));
-    if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+    if error.kind() == std::io::ErrorKind::NotFound {
+        NOT_FOUND
+    } else {
+        NOT_EXECUTABLE
+    }
 }
 
 /// Waits for the command, passing signals on; gives back its exit code, 128 and the signal where one ended it.
@@ -177,8 +207,12 @@ fn attend(child: Pid, signals: &SigSet) -> Result<i32> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("wait for the command"),
         }
-        let Some(info) = descriptor.read_signal().context("wait for a signal")? else { continue };
-        let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { continue };
+        let Some(info) = descriptor.read_signal().context("wait for a signal")? else {
+            continue;
+        };
+        let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else {
+            continue;
+        };
         // What a terminal sends reaches the command by itself: it is in the same foreground group.
         let from_kernel = info.ssi_code > 0;
         if signal != Signal::SIGCHLD && !from_kernel {

@@ -18,19 +18,30 @@ pub struct StatusArgs {
 
 impl StatusArgs {
     pub fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        let Response::Status { status } = control::ask(&control::connect(runtime_dir)?, &Request::Status)? else {
+        let Response::Status { status } =
+            control::ask(&control::connect(runtime_dir)?, &Request::Status)?
+        else {
             anyhow::bail!("the daemon gave an answer to another question");
         };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&status).context("encode the status")?);
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&status).context("encode the status")?
+            );
             return Ok(ExitCode::SUCCESS);
         }
         println!("daemon     {} (process {})", status.version, status.pid);
         println!("enforces   {}", status.backends.join(", "));
         println!("collector  {}", status.collector);
         println!("sessions   {}", status.sessions);
-        println!("events     {} delivered, {} folded, {} lost", status.events_delivered, status.events_folded, status.events_lost);
-        println!("waiting    {} in memory, {} on disk", status.queued, status.spooled);
+        println!(
+            "events     {} delivered, {} folded, {} lost",
+            status.events_delivered, status.events_folded, status.events_lost
+        );
+        println!(
+            "waiting    {} in memory, {} on disk",
+            status.queued, status.spooled
+        );
         for (name, count) in status.kernel.iter().filter(|(_, count)| **count > 0) {
             println!("kernel     {name}: {count}");
         }

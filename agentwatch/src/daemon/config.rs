@@ -30,7 +30,10 @@ pub struct CollectorConfig {
 
 impl Default for CollectorConfig {
     fn default() -> Self {
-        Self { start: true, user: None }
+        Self {
+            start: true,
+            user: None,
+        }
     }
 }
 
@@ -43,7 +46,9 @@ pub struct SpoolConfig {
 
 impl Default for SpoolConfig {
     fn default() -> Self {
-        Self { max_bytes: 256 << 20 }
+        Self {
+            max_bytes: 256 << 20,
+        }
     }
 }
 
@@ -53,7 +58,9 @@ impl Config {
         let path = named.unwrap_or(Path::new(DEFAULT));
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
         toml::from_str(&text).with_context(|| format!("in {}", path.display()))
@@ -66,7 +73,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_named() {
-        let error = toml::from_str::<Config>("[spol]\nmax_bytes = 1\n").unwrap_err().to_string();
+        let error = toml::from_str::<Config>("[spol]\nmax_bytes = 1\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("spol"), "{error}");
     }
 }

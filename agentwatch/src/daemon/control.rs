@@ -46,13 +46,16 @@ pub fn listen(runtime: &Path) -> Result<UnixListener> {
     let path = runtime.join(CONTROL_SOCKET);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove the stale socket {}", path.display()));
+            return Err(error)
+                .with_context(|| format!("remove the stale socket {}", path.display()));
         }
         _ => {}
     }
-    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
     // Everyone may ask; what is answered depends on who asks.
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).with_context(|| format!("open {} to all", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
+        .with_context(|| format!("open {} to all", path.display()))?;
     Ok(listener)
 }
 
@@ -86,21 +89,40 @@ async fn client(stream: UnixStream, engine: mpsc::Sender<Order>) -> Result<()> {
     let credentials = connection.peer()?;
     let peer = Peer {
         uid: credentials.uid(),
-        pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+        pid: credentials
+            .pid()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .unwrap_or(0),
     };
     loop {
-        let request = match timeout(PATIENCE, connection.receive::<Request>()).await.context("the client said nothing")? {
+        let request = match timeout(PATIENCE, connection.receive::<Request>())
+            .await
+            .context("the client said nothing")?
+        {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
-                let response = Response::Error { message: format!("{error:#}"), hint: None };
+                let response = Response::Error {
+                    message: format!("{error:#}"),
+                    hint: None,
+                };
                 let _ = timeout(PATIENCE, connection.send(&response)).await;
                 return Err(error);
             }
         };
         let (answer, answered) = oneshot::channel();
-        engine.send(Order { peer, request, answer }).await.ok().context("the daemon is stopping")?;
+        engine
+            .send(Order {
+                peer,
+                request,
+                answer,
+            })
+            .await
+            .ok()
+            .context("the daemon is stopping")?;
         let response = answered.await.context("the daemon is stopping")?;
-        timeout(PATIENCE, connection.send(&response)).await.context("the client does not read")??;
+        timeout(PATIENCE, connection.send(&response))
+            .await
+            .context("the client does not read")??;
     }
 }

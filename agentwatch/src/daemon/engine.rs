@@ -3,7 +3,11 @@
 mod live;
 mod orders;
 
-use std::{collections::HashMap, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agentwatch_common::event::{FoldKey, state};
 use anyhow::Result;
@@ -98,7 +102,11 @@ impl Engine {
 
     /// Runs until told to stop. Sessions do not end with the daemon's stop: they are ended here, because the
     /// programs go with it.
-    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>, mut stopped: watch::Receiver<bool>) -> Result<()> {
+    pub async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<Order>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<()> {
         let mut tick = time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -145,8 +153,21 @@ impl Engine {
     }
 
     fn take(&mut self, verdicts: bool, most: usize) -> usize {
-        let Self { rings, sessions, enricher, ready, fold_bases, delivered, undecodable, .. } = self;
-        let ring = if verdicts { &mut rings.verdicts } else { &mut rings.bulk };
+        let Self {
+            rings,
+            sessions,
+            enricher,
+            ready,
+            fold_bases,
+            delivered,
+            undecodable,
+            ..
+        } = self;
+        let ring = if verdicts {
+            &mut rings.verdicts
+        } else {
+            &mut rings.bulk
+        };
         ring.drain(most, |bytes| {
             let decoded = match decode(bytes) {
                 Ok(decoded) => decoded,
@@ -158,12 +179,16 @@ impl Engine {
             };
             let record = decoded.record;
             // A session that has ended: what its last tasks still do is nobody's.
-            let Some(live) = sessions.get_mut(&record.session) else { return };
+            let Some(live) = sessions.get_mut(&record.session) else {
+                return;
+            };
             if record.seq != 0 {
                 live.account.arrived(record.seq);
                 *delivered += 1;
             }
-            let Some(event) = enricher.event(&decoded, &mut live.subject) else { return };
+            let Some(event) = enricher.event(&decoded, &mut live.subject) else {
+                return;
+            };
             if record.state & state::FOLDED != 0 {
                 if fold_bases.len() >= FOLD_BASES {
                     fold_bases.clear();
@@ -185,8 +210,16 @@ impl Engine {
         }
         if self.ticks.is_multiple_of(REBIND_TICKS) {
             for live in self.sessions.values_mut() {
-                if let Err(error) = self.kernel.maps.rebind(live.number, &live.subject.policy, &mut live.bound) {
-                    tracing::warn!(session = live.id(), error = format!("{error:#}"), "a new file's rule is not in force");
+                if let Err(error) =
+                    self.kernel
+                        .maps
+                        .rebind(live.number, &live.subject.policy, &mut live.bound)
+                {
+                    tracing::warn!(
+                        session = live.id(),
+                        error = format!("{error:#}"),
+                        "a new file's rule is not in force"
+                    );
                 }
             }
         }
@@ -198,11 +231,17 @@ impl Engine {
 
     fn look_after(&mut self, number: u32) {
         self.declare_losses(number, false);
-        let Some(live) = self.sessions.get_mut(&number) else { return };
+        let Some(live) = self.sessions.get_mut(&number) else {
+            return;
+        };
         let tasks = match self.kernel.maps.session(number) {
             Ok(session) => session.tasks,
             Err(error) => {
-                tracing::error!(session = live.id(), error = format!("{error:#}"), "the kernel does not show the session");
+                tracing::error!(
+                    session = live.id(),
+                    error = format!("{error:#}"),
+                    "the kernel does not show the session"
+                );
                 return;
             }
         };
@@ -241,10 +280,15 @@ impl Engine {
         self.collect_folds(Some(number));
         let counted = self.kernel.maps.session(number).unwrap_or_default();
         if let Err(error) = self.kernel.maps.close_session(number) {
-            tracing::error!(error = format!("{error:#}"), "an ended session stays in the kernel");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "an ended session stays in the kernel"
+            );
         }
         self.declare_losses_up_to(number, counted.seq, true);
-        let Some(live) = self.sessions.remove(&number) else { return };
+        let Some(live) = self.sessions.remove(&number) else {
+            return;
+        };
         self.kernel.maps.remove_cgroups(number);
         self.kernel.maps.remove_policy(&live.bound);
         self.kernel.maps.remove_folds(number);
@@ -270,17 +314,26 @@ impl Engine {
     }
 
     fn declare_losses(&mut self, number: u32, at_once: bool) {
-        let Ok(session) = self.kernel.maps.session(number) else { return };
+        let Ok(session) = self.kernel.maps.session(number) else {
+            return;
+        };
         self.declare_losses_up_to(number, session.seq, at_once);
     }
 
     fn declare_losses_up_to(&mut self, number: u32, last: u64, at_once: bool) {
-        let Some(live) = self.sessions.get_mut(&number) else { return };
+        let Some(live) = self.sessions.get_mut(&number) else {
+            return;
+        };
         for gap in live.account.lost(last, Instant::now(), at_once) {
             let events = gap.end() - gap.start() + 1;
             self.lost += events;
             let mut event = self.enricher.own(&live.subject.reference, Kind::Loss);
-            event.loss = Some(Loss { from: *gap.start(), to: *gap.end(), reason: "ring_full".to_owned(), events });
+            event.loss = Some(Loss {
+                from: *gap.start(),
+                to: *gap.end(),
+                reason: "ring_full".to_owned(),
+                events,
+            });
             self.ready.push(event);
         }
     }
@@ -288,8 +341,12 @@ impl Engine {
     /// Tells how often folded actions have happened since the last look; of all sessions, or of one.
     fn collect_folds(&mut self, only: Option<u32>) {
         // The walk over the map costs a system call an entry: only where something was folded.
-        let folded: u64 =
-            self.sessions.keys().filter_map(|number| self.kernel.maps.session(*number).ok()).map(|session| session.folded).sum();
+        let folded: u64 = self
+            .sessions
+            .keys()
+            .filter_map(|number| self.kernel.maps.session(*number).ok())
+            .map(|session| session.folded)
+            .sum();
         if folded == self.folded && only.is_none() {
             return;
         }
@@ -303,7 +360,9 @@ impl Engine {
             if new == 0 {
                 continue;
             }
-            let Some(live) = self.sessions.get(&key.session) else { continue };
+            let Some(live) = self.sessions.get(&key.session) else {
+                continue;
+            };
             let mut event = match self.fold_bases.get(&(key.session, fold.seq)) {
                 Some(base) => {
                     let mut event = base.clone();
@@ -331,7 +390,10 @@ impl Engine {
         let root = self.kernel.cgroup_root.clone();
         let watches = std::mem::take(&mut self.watches);
         for (path, watch) in crate::session::watch::scan(&root, &watches) {
-            let taken = self.sessions.values().any(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(&path));
+            let taken = self
+                .sessions
+                .values()
+                .any(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(&path));
             if taken || !cgroup::populated(&path) || self.refused.contains(&path) {
                 continue;
             }

@@ -73,7 +73,10 @@ pub fn start(
         tracing::error!("{damage}");
         forwarder.declare_damage();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the forwarder")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the forwarder")?;
     let thread = std::thread::Builder::new()
         .name("forward".to_owned())
         .spawn(move || runtime.block_on(forwarder.run(inbox)))
@@ -132,7 +135,10 @@ impl Forwarder {
     async fn pass_on(&mut self, pending: &mut Vec<Event>) {
         if !pending.is_empty() {
             let events = std::mem::take(pending);
-            if self.connection.is_some() && self.spool.events() == 0 && self.unacknowledged.len() < WINDOW {
+            if self.connection.is_some()
+                && self.spool.events() == 0
+                && self.unacknowledged.len() < WINDOW
+            {
                 self.send(Origin::Memory, events).await;
             } else {
                 self.keep(events);
@@ -143,17 +149,25 @@ impl Forwarder {
             match self.spool.front(BATCH) {
                 Ok(Some((last, events))) => self.send(Origin::Disk(last), events).await,
                 Ok(None) => {}
-                Err(error) => tracing::error!(error = format!("{error:#}"), "the spool cannot be read"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the spool cannot be read")
+                }
             }
         }
     }
 
     async fn send(&mut self, origin: Origin, events: Vec<Event>) {
-        let Some(connection) = &mut self.connection else { return self.keep(events) };
+        let Some(connection) = &mut self.connection else {
+            return self.keep(events);
+        };
         self.number += 1;
-        let batch = Batch { number: self.number, events };
+        let batch = Batch {
+            number: self.number,
+            events,
+        };
         let sent = time::timeout(PATIENCE, connection.send(&batch)).await;
-        self.unacknowledged.push_back((batch.number, origin, batch.events));
+        self.unacknowledged
+            .push_back((batch.number, origin, batch.events));
         match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.lost_connection(&format!("{error:#}")),
@@ -164,12 +178,19 @@ impl Forwarder {
     fn answered(&mut self, answer: Result<Option<BatchAnswer>>) {
         match answer {
             Ok(Some(BatchAnswer::Ack { number })) => {
-                while self.unacknowledged.front().is_some_and(|(sent, ..)| *sent <= number) {
+                while self
+                    .unacknowledged
+                    .front()
+                    .is_some_and(|(sent, ..)| *sent <= number)
+                {
                     if let Some((_, Origin::Disk(up_to), _)) = self.unacknowledged.pop_front()
                         && let Err(error) = self.spool.pop(up_to)
                     {
                         // They are sent again and recognised by their ids.
-                        tracing::error!(error = format!("{error:#}"), "the spool does not let go of events");
+                        tracing::error!(
+                            error = format!("{error:#}"),
+                            "the spool does not let go of events"
+                        );
                     }
                 }
             }
@@ -207,7 +228,11 @@ impl Forwarder {
             Ok(()) => {}
             Err(refusal) => {
                 if let Refusal::Failed(error) = refusal {
-                    tracing::error!(error = format!("{error:#}"), events = events.len(), "the spool takes no events");
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        events = events.len(),
+                        "the spool takes no events"
+                    );
                 }
                 for event in events {
                     self.lose(event);
@@ -220,11 +245,23 @@ impl Forwarder {
         self.figures.lost.fetch_add(1, Ordering::Relaxed);
         let seq = event.seq;
         let count = event.loss.as_ref().map_or(1, |loss| loss.events.max(1));
-        let (_, loss) = self.losses.entry(event.session.id.clone()).or_insert_with(|| {
-            let loss = Loss { from: seq, to: seq, reason: "spool_full".to_owned(), events: 0 };
-            (event, loss)
-        });
-        loss.from = if loss.from == 0 { seq } else { loss.from.min(seq.max(1)) };
+        let (_, loss) = self
+            .losses
+            .entry(event.session.id.clone())
+            .or_insert_with(|| {
+                let loss = Loss {
+                    from: seq,
+                    to: seq,
+                    reason: "spool_full".to_owned(),
+                    events: 0,
+                };
+                (event, loss)
+            });
+        loss.from = if loss.from == 0 {
+            seq
+        } else {
+            loss.from.min(seq.max(1))
+        };
         loss.to = loss.to.max(seq);
         loss.events += count;
     }
@@ -267,16 +304,29 @@ impl Forwarder {
             net: None,
             exit: None,
             lifecycle: None,
-            loss: Some(Loss { from: 0, to: 0, reason: "spool_corrupt".to_owned(), events: 0 }),
+            loss: Some(Loss {
+                from: 0,
+                to: 0,
+                reason: "spool_corrupt".to_owned(),
+                events: 0,
+            }),
         };
         self.keep(vec![event]);
     }
 
     fn show(&self) {
-        let queued = self.unacknowledged.iter().map(|(.., events)| events.len() as u64).sum();
+        let queued = self
+            .unacknowledged
+            .iter()
+            .map(|(.., events)| events.len() as u64)
+            .sum();
         self.figures.queued.store(queued, Ordering::Relaxed);
-        self.figures.spooled.store(self.spool.events(), Ordering::Relaxed);
-        self.figures.connected.store(self.connection.is_some(), Ordering::Relaxed);
+        self.figures
+            .spooled
+            .store(self.spool.events(), Ordering::Relaxed);
+        self.figures
+            .connected
+            .store(self.connection.is_some(), Ordering::Relaxed);
     }
 
     /// The daemon stops: gives the collector a moment, and puts the rest on disk.
@@ -295,7 +345,10 @@ impl Forwarder {
         }
         self.lost_connection("the daemon stops");
         self.keep(pending);
-        let left: Vec<Event> = std::mem::take(&mut self.losses).into_values().map(|(event, loss)| loss_event(event, loss)).collect();
+        let left: Vec<Event> = std::mem::take(&mut self.losses)
+            .into_values()
+            .map(|(event, loss)| loss_event(event, loss))
+            .collect();
         if !left.is_empty() && self.spool.push(&left).is_err() {
             tracing::error!(sessions = left.len(), "losses could not be written down");
         }
@@ -305,7 +358,9 @@ impl Forwarder {
 /// What the collector says next; never, where it is away.
 async fn answer(connection: &mut Option<Connection>) -> Result<Option<BatchAnswer>> {
     match connection {
-        Some(connection) => time::timeout(PATIENCE, connection.receive()).await.context("it does not answer")?,
+        Some(connection) => time::timeout(PATIENCE, connection.receive())
+            .await
+            .context("it does not answer")?,
         None => std::future::pending().await,
     }
 }
@@ -332,4 +387,3 @@ fn loss_event(of: Event, loss: Loss) -> Event {
         ..of
     }
 }
-

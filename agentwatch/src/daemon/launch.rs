@@ -36,9 +36,19 @@ pub struct Holding {
     pub landlock: bool,
 }
 
-pub fn holding(backend: Backend, landlock_abi: i64, origin: Origin, mode: Mode, policy: &Arc<Compiled>) -> Holding {
+pub fn holding(
+    backend: Backend,
+    landlock_abi: i64,
+    origin: Origin,
+    mode: Mode,
+    policy: &Arc<Compiled>,
+) -> Holding {
     if mode == Mode::Monitor {
-        return Holding { coverage: Coverage::Off, missing: Vec::new(), landlock: false };
+        return Holding {
+            coverage: Coverage::Off,
+            missing: Vec::new(),
+            landlock: false,
+        };
     }
     let (missing, landlock) = match (backend, origin) {
         (Backend::BpfLsm, _) => (Vec::new(), false),
@@ -51,6 +61,14 @@ pub fn holding(backend: Backend, landlock_abi: i64, origin: Origin, mode: Mode, 
             false,
         ),
     };
-    let coverage = if missing.is_empty() { Coverage::Enforcing } else { Coverage::Degraded };
-    Holding { coverage, missing, landlock }
+    let coverage = if missing.is_empty() {
+        Coverage::Enforcing
+    } else {
+        Coverage::Degraded
+    };
+    Holding {
+        coverage,
+        missing,
+        landlock,
+    }
 }

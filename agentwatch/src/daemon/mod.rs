@@ -35,11 +35,14 @@ pub struct Paths {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config, paths: Paths) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("the daemon must be root: it loads programs into the kernel; hint: sudo agentwatch daemon");
+        bail!(
+            "the daemon must be root: it loads programs into the kernel; hint: sudo agentwatch daemon"
+        );
     }
     for (dir, mode) in [(&paths.state, 0o755), (&paths.runtime, 0o755)] {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(|| format!("open {} to readers", dir.display()))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+            .with_context(|| format!("open {} to readers", dir.display()))?;
     }
     let _lock = lock(&paths)?;
     let listener = control::listen(&paths.runtime)?;
@@ -75,7 +78,10 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         None => engine.await,
     };
     // The engine has let go of its end, so the forwarder empties what it has, to the collector or to disk.
-    tokio::task::spawn_blocking(move || forward.join()).await.context("wait for the forwarder")?.map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
+    tokio::task::spawn_blocking(move || forward.join())
+        .await
+        .context("wait for the forwarder")?
+        .map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
     supervisor.await.context("wait for the collector")?;
     let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
     outcome.context("the engine panicked")?

@@ -36,22 +36,33 @@ impl Spool {
         match Self::try_open(&path, max_bytes) {
             Ok(spool) => Ok((spool, None)),
             Err(error) => {
-                let aside = dir.join(format!("spool.damaged-{}", jiff::Timestamp::now().as_millisecond()));
-                fs::rename(&path, &aside)
-                    .with_context(|| format!("put the damaged spool {} aside ({error:#})", path.display()))?;
+                let aside = dir.join(format!(
+                    "spool.damaged-{}",
+                    jiff::Timestamp::now().as_millisecond()
+                ));
+                fs::rename(&path, &aside).with_context(|| {
+                    format!("put the damaged spool {} aside ({error:#})", path.display())
+                })?;
                 for suffix in ["-wal", "-shm"] {
                     let mut name = path.clone().into_os_string();
                     name.push(suffix);
                     let _ = fs::remove_file(name);
                 }
                 let spool = Self::try_open(&path, max_bytes)?;
-                Ok((spool, Some(format!("the spool was damaged ({error:#}) and was put aside as {}", aside.display()))))
+                Ok((
+                    spool,
+                    Some(format!(
+                        "the spool was damaged ({error:#}) and was put aside as {}",
+                        aside.display()
+                    )),
+                ))
             }
         }
     }
 
     fn try_open(path: &Path, max_bytes: u64) -> Result<Self> {
-        let database = Connection::open(path).with_context(|| format!("open {}", path.display()))?;
+        let database =
+            Connection::open(path).with_context(|| format!("open {}", path.display()))?;
         database.pragma_update(None, "journal_mode", "WAL")?;
         database.pragma_update(None, "synchronous", "NORMAL")?;
         // Space that was used is given back, so that the bound is one on the disk too.
@@ -59,9 +70,18 @@ impl Spool {
         database.execute_batch("CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, json BLOB NOT NULL) STRICT;")?;
         let check: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         anyhow::ensure!(check == "ok", "{check}");
-        let (events, bytes): (u64, u64) =
-            database.query_row("SELECT count(*), coalesce(sum(length(json)), 0) FROM event", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(Self { path: path.to_owned(), database, max_bytes, bytes, events })
+        let (events, bytes): (u64, u64) = database.query_row(
+            "SELECT count(*), coalesce(sum(length(json)), 0) FROM event",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        Ok(Self {
+            path: path.to_owned(),
+            database,
+            max_bytes,
+            bytes,
+            events,
+        })
     }
 
     pub fn events(&self) -> u64 {
@@ -91,13 +111,17 @@ impl Spool {
                 insert.execute(params![json])?;
             }
         }
-        transaction.commit().with_context(|| format!("write {}", path.display()))?;
+        transaction
+            .commit()
+            .with_context(|| format!("write {}", path.display()))?;
         Ok(bytes)
     }
 
     /// The oldest events, with the number up to which they go.
     pub fn front(&self, most: usize) -> Result<Option<(i64, Vec<Event>)>> {
-        let mut query = self.database.prepare_cached("SELECT number, json FROM event ORDER BY number LIMIT ?1")?;
+        let mut query = self
+            .database
+            .prepare_cached("SELECT number, json FROM event ORDER BY number LIMIT ?1")?;
         let mut rows = query.query([most as i64])?;
         let (mut last, mut events) = (None, Vec::new());
         while let Some(row) = rows.next()? {
@@ -105,7 +129,9 @@ impl Spool {
             let json: Vec<u8> = row.get(1)?;
             match serde_json::from_slice(&json) {
                 Ok(event) => events.push(event),
-                Err(error) => tracing::error!(%error, "an event in the spool cannot be read: it is left out"),
+                Err(error) => {
+                    tracing::error!(%error, "an event in the spool cannot be read: it is left out")
+                }
             }
         }
         Ok(last.map(|last| (last, events)))
@@ -118,11 +144,13 @@ impl Spool {
             [up_to],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
-        self.database.execute("DELETE FROM event WHERE number <= ?1", [up_to])?;
+        self.database
+            .execute("DELETE FROM event WHERE number <= ?1", [up_to])?;
         self.events = self.events.saturating_sub(events);
         self.bytes = self.bytes.saturating_sub(bytes);
         if self.events == 0 {
-            self.database.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")?;
+            self.database
+                .execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")?;
         }
         Ok(())
     }

@@ -36,10 +36,13 @@ impl Collector {
     /// Makes its directories and gives them to its user.
     pub fn new(config: &Config, paths: &Paths) -> Result<Self> {
         let named = config.collector.user.as_deref();
-        let user = User::from_name(named.unwrap_or(USER)).context("look the collector's user up")?;
+        let user =
+            User::from_name(named.unwrap_or(USER)).context("look the collector's user up")?;
         let (mut uid, mut gid) = match (user, named) {
             (Some(user), _) => (user.uid.as_raw(), user.gid.as_raw()),
-            (None, Some(name)) => anyhow::bail!("there is no user {name} for the collector; hint: adduser --system {name}"),
+            (None, Some(name)) => anyhow::bail!(
+                "there is no user {name} for the collector; hint: adduser --system {name}"
+            ),
             (None, None) => (UNASSIGNED, UNASSIGNED),
         };
         for dir in [&paths.state, &paths.runtime] {
@@ -58,9 +61,13 @@ impl Collector {
             uid,
             gid,
         };
-        for (dir, mode) in [(collector.state.clone(), 0o700), (paths.runtime.join("collector"), 0o755)] {
+        for (dir, mode) in [
+            (collector.state.clone(), 0o700),
+            (paths.runtime.join("collector"), 0o755),
+        ] {
             fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-            fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).with_context(|| format!("set the mode of {}", dir.display()))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(mode))
+                .with_context(|| format!("set the mode of {}", dir.display()))?;
             give(&dir, uid, gid)?;
         }
         Ok(collector)
@@ -70,7 +77,10 @@ impl Collector {
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
         let mut delay = FIRST_DELAY;
         while !*stopped.borrow() {
-            let there = tokio::net::UnixStream::connect(self.runtime.join("collector").join(INGEST_SOCKET)).await.is_ok();
+            let there =
+                tokio::net::UnixStream::connect(self.runtime.join("collector").join(INGEST_SOCKET))
+                    .await
+                    .is_ok();
             if there || !self.start {
                 tokio::select! {
                     () = sleep(LONGEST_DELAY) => {}
@@ -92,7 +102,9 @@ impl Collector {
                         }
                     }
                 }
-                Err(error) => tracing::error!(error = format!("{error:#}"), "the collector does not start"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the collector does not start")
+                }
             }
             if started.elapsed() > LONGEST_DELAY {
                 delay = FIRST_DELAY;
@@ -119,7 +131,9 @@ impl Collector {
         if self.uid != 0 {
             command.uid(self.uid).gid(self.gid);
         }
-        command.spawn().with_context(|| format!("start {} collector", program.display()))
+        command
+            .spawn()
+            .with_context(|| format!("start {} collector", program.display()))
     }
 }
 
@@ -127,7 +141,10 @@ impl Collector {
 async fn end(child: &mut tokio::process::Child) {
     let Some(pid) = child.id() else { return };
     let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
-    if tokio::time::timeout(LONGEST_DELAY, child.wait()).await.is_err() {
+    if tokio::time::timeout(LONGEST_DELAY, child.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!("the collector does not stop: killed");
         let _ = child.kill().await;
     }
@@ -144,10 +161,14 @@ fn closed_to_others(dir: &Path) -> Option<PathBuf> {
 fn give(dir: &Path, uid: u32, gid: u32) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let own = |path: &Path| {
-        chown(path, Some(uid.as_raw()), Some(gid.as_raw())).with_context(|| format!("give {} to the collector", path.display()))
+        chown(path, Some(uid.as_raw()), Some(gid.as_raw()))
+            .with_context(|| format!("give {} to the collector", path.display()))
     };
     own(dir)?;
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?.flatten() {
+    for entry in fs::read_dir(dir)
+        .with_context(|| format!("list {}", dir.display()))?
+        .flatten()
+    {
         // Never through a link: the directory was another user's.
         if entry.file_type().is_ok_and(|kind| kind.is_file()) {
             own(&entry.path())?;

@@ -1,6 +1,10 @@
 //! Whether every numbered event of a session has arrived: made = delivered + folded + lost.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, time::{Duration, Instant}};
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 /// How long a number may be missing before it counts as lost: a program that was preempted between taking a number and
 /// writing its record is never away for as long.
@@ -50,7 +54,11 @@ impl Account {
                 return Vec::new();
             }
         }
-        let up_to = if at_once { last } else { self.waiting.map_or(last, |(up_to, _)| up_to) };
+        let up_to = if at_once {
+            last
+        } else {
+            self.waiting.map_or(last, |(up_to, _)| up_to)
+        };
         self.waiting = None;
         let mut gaps = Vec::new();
         let mut next = self.settled + 1;

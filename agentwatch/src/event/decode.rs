@@ -1,10 +1,6 @@
 //! Kernel bytes to a record and its strings. Trusts no length and no tag that the bytes hold.
 
-use std::{
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt as _,
-    path::PathBuf,
-};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
 use agentwatch_common::{event::Record, limits};
 use thiserror::Error;
@@ -35,23 +31,38 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded<'_>, DecodeError> {
     };
     // SAFETY: a record is made of integers only, so every bit pattern is one; the length was checked.
     let record: Record = unsafe { std::ptr::read_unaligned(fixed.as_ptr().cast()) };
-    let said = u64::from(record.name_len) + u64::from(record.path_len) + u64::from(record.second_len);
+    let said =
+        u64::from(record.name_len) + u64::from(record.path_len) + u64::from(record.second_len);
     if said > strings.len() as u64 || said > limits::DATA as u64 {
-        return Err(DecodeError::Strings { have: strings.len(), said });
+        return Err(DecodeError::Strings {
+            have: strings.len(),
+            said,
+        });
     }
     let (name, rest) = strings.split_at(record.name_len as usize);
     let (path, rest) = rest.split_at(record.path_len as usize);
     let second = &rest[..record.second_len as usize];
-    Ok(Decoded { record, name, path: join(path), second: join(second) })
+    Ok(Decoded {
+        record,
+        name,
+        path: join(path),
+        second: join(second),
+    })
 }
 
 /// Components, leaf first, to a path.
 fn join(components: &[u8]) -> PathBuf {
     let mut path = PathBuf::from("/");
-    let names: Vec<&[u8]> = components.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    let names: Vec<&[u8]> = components
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .collect();
     for name in names.iter().rev() {
         // A name cannot hold a slash; one that does is not taken for an absolute path.
-        let clean: Vec<u8> = name.iter().map(|byte| if *byte == b'/' { b'?' } else { *byte }).collect();
+        let clean: Vec<u8> = name
+            .iter()
+            .map(|byte| if *byte == b'/' { b'?' } else { *byte })
+            .collect();
         path.push(OsStr::from_bytes(&clean));
     }
     path
@@ -76,9 +87,17 @@ mod tests {
 
     #[test]
     fn components_become_a_path() {
-        let record = Record { name_len: 3, path_len: 9, second_len: 2, ..Record::default() };
+        let record = Record {
+            name_len: 3,
+            path_len: 9,
+            second_len: 2,
+            ..Record::default()
+        };
         let bytes = bytes(&record, b"ab\0passwd\0e\0x\0");
-        let record = Record { path_len: 9, ..record };
+        let record = Record {
+            path_len: 9,
+            ..record
+        };
         let decoded = decode(&bytes).unwrap();
         assert_eq!(decoded.record.path_len, record.path_len);
         assert_eq!(until_nul(decoded.name), b"ab");
@@ -89,8 +108,16 @@ mod tests {
     #[test]
     fn lengths_are_not_trusted() {
         assert_eq!(decode(&[0; 10]).unwrap_err(), DecodeError::Short(10));
-        let record = Record { name_len: u32::MAX, path_len: u32::MAX, second_len: u32::MAX, ..Record::default() };
-        assert!(matches!(decode(&bytes(&record, b"abc")), Err(DecodeError::Strings { have: 3, .. })));
+        let record = Record {
+            name_len: u32::MAX,
+            path_len: u32::MAX,
+            second_len: u32::MAX,
+            ..Record::default()
+        };
+        assert!(matches!(
+            decode(&bytes(&record, b"abc")),
+            Err(DecodeError::Strings { have: 3, .. })
+        ));
     }
 
     proptest::proptest! {

@@ -64,7 +64,10 @@ impl Enricher {
     pub fn refresh_mounts(&mut self) {
         match Mounts::read() {
             Ok(mounts) => self.mounts = mounts,
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "paths are named by the mounts of before"),
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "paths are named by the mounts of before"
+            ),
         }
     }
 
@@ -100,7 +103,8 @@ impl Enricher {
         let record = &decoded.record;
         let key: ProcessKey = (record.pid, record.start);
         if record.kind == kind::FORK {
-            self.processes.forked(key, (record.ppid, record.parent_start));
+            self.processes
+                .forked(key, (record.ppid, record.parent_start));
             return None;
         }
         let kind = kind_of(record.kind)?;
@@ -123,7 +127,11 @@ impl Enricher {
             verdict::AUDITED => Verdict::Audited,
             _ => Verdict::Allowed,
         };
-        event.rule = subject.policy.rules.get(record.rule as usize).map(crate::policy::model::Rule::reference);
+        event.rule = subject
+            .policy
+            .rules
+            .get(record.rule as usize)
+            .map(crate::policy::model::Rule::reference);
         match kind {
             Kind::Exit => event.exit = Some(exit_of(record)),
             Kind::Connect | Kind::Bind => event.net = Some(net_of(decoded, &process)),
@@ -132,7 +140,11 @@ impl Enricher {
         }
         if matches!(kind, Kind::Rename | Kind::Link) {
             event.target = Some(File {
-                path: self.mounts.name(record.second_dev, &decoded.second).to_string_lossy().into_owned(),
+                path: self
+                    .mounts
+                    .name(record.second_dev, &decoded.second)
+                    .to_string_lossy()
+                    .into_owned(),
                 dev: u64::from(record.second_dev),
                 inode: record.second_inode,
                 ..File::default()
@@ -158,17 +170,28 @@ impl Enricher {
             .map(|argument| String::from_utf8_lossy(argument).into_owned())
             .collect();
         Known {
-            exe: self.mounts.name(record.dev, &decoded.path).to_string_lossy().into(),
+            exe: self
+                .mounts
+                .name(record.dev, &decoded.path)
+                .to_string_lossy()
+                .into(),
             argv: argv.into(),
             argv_truncated: record.state & state::ARGV_TRUNCATED != 0,
-            cwd: self.mounts.name(record.second_dev, &decoded.second).to_string_lossy().into(),
+            cwd: self
+                .mounts
+                .name(record.second_dev, &decoded.second)
+                .to_string_lossy()
+                .into(),
         }
     }
 
     fn process(&mut self, record: &Record, key: ProcessKey, subject: &mut Subject) -> Process {
         let known = self.processes.known_or_read(key).clone();
         let root = &self.cgroup_root;
-        let cgroup = subject.cgroups.entry(record.cgroup).or_insert_with(|| cgroup_path(root, record.cgroup).into());
+        let cgroup = subject
+            .cgroups
+            .entry(record.cgroup)
+            .or_insert_with(|| cgroup_path(root, record.cgroup).into());
         Process {
             pid: record.pid,
             tid: record.tid,
@@ -178,7 +201,11 @@ impl Enricher {
             parent_start_ns: record.parent_start,
             exe: known.exe.to_string(),
             comm: String::from_utf8_lossy(until_nul(&record.comm[..COMM])).into_owned(),
-            argv: if matches!(record.kind, kind::EXEC) { known.argv.to_vec() } else { Vec::new() },
+            argv: if matches!(record.kind, kind::EXEC) {
+                known.argv.to_vec()
+            } else {
+                Vec::new()
+            },
             argv_truncated: record.kind == kind::EXEC && known.argv_truncated,
             cwd: known.cwd.to_string(),
             uid: record.uid,
@@ -199,7 +226,11 @@ impl Enricher {
         let found = self.mounts.name(record.dev, &decoded.path);
         let only_name = record.state & state::NAME_ONLY != 0;
         let path = if only_name {
-            let name = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(until_nul(decoded.name)));
+            let name = Path::new(
+                <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(until_nul(
+                    decoded.name,
+                )),
+            );
             crate::policy::path::clean(&found.join(name))
         } else {
             found
@@ -210,7 +241,11 @@ impl Enricher {
             dev: if only_name { 0 } else { u64::from(record.dev) },
             inode: if only_name { 0 } else { record.inode },
             access: access_names(record),
-            flags: if record.kind == kind::OPEN { open_flags(record.flags) } else { Vec::new() },
+            flags: if record.kind == kind::OPEN {
+                open_flags(record.flags)
+            } else {
+                Vec::new()
+            },
         }
     }
 }
@@ -220,7 +255,10 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
     let Some(file) = &event.file else { return };
     let rights: Vec<Access> = [
         (access::READ | access::LIST, Access::Read),
-        (access::WRITE | access::CREATE | access::DELETE | access::ATTR, Access::Write),
+        (
+            access::WRITE | access::CREATE | access::DELETE | access::ATTR,
+            Access::Write,
+        ),
         (access::EXEC, Access::Exec),
     ]
     .into_iter()
@@ -230,11 +268,19 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
     let path = Path::new(&file.path);
     let undecided = record.verdict == verdict::UNDECIDED;
     // A link may lead elsewhere: where the name is refused, what it leads to is judged too.
-    let resolved = if undecided { files::resolve_cached(path) } else { None };
+    let resolved = if undecided {
+        files::resolve_cached(path)
+    } else {
+        None
+    };
     for right in rights {
         for path in std::iter::once(path).chain(resolved.as_deref()) {
             let decision = decide_file(&subject.policy, right, path);
-            let rule = subject.policy.rules.get(decision.rule as usize).map(crate::policy::model::Rule::reference);
+            let rule = subject
+                .policy
+                .rules
+                .get(decision.rule as usize)
+                .map(crate::policy::model::Rule::reference);
             if decision.effect == Effect::Allow {
                 if event.rule.is_none() {
                     event.rule = rule;
@@ -246,7 +292,10 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
                 event.rule = rule;
                 return;
             }
-            if subject.reference.mode == Mode::Monitor && event.verdict == Verdict::Allowed && record.errno == 0 {
+            if subject.reference.mode == Mode::Monitor
+                && event.verdict == Verdict::Allowed
+                && record.errno == 0
+            {
                 event.verdict = Verdict::Audited;
                 event.rule = rule;
                 return;
@@ -295,12 +344,20 @@ fn net_of(decoded: &Decoded<'_>, process: &Process) -> Net {
         5 => "seqpacket".to_owned(),
         other => other.to_string(),
     };
-    let mut net = Net { socket_type, ..Net::default() };
+    let mut net = Net {
+        socket_type,
+        ..Net::default()
+    };
     let address = Ipv6Addr::from(record.addr);
     match record.family {
         AF_INET => {
             net.family = "inet".to_owned();
-            net.addr = Some(address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4).to_string());
+            net.addr = Some(
+                address
+                    .to_ipv4_mapped()
+                    .map_or(IpAddr::V6(address), IpAddr::V4)
+                    .to_string(),
+            );
             net.port = Some(record.port);
         }
         AF_INET6 => {
@@ -313,12 +370,18 @@ fn net_of(decoded: &Decoded<'_>, process: &Process) -> Net {
             net.path = Some(match decoded.name.split_first() {
                 // An abstract name: its bytes after the NUL, which may hold further ones.
                 Some((0, rest)) => {
-                    let end = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                    let end = rest
+                        .iter()
+                        .rposition(|byte| *byte != 0)
+                        .map_or(0, |last| last + 1);
                     format!("@{}", String::from_utf8_lossy(&rest[..end]))
                 }
                 Some(_) => {
                     let name = String::from_utf8_lossy(until_nul(decoded.name)).into_owned();
-                    Path::new(&process.cwd).join(name).to_string_lossy().into_owned()
+                    Path::new(&process.cwd)
+                        .join(name)
+                        .to_string_lossy()
+                        .into_owned()
                 }
                 None => String::new(),
             });
@@ -357,18 +420,26 @@ fn access_names(record: &Record) -> Vec<String> {
 /// Nanoseconds of CLOCK_BOOTTIME.
 pub fn boottime_ns() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    time.map_or(0, |time| (time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64))
+    time.map_or(0, |time| {
+        (time.tv_sec() as u64)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(time.tv_nsec() as u64)
+    })
 }
 
 /// The wall time of a moment of CLOCK_BOOTTIME, by how far the two are apart now.
 pub fn wall(ktime: u64) -> Timestamp {
     let ago = boottime_ns().saturating_sub(ktime);
     let ago = SignedDuration::from_nanos(i64::try_from(ago).unwrap_or(i64::MAX));
-    Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH)
+    Timestamp::now()
+        .checked_sub(ago)
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The path of a cgroup below the mount, by its id; the id itself where it is gone already.
 fn cgroup_path(root: &Path, id: u64) -> String {
-    crate::session::cgroup::by_id(root, id).map_or_else(|| format!("[{id}]"), |path| crate::session::cgroup::shown(root, &path))
+    crate::session::cgroup::by_id(root, id).map_or_else(
+        || format!("[{id}]"),
+        |path| crate::session::cgroup::shown(root, &path),
+    )
 }
-

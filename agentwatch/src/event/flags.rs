@@ -39,6 +39,9 @@ mod tests {
     fn wider_flags_come_first() {
         assert_eq!(open_flags(libc::O_SYNC.cast_unsigned()), ["O_SYNC"]);
         assert_eq!(open_flags(libc::O_DSYNC.cast_unsigned()), ["O_DSYNC"]);
-        assert_eq!(open_flags((libc::O_RDWR | libc::O_CREAT | libc::O_CLOEXEC).cast_unsigned()), ["O_CREAT", "O_CLOEXEC"]);
+        assert_eq!(
+            open_flags((libc::O_RDWR | libc::O_CREAT | libc::O_CLOEXEC).cast_unsigned()),
+            ["O_CREAT", "O_CLOEXEC"]
+        );
     }
 }

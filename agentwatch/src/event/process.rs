@@ -49,15 +49,23 @@ impl Processes {
 
     fn insert(&mut self, key: ProcessKey, known: Known) {
         if self.known.len() >= MOST {
-            self.known.retain(|(pid, _), _| PathBuf::from(format!("/proc/{pid}")).exists());
+            self.known
+                .retain(|(pid, _), _| PathBuf::from(format!("/proc/{pid}")).exists());
         }
         self.known.insert(key, known);
     }
 }
 
 fn read(pid: u32) -> Known {
-    let Ok(process) = procfs::process::Process::new(pid.cast_signed()) else { return Known::default() };
-    let text = |path: Result<PathBuf, _>| path.map_or_else(|_| Arc::from(""), |path: PathBuf| Arc::from(path.to_string_lossy()));
+    let Ok(process) = procfs::process::Process::new(pid.cast_signed()) else {
+        return Known::default();
+    };
+    let text = |path: Result<PathBuf, _>| {
+        path.map_or_else(
+            |_| Arc::from(""),
+            |path: PathBuf| Arc::from(path.to_string_lossy()),
+        )
+    };
     Known {
         exe: text(process.exe()),
         argv: process.cmdline().unwrap_or_default().into(),

@@ -19,7 +19,11 @@ pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
         .iter()
         .map(|member| {
             let offset = offset(&types, member).with_context(|| {
-                format!("struct {} of this kernel has no member {}", member.parent, member.paths.join(" or "))
+                format!(
+                    "struct {} of this kernel has no member {}",
+                    member.parent,
+                    member.paths.join(" or ")
+                )
             })?;
             Ok((member.name, offset))
         })
@@ -32,7 +36,8 @@ fn offset(types: &TypeInformation, member: &Member) -> Result<u64> {
         .get()
         .iter()
         .find(|(id, variant)| {
-            matches!(variant, TypeVariant::Struct(_)) && types.name_of(**id).as_deref() == Some(member.parent)
+            matches!(variant, TypeVariant::Struct(_))
+                && types.name_of(**id).as_deref() == Some(member.parent)
         })
         .map(|(id, _)| *id)
         .with_context(|| format!("this kernel has no struct {}", member.parent))?;
@@ -52,12 +57,19 @@ struct BtfFile(Vec<u8>);
 impl BtfFile {
     fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| {
-            format!("open {}; hint: the kernel must be built with CONFIG_DEBUG_INFO_BTF", path.display())
+            format!(
+                "open {}; hint: the kernel must be built with CONFIG_DEBUG_INFO_BTF",
+                path.display()
+            )
         })?;
         // One sequential read: the file is served by the kernel and has no other cost.
-        let len = file.metadata().with_context(|| format!("stat {}", path.display()))?.len();
+        let len = file
+            .metadata()
+            .with_context(|| format!("stat {}", path.display()))?
+            .len();
         let mut bytes = vec![0; usize::try_from(len).context("size of the BTF")?];
-        file.read_exact_at(&mut bytes, 0).with_context(|| format!("read {}", path.display()))?;
+        file.read_exact_at(&mut bytes, 0)
+            .with_context(|| format!("read {}", path.display()))?;
         Ok(Self(bytes))
     }
 }

@@ -2,14 +2,20 @@
 
 use std::{
     collections::HashMap,
-    os::{fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd}, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use nix::{
     fcntl::{OFlag, open},
-    sys::{stat::{Mode, fstat}, statfs::fstatfs},
+    sys::{
+        stat::{Mode, fstat},
+        statfs::fstatfs,
+    },
 };
 use procfs::process::Process;
 
@@ -39,12 +45,19 @@ pub fn identify(path: &Path) -> Result<Found> {
         Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => return Ok(Found::Missing),
         Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
     };
-    let kind = fstatfs(file.as_fd()).with_context(|| format!("look at the file system of {}", path.display()))?;
-    if let Some((_, name)) = STAT_DIFFERS.iter().find(|(magic, _)| kind.filesystem_type().0 == *magic) {
+    let kind = fstatfs(file.as_fd())
+        .with_context(|| format!("look at the file system of {}", path.display()))?;
+    if let Some((_, name)) = STAT_DIFFERS
+        .iter()
+        .find(|(magic, _)| kind.filesystem_type().0 == *magic)
+    {
         return Ok(Found::Hidden(name));
     }
     let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
-    Ok(Found::File(Identity { dev: device(stat.st_dev), inode: stat.st_ino }))
+    Ok(Found::File(Identity {
+        dev: device(stat.st_dev),
+        inode: stat.st_ino,
+    }))
 }
 
 /// A device number as the kernel has it inside, from what stat(2) shows.
@@ -64,7 +77,13 @@ pub fn resolve_cached(path: &Path) -> Option<PathBuf> {
     how.resolve = libc::RESOLVE_CACHED | libc::RESOLVE_NO_MAGICLINKS;
     // SAFETY: the name and the struct outlive the call, and the size is the struct's.
     let fd = unsafe {
-        libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, name.as_ptr(), &raw mut how, size_of::<libc::open_how>())
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            name.as_ptr(),
+            &raw mut how,
+            size_of::<libc::open_how>(),
+        )
     };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
     // SAFETY: the call just made it, and nobody else has it.
@@ -106,16 +125,25 @@ impl Mounts {
         let mounts = self.by_device.get(&dev).map_or(&[][..], Vec::as_slice);
         let best = mounts
             .iter()
-            .filter_map(|mount| inside.strip_prefix(&mount.root).ok().map(|rest| (mount, rest)))
+            .filter_map(|mount| {
+                inside
+                    .strip_prefix(&mount.root)
+                    .ok()
+                    .map(|rest| (mount, rest))
+            })
             // The mount that shows the most specific part; of two, the one with the shorter name.
             .max_by_key(|(mount, _)| {
-                (mount.root.as_os_str().len(), std::cmp::Reverse(mount.point.as_os_str().len()))
+                (
+                    mount.root.as_os_str().len(),
+                    std::cmp::Reverse(mount.point.as_os_str().len()),
+                )
             });
         match best {
             Some((mount, rest)) if rest.as_os_str().is_empty() => mount.point.clone(),
             Some((mount, rest)) => mount.point.join(rest),
             None => {
-                let mut name = std::ffi::OsString::from(format!("[{}:{}]", dev >> 20, dev & 0xf_ffff));
+                let mut name =
+                    std::ffi::OsString::from(format!("[{}:{}]", dev >> 20, dev & 0xf_ffff));
                 name.push(inside);
                 PathBuf::from(name)
             }
@@ -133,7 +161,11 @@ pub fn list() -> Result<Vec<Mount>> {
         .filter_map(|info| {
             let (major, minor) = info.majmin.split_once(':')?;
             let dev = (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?;
-            Some(Mount { point: info.mount_point, root: PathBuf::from(info.root), dev })
+            Some(Mount {
+                point: info.mount_point,
+                root: PathBuf::from(info.root),
+                dev,
+            })
         })
         .collect())
 }

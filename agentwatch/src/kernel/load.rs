@@ -11,13 +11,14 @@ use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError, TracePoint,
-        cgroup_sock_addr::CgroupSockAddrLink,
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError,
+        TracePoint, cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
 
 use super::{
-    btf, maps::Maps,
+    btf,
+    maps::Maps,
     probe::{self, Check, State},
     ring::Ring,
 };
@@ -59,8 +60,10 @@ const LSM: [(&[&str], &str); 10] = [
 ];
 
 /// Outcomes of look-ups and connects, where LSM programs work.
-const FEXIT: [(&str, &str); 2] =
-    [("do_filp_open", "do_filp_open"), ("sys_connect_file", "__sys_connect_file")];
+const FEXIT: [(&str, &str); 2] = [
+    ("do_filp_open", "do_filp_open"),
+    ("sys_connect_file", "__sys_connect_file"),
+];
 
 /// System-call tracepoints, where they do not: program, tracepoint.
 const SYSCALLS: [(&str, &str); 13] = [
@@ -81,7 +84,9 @@ const SYSCALLS: [(&str, &str); 13] = [
 const SYSCALL_EXIT_CONNECT: (&str, &str) = ("sys_exit_connect", "sys_exit_connect");
 
 /// Programs of a session's cgroup.
-const CGROUP: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
+const CGROUP: [&str; 6] = [
+    "connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6",
+];
 
 /// Keeps a session's cgroup under its programs; dropping it takes them off.
 pub type CgroupLinks = Vec<CgroupSockAddrLink>;
@@ -111,7 +116,10 @@ impl Kernel {
         let offsets = btf::offsets(Path::new(btf::VMLINUX))?;
         let btf = Btf::from_sys_fs().context("read the kernel's types")?;
         let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf)).allow_unsupported_maps().verifier_log_level(VerifierLogLevel::STATS);
+        loader
+            .btf(Some(&btf))
+            .allow_unsupported_maps()
+            .verifier_log_level(VerifierLogLevel::STATS);
         for (name, offset) in &offsets {
             // A member that no program ended up reading is not in the object.
             loader.override_global(name, offset, false);
@@ -123,21 +131,38 @@ impl Kernel {
 
         for name in TRACEPOINTS {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
-            program.load(name, &btf).map_err(verifier).with_context(|| format!("load {name}"))?;
+            program
+                .load(name, &btf)
+                .map_err(verifier)
+                .with_context(|| format!("load {name}"))?;
             program.attach().with_context(|| format!("attach {name}"))?;
         }
         for name in CGROUP {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
-            program.load().map_err(verifier).with_context(|| format!("load {name}"))?;
+            program
+                .load()
+                .map_err(verifier)
+                .with_context(|| format!("load {name}"))?;
         }
-        checks.push(Check::new("cgroup", State::Active, format!("cgroup2 at {}", cgroup_root.display())));
+        checks.push(Check::new(
+            "cgroup",
+            State::Active,
+            format!("cgroup2 at {}", cgroup_root.display()),
+        ));
         let iterator: &mut Iter = program(&mut ebpf, "tag_tasks")?;
-        iterator.load("task", &btf).map_err(verifier).context("load tag_tasks")?;
+        iterator
+            .load("task", &btf)
+            .map_err(verifier)
+            .context("load tag_tasks")?;
 
         let file_backend = match lsm_refusal(&mut ebpf, &btf) {
             None => {
                 attach_lsm(&mut ebpf, &btf)?;
-                checks.push(Check::new("bpf-lsm", State::Active, "LSM programs load and are called"));
+                checks.push(Check::new(
+                    "bpf-lsm",
+                    State::Active,
+                    "LSM programs load and are called",
+                ));
                 Backend::BpfLsm
             }
             Some(check) => {
@@ -150,26 +175,39 @@ impl Kernel {
         checks.push(if abi > 0 {
             Check::new("landlock", State::Active, format!("ABI {abi}"))
         } else {
-            Check::new("landlock", State::Absent, "the kernel has no Landlock, or it is not in the lsm= list")
-                .hint("add landlock to lsm= on the kernel's command line")
+            Check::new(
+                "landlock",
+                State::Absent,
+                "the kernel has no Landlock, or it is not in the lsm= list",
+            )
+            .hint("add landlock to lsm= on the kernel's command line")
         });
 
         let verdicts = ring(&mut ebpf, "VERDICTS")?;
         let bulk = ring(&mut ebpf, "BULK")?;
         let maps = Maps::take(&mut ebpf)?;
-        let kernel = Self { ebpf, btf, maps, file_backend, cgroup_root, checks };
+        let kernel = Self {
+            ebpf,
+            btf,
+            maps,
+            file_backend,
+            cgroup_root,
+            checks,
+        };
         Ok((kernel, Rings { verdicts, bulk }))
     }
 
     /// Attaches the socket programs to a session's cgroup.
     pub fn guard_cgroup(&mut self, cgroup: &Path) -> Result<CgroupLinks> {
-        let dir = File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
+        let dir =
+            File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
         CGROUP
             .iter()
             .map(|name| {
                 let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
                 let link = program
-                    .attach(&dir, CgroupAttachMode::AllowMultiple)
+                    // A link stands beside others by itself: the kernel takes no flag for it.
+                    .attach(&dir, CgroupAttachMode::Single)
                     .with_context(|| format!("attach {name} to {}", cgroup.display()))?;
                 Ok(program.take_link(link)?)
             })
@@ -180,7 +218,10 @@ impl Kernel {
     pub fn tag_existing(&mut self) -> Result<()> {
         let iterator: &mut Iter = program(&mut self.ebpf, "tag_tasks")?;
         let link = iterator.attach().context("attach the task iterator")?;
-        let mut tasks = iterator.take_link(link)?.into_file().context("open the task iterator")?;
+        let mut tasks = iterator
+            .take_link(link)?
+            .into_file()
+            .context("open the task iterator")?;
         std::io::copy(&mut tasks, &mut std::io::sink()).context("walk the host's tasks")?;
         Ok(())
     }
@@ -193,7 +234,11 @@ impl Kernel {
             .iter()
             .zip(0..)
             .map(|(name, index)| {
-                let sum = stats.get(&index, 0).with_context(|| format!("read counter {name}"))?.iter().sum();
+                let sum = stats
+                    .get(&index, 0)
+                    .with_context(|| format!("read counter {name}"))?
+                    .iter()
+                    .sum();
                 Ok(((*name).to_owned(), sum))
             })
             .collect()
@@ -204,7 +249,10 @@ impl Kernel {
         self.ebpf
             .programs()
             .filter_map(|(name, program)| {
-                Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+                Some((
+                    name.to_owned(),
+                    program.info().ok()?.verified_instruction_count()?,
+                ))
             })
             .collect()
     }
@@ -225,7 +273,11 @@ impl Kernel {
             Backend::BpfLsm => Some("bpf-lsm"),
             Backend::Landlock => (probe::landlock_abi() > 0).then_some("landlock"),
         };
-        files.into_iter().chain(["cgroup"]).map(str::to_owned).collect()
+        files
+            .into_iter()
+            .chain(["cgroup"])
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -240,15 +292,15 @@ where
 }
 
 fn ring(ebpf: &mut Ebpf, name: &str) -> Result<Ring> {
-    let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the object has no map {name}"))?;
     Ring::new(RingBuf::try_from(map)?).with_context(|| format!("wait on ring {name}"))
 }
 
 /// Why this kernel does not take LSM programs; `None` where it does.
 fn lsm_refusal(ebpf: &mut Ebpf, btf: &Btf) -> Option<Check> {
-    let refused = |state, detail: String| {
-        Check::new("bpf-lsm", state, detail)
-    };
+    let refused = |state, detail: String| Check::new("bpf-lsm", state, detail);
     let lsm: &mut Lsm = match program(ebpf, "file_open") {
         Ok(lsm) => lsm,
         Err(error) => return Some(refused(State::Absent, format!("{error:#}"))),
@@ -268,8 +320,11 @@ fn lsm_refusal(ebpf: &mut Ebpf, btf: &Btf) -> Option<Check> {
         }
         Err(error) => {
             return Some(
-                refused(State::Disabled, format!("the kernel does not attach LSM programs: {}", brief(&error)))
-                    .hint("a kernel with BPF trampolines; until then files are held by Landlock"),
+                refused(
+                    State::Disabled,
+                    format!("the kernel does not attach LSM programs: {}", brief(&error)),
+                )
+                .hint("a kernel with BPF trampolines; until then files are held by Landlock"),
             );
         }
     }
@@ -277,8 +332,14 @@ fn lsm_refusal(ebpf: &mut Ebpf, btf: &Btf) -> Option<Check> {
     match probe::lsms() {
         Ok(list) if list.iter().any(|name| name == "bpf") => None,
         Ok(list) => Some(
-            refused(State::Disabled, format!("bpf is not among the active LSMs ({})", list.join(",")))
-                .hint(format!("add lsm={},bpf to the kernel's command line", list.join(","))),
+            refused(
+                State::Disabled,
+                format!("bpf is not among the active LSMs ({})", list.join(",")),
+            )
+            .hint(format!(
+                "add lsm={},bpf to the kernel's command line",
+                list.join(",")
+            )),
         ),
         Err(error) => Some(refused(State::Disabled, error)),
     }
@@ -307,28 +368,39 @@ fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
     }
     for (name, function) in FEXIT {
         let program: &mut FExit = program(ebpf, name)?;
-        program.load(function, btf).map_err(verifier).with_context(|| format!("load {name}"))?;
+        program
+            .load(function, btf)
+            .map_err(verifier)
+            .with_context(|| format!("load {name}"))?;
         program.attach().with_context(|| format!("attach {name}"))?;
     }
     Ok(())
 }
 
 fn attach_syscalls(ebpf: &mut Ebpf) -> Result<()> {
-    probe::tracefs().map_err(|error| anyhow::anyhow!("{error}; hint: mount -t tracefs none /sys/kernel/tracing"))?;
+    probe::tracefs().map_err(|error| {
+        anyhow::anyhow!("{error}; hint: mount -t tracefs none /sys/kernel/tracing")
+    })?;
     for (name, tracepoint) in SYSCALLS.into_iter().chain([SYSCALL_EXIT_CONNECT]) {
         let program: &mut TracePoint = program(ebpf, name)?;
         match program.load() {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
             Err(error) => return Err(verifier(error)).with_context(|| format!("load {name}")),
         }
-        program.attach("syscalls", tracepoint).with_context(|| format!("attach {name} to {tracepoint}"))?;
+        program
+            .attach("syscalls", tracepoint)
+            .with_context(|| format!("attach {name} to {tracepoint}"))?;
     }
     Ok(())
 }
 
 /// A load error with the end of the verifier's log, where it says what it minds.
 fn verifier(error: ProgramError) -> anyhow::Error {
-    if let ProgramError::LoadError { io_error, verifier_log } = &error {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = &error
+    {
         let log = verifier_log.to_string();
         let lines: Vec<_> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(30)..].join("\n");

@@ -6,7 +6,8 @@ use agentwatch_common::{
     event::{Fold, FoldKey},
     limits,
     policy::{
-        OP_INET6, PREFIX_BASE, Place, PlaceKey, Ports, Prefix, PrefixKey, Session, effect, net, right,
+        OP_INET6, PREFIX_BASE, Place, PlaceKey, Ports, Prefix, PrefixKey, Session, effect, net,
+        right,
     },
 };
 use anyhow::{Context as _, Result};
@@ -44,7 +45,10 @@ pub struct Bound {
 
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let mut map = |name: &str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the object has no map {name}"))
+        };
         Ok(Self {
             sessions: map("SESSIONS")?.try_into()?,
             cgroups: map("CGROUPS")?.try_into()?,
@@ -59,10 +63,16 @@ impl Maps {
         let mut bound = Bound::default();
         let places = bind(policy, &mut bound)?;
         for (identity, place) in places {
-            let key = PlaceKey { policy: number, dev: identity.dev, inode: identity.inode };
+            let key = PlaceKey {
+                policy: number,
+                dev: identity.dev,
+                inode: identity.inode,
+            };
             if let Err(error) = self.places.insert(key, place, 0) {
                 self.remove_policy(&bound);
-                return Err(error).context("enter a file rule into the kernel; hint: too many rules on this host?");
+                return Err(error).context(
+                    "enter a file rule into the kernel; hint: too many rules on this host?",
+                );
             }
             bound.places.push(key);
         }
@@ -72,8 +82,16 @@ impl Maps {
                 NetOp::Connect => net::CONNECT,
                 NetOp::Listen => net::LISTEN,
             };
-            let family = if prefix.net.network().is_ipv4() { 0 } else { OP_INET6 };
-            let key = PrefixKey { policy: number, op: op | family, addr };
+            let family = if prefix.net.network().is_ipv4() {
+                0
+            } else {
+                OP_INET6
+            };
+            let key = PrefixKey {
+                policy: number,
+                op: op | family,
+                addr,
+            };
             let mut value = Prefix::default();
             for (slot, rule) in value.ports.iter_mut().zip(&prefix.ports) {
                 *slot = Ports {
@@ -85,9 +103,14 @@ impl Maps {
                 };
                 value.len += 1;
             }
-            if let Err(error) = self.prefixes.insert(&Key::new(PREFIX_BASE + len, key), value, 0) {
+            if let Err(error) = self
+                .prefixes
+                .insert(&Key::new(PREFIX_BASE + len, key), value, 0)
+            {
                 self.remove_policy(&bound);
-                return Err(error).context("enter a network rule into the kernel; hint: too many rules on this host?");
+                return Err(error).context(
+                    "enter a network rule into the kernel; hint: too many rules on this host?",
+                );
             }
             bound.prefixes.push((PREFIX_BASE + len, key));
         }
@@ -98,13 +121,21 @@ impl Maps {
     pub fn rebind(&mut self, number: u32, policy: &Compiled, bound: &mut Bound) -> Result<()> {
         let mut still = Vec::new();
         for index in std::mem::take(&mut bound.missing) {
-            let Some(place) = policy.places.get(index) else { continue };
+            let Some(place) = policy.places.get(index) else {
+                continue;
+            };
             let Ok(Found::File(identity)) = files::identify(&place.path) else {
                 still.push(index);
                 continue;
             };
-            let key = PlaceKey { policy: number, dev: identity.dev, inode: identity.inode };
-            self.places.insert(key, place_of(&place.decisions), 0).context("enter a file rule into the kernel")?;
+            let key = PlaceKey {
+                policy: number,
+                dev: identity.dev,
+                inode: identity.inode,
+            };
+            self.places
+                .insert(key, place_of(&place.decisions), 0)
+                .context("enter a file rule into the kernel")?;
             bound.places.push(key);
         }
         bound.missing = still;
@@ -125,27 +156,45 @@ impl Maps {
     }
 
     pub fn open_session(&mut self, number: u32, policy: u32, flags: u32) -> Result<()> {
-        let session = Session { number, policy, flags, ..Session::default() };
-        self.sessions.set(slot(number), session, 0).context("enter the session into the kernel")
+        let session = Session {
+            number,
+            policy,
+            flags,
+            ..Session::default()
+        };
+        self.sessions
+            .set(slot(number), session, 0)
+            .context("enter the session into the kernel")
     }
 
     /// From here on, tags of this session mean nothing.
     pub fn close_session(&mut self, number: u32) -> Result<()> {
-        self.sessions.set(slot(number), Session::default(), 0).context("take the session out of the kernel")
+        self.sessions
+            .set(slot(number), Session::default(), 0)
+            .context("take the session out of the kernel")
     }
 
     /// The kernel's account of a session.
     pub fn session(&self, number: u32) -> Result<Session> {
-        self.sessions.get(&slot(number), 0).context("read the session from the kernel")
+        self.sessions
+            .get(&slot(number), 0)
+            .context("read the session from the kernel")
     }
 
     pub fn insert_cgroup(&mut self, id: u64, session: u32) -> Result<()> {
-        self.cgroups.insert(id, session, 0).context("enter the cgroup into the kernel")
+        self.cgroups
+            .insert(id, session, 0)
+            .context("enter the cgroup into the kernel")
     }
 
     pub fn remove_cgroups(&mut self, session: u32) {
-        let ids: Vec<u64> =
-            self.cgroups.iter().flatten().filter(|(_, owner)| *owner == session).map(|(id, _)| id).collect();
+        let ids: Vec<u64> = self
+            .cgroups
+            .iter()
+            .flatten()
+            .filter(|(_, owner)| *owner == session)
+            .map(|(id, _)| id)
+            .collect();
         for id in ids {
             // It may have been removed with its cgroup meanwhile.
             let _ = self.cgroups.remove(&id);
@@ -163,8 +212,13 @@ impl Maps {
     }
 
     pub fn remove_folds(&mut self, session: u32) {
-        let keys: Vec<FoldKey> =
-            self.folds.iter().flatten().filter(|(key, _)| key.session == session).map(|(key, _)| key).collect();
+        let keys: Vec<FoldKey> = self
+            .folds
+            .iter()
+            .flatten()
+            .filter(|(key, _)| key.session == session)
+            .map(|(key, _)| key)
+            .collect();
         for key in keys {
             if let Err(error) = self.folds.remove(&key) {
                 tracing::warn!(%error, "a fold of an ended session stays in the kernel");
@@ -238,14 +292,18 @@ fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
     }
     let mut roots: Map<Identity, Place> = Map::new();
     for mount in files::list()? {
-        let decisions = Access::ALL.map(|access| explain::decide_file(policy, access, &mount.point));
+        let decisions =
+            Access::ALL.map(|access| explain::decide_file(policy, access, &mount.point));
         let point: PathBuf = mount.point;
         // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway.
         if let Ok(Found::File(identity)) = files::identify(&point)
             && !bound.contains_key(&identity)
         {
             let value = place_of(&decisions);
-            roots.entry(identity).and_modify(|old| *old = stricter(*old, value)).or_insert(value);
+            roots
+                .entry(identity)
+                .and_modify(|old| *old = stricter(*old, value))
+                .or_insert(value);
         }
     }
     bound.extend(roots);
@@ -255,7 +313,10 @@ fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
 /// A prefix over v4-mapped addresses, and its length.
 fn mapped(net: IpNet) -> (u32, [u8; 16]) {
     match net.network() {
-        IpAddr::V4(addr) => (96 + u32::from(net.prefix_len()), addr.to_ipv6_mapped().octets()),
+        IpAddr::V4(addr) => (
+            96 + u32::from(net.prefix_len()),
+            addr.to_ipv6_mapped().octets(),
+        ),
         IpAddr::V6(addr) => (u32::from(net.prefix_len()), addr.octets()),
     }
 }

@@ -1,8 +1,14 @@
 //! What this kernel can enforce. Probed, never inferred from a version: `agentwatch doctor` shows it.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use nix::{mount::MsFlags, sys::statfs::{CGROUP2_SUPER_MAGIC, statfs}};
+use nix::{
+    mount::MsFlags,
+    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+};
 use serde::Serialize;
 
 /// State of one thing that enforcement may need.
@@ -29,7 +35,12 @@ pub struct Check {
 
 impl Check {
     pub fn new(name: &'static str, state: State, detail: impl Into<String>) -> Self {
-        Self { name, state, detail: detail.into(), hint: String::new() }
+        Self {
+            name,
+            state,
+            detail: detail.into(),
+            hint: String::new(),
+        }
     }
 
     #[must_use]
@@ -42,10 +53,18 @@ impl Check {
 /// Where cgroup2 is mounted: the unified hierarchy's root, or the hybrid one's.
 pub fn cgroup2() -> Option<PathBuf> {
     let candidates = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-    if let Some(path) = candidates.into_iter().map(Path::new).find(|path| is_cgroup2(path)) {
+    if let Some(path) = candidates
+        .into_iter()
+        .map(Path::new)
+        .find(|path| is_cgroup2(path))
+    {
         return Some(path.to_owned());
     }
-    crate::kernel::files::list().ok()?.into_iter().map(|mount| mount.point).find(|point| is_cgroup2(point))
+    crate::kernel::files::list()
+        .ok()?
+        .into_iter()
+        .map(|mount| mount.point)
+        .find(|point| is_cgroup2(point))
 }
 
 fn is_cgroup2(path: &Path) -> bool {

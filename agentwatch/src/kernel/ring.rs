@@ -1,6 +1,9 @@
 //! The two rings, as streams of bytes.
 
-use std::{io, os::fd::{AsRawFd, RawFd}};
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};

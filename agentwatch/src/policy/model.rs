@@ -58,7 +58,11 @@ pub struct Rule {
 
 impl Rule {
     pub fn reference(&self) -> RuleRef {
-        RuleRef { id: self.id.clone(), layer: self.layer, source: self.source.clone() }
+        RuleRef {
+            id: self.id.clone(),
+            layer: self.layer,
+            source: self.source.clone(),
+        }
     }
 }
 

@@ -31,7 +31,9 @@ pub fn remove(path: &Path) {
 
 /// The id by which the kernel's programs know a cgroup: its inode number (kernfs).
 pub fn id(path: &Path) -> Result<u64> {
-    Ok(fs::metadata(path).with_context(|| format!("look at cgroup {}", path.display()))?.ino())
+    Ok(fs::metadata(path)
+        .with_context(|| format!("look at cgroup {}", path.display()))?
+        .ino())
 }
 
 /// Moves a process, with all its threads.
@@ -42,7 +44,8 @@ pub fn enter(path: &Path, pid: u32) -> Result<()> {
 
 /// Whether any process is in the cgroup or below; false where it is gone.
 pub fn populated(path: &Path) -> bool {
-    fs::read_to_string(path.join("cgroup.events")).is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+    fs::read_to_string(path.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
 /// The cgroup and all below it, parents first.
@@ -51,9 +54,14 @@ pub fn descendants(path: &Path) -> Vec<PathBuf> {
     let mut next = 0;
     while let Some(dir) = all.get(next).cloned() {
         next += 1;
-        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        let Ok(entries) = fs::read_dir(&dir) else {
+            continue;
+        };
         all.extend(
-            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+            entries
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
         );
     }
     all
@@ -61,22 +69,36 @@ pub fn descendants(path: &Path) -> Vec<PathBuf> {
 
 /// The cgroup with an id.
 pub fn by_id(root: &Path, id: u64) -> Option<PathBuf> {
-    descendants(root).into_iter().find(|path| self::id(path).is_ok_and(|own| own == id))
+    descendants(root)
+        .into_iter()
+        .find(|path| self::id(path).is_ok_and(|own| own == id))
 }
 
 /// A cgroup that someone names: absolute below the mount, or as `/proc/PID/cgroup` writes it.
 pub fn resolve(root: &Path, named: &Path) -> Result<PathBuf> {
-    let candidates = [named.to_owned(), root.join(named.strip_prefix("/").unwrap_or(named))];
+    let candidates = [
+        named.to_owned(),
+        root.join(named.strip_prefix("/").unwrap_or(named)),
+    ];
     for path in candidates {
-        let Ok(path) = path.canonicalize() else { continue };
+        let Ok(path) = path.canonicalize() else {
+            continue;
+        };
         if path.starts_with(root) && path.join("cgroup.procs").exists() {
             if path == root {
-                bail!("{} is the root of all cgroups: a session there would hold the whole host", path.display());
+                bail!(
+                    "{} is the root of all cgroups: a session there would hold the whole host",
+                    path.display()
+                );
             }
             return Ok(path);
         }
     }
-    bail!("there is no cgroup {} below {}; hint: see the line 0:: of /proc/PID/cgroup", named.display(), root.display())
+    bail!(
+        "there is no cgroup {} below {}; hint: see the line 0:: of /proc/PID/cgroup",
+        named.display(),
+        root.display()
+    )
 }
 
 /// The path of a cgroup as events show it: below the mount.

@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use landlock::{
-    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
-    RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
+    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd,
+    Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
 };
 
 use crate::policy::model::{Access, Compiled, Effect};
@@ -39,7 +39,8 @@ pub struct Grant {
 pub fn plan(policy: &Compiled) -> Plan {
     let mut plan = Plan::default();
     for access in Access::ALL {
-        let allowed = |index: usize| policy.places[index].decisions[access as usize].effect == Effect::Allow;
+        let allowed =
+            |index: usize| policy.places[index].decisions[access as usize].effect == Effect::Allow;
         for (index, place) in policy.places.iter().enumerate() {
             if !allowed(index) {
                 continue;
@@ -50,17 +51,24 @@ pub fn plan(policy: &Compiled) -> Plan {
                 .iter()
                 .enumerate()
                 .filter(|(below, other)| {
-                    !allowed(*below) && other.path != place.path && other.path.starts_with(&place.path)
+                    !allowed(*below)
+                        && other.path != place.path
+                        && other.path.starts_with(&place.path)
                 })
                 .map(|(_, other)| other.path.clone())
                 .collect();
             let mut enforced = except.clone();
             if access == Access::Write && !except.is_empty() {
                 enforced.clear();
-                for (path, rule) in policy.places.iter().filter(|other| except.contains(&other.path)).map(|other| {
-                    let rule = other.decisions[access as usize].rule as usize;
-                    (&other.path, &policy.rules[rule].id)
-                }) {
+                for (path, rule) in policy
+                    .places
+                    .iter()
+                    .filter(|other| except.contains(&other.path))
+                    .map(|other| {
+                        let rule = other.decisions[access as usize].rule as usize;
+                        (&other.path, &policy.rules[rule].id)
+                    })
+                {
                     plan.missing.push(format!(
                         "{rule} ({}) takes writing away inside the writable {}: Landlock cannot",
                         path.display(),
@@ -74,13 +82,20 @@ pub fn plan(policy: &Compiled) -> Plan {
                 && !except.is_empty()
             {
                 for path in &except {
-                    let sentence =
-                        format!("{} inside the writable {} stays readable: Landlock cannot close it", path.display(), place.path.display());
+                    let sentence = format!(
+                        "{} inside the writable {} stays readable: Landlock cannot close it",
+                        path.display(),
+                        place.path.display()
+                    );
                     plan.missing.push(sentence);
                 }
                 enforced.clear();
             }
-            plan.grants.push(Grant { path: place.path.clone(), access, except: enforced });
+            plan.grants.push(Grant {
+                path: place.path.clone(),
+                access,
+                except: enforced,
+            });
         }
     }
     plan.missing.sort();
@@ -102,7 +117,9 @@ pub fn apply(plan: &Plan) -> Result<()> {
         .context("make a Landlock rule set")?;
     for grant in &plan.grants {
         for path in expand(&grant.path, &grant.except) {
-            let Ok(file) = PathFd::new(&path) else { continue };
+            let Ok(file) = PathFd::new(&path) else {
+                continue;
+            };
             let mut rights = rights(grant.access, abi);
             if !path.is_dir() {
                 rights &= AccessFs::from_file(abi);
@@ -112,7 +129,9 @@ pub fn apply(plan: &Plan) -> Result<()> {
                 .with_context(|| format!("grant {:?} on {}", grant.access, path.display()))?;
         }
     }
-    let status = rules.restrict_self().context("enforce the Landlock rule set")?;
+    let status = rules
+        .restrict_self()
+        .context("enforce the Landlock rule set")?;
     anyhow::ensure!(
         status.ruleset != RulesetStatus::NotEnforced,
         "the kernel does not enforce Landlock; hint: add landlock to lsm= on the kernel's command line"
@@ -131,7 +150,10 @@ fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
 /// The parts of a tree that together are all of it but the exceptions.
 fn expand(path: &Path, except: &[PathBuf]) -> Vec<PathBuf> {
     // By what they name: a rule on a link is a rule on its target.
-    let targets: Vec<PathBuf> = except.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
+    let targets: Vec<PathBuf> = except
+        .iter()
+        .map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()))
+        .collect();
     let start = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut parts = Vec::new();
     split(&start, &targets, &mut parts);
@@ -146,7 +168,9 @@ fn split(path: &Path, except: &[PathBuf], parts: &mut Vec<PathBuf>) {
         parts.push(path.to_owned());
         return;
     }
-    let Ok(entries) = fs::read_dir(path) else { return };
+    let Ok(entries) = fs::read_dir(path) else {
+        return;
+    };
     for entry in entries.flatten() {
         // A link grants nothing of its own; what it names is granted, or not, where it is.
         if entry.file_type().is_ok_and(|kind| !kind.is_symlink()) {
@@ -161,7 +185,10 @@ mod tests {
     use crate::policy::{load, model::Context};
 
     fn planned(text: &str) -> Plan {
-        let context = Context { cwd: "/w".into(), home: "/home/u".into() };
+        let context = Context {
+            cwd: "/w".into(),
+            home: "/home/u".into(),
+        };
         plan(&load("test.toml", text.as_bytes(), &context).unwrap())
     }
 
@@ -171,7 +198,11 @@ mod tests {
         assert!(plan.missing.is_empty());
         assert_eq!(
             plan.grants,
-            [Grant { path: "/etc".into(), access: Access::Read, except: vec!["/etc/shadow".into()] }]
+            [Grant {
+                path: "/etc".into(),
+                access: Access::Read,
+                except: vec!["/etc/shadow".into()]
+            }]
         );
     }
 

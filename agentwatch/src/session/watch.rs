@@ -30,7 +30,10 @@ pub struct Watch {
 
 impl Watch {
     pub fn new(rule: WatchRule) -> Result<Self, globset::Error> {
-        let matcher = GlobBuilder::new(&rule.cgroup).literal_separator(true).build()?.compile_matcher();
+        let matcher = GlobBuilder::new(&rule.cgroup)
+            .literal_separator(true)
+            .build()?
+            .compile_matcher();
         Ok(Self { rule, matcher })
     }
 

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::model::{Coverage, Counts, Event, Kind, Mode, Verdict};
+use crate::event::model::{Counts, Coverage, Event, Kind, Mode, Verdict};
 
 /// Name of the ingest socket below `RUNTIME_DIR/collector`.
 pub const INGEST_SOCKET: &str = "ingest.sock";
@@ -61,15 +61,27 @@ pub enum Question {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
-    Events { events: Vec<Event> },
-    Sessions { sessions: Vec<SessionRow> },
-    Columns { columns: Vec<String> },
-    Rows { rows: Vec<Vec<serde_json::Value>> },
-    Status { status: StoreStatus },
+    Events {
+        events: Vec<Event>,
+    },
+    Sessions {
+        sessions: Vec<SessionRow>,
+    },
+    Columns {
+        columns: Vec<String>,
+    },
+    Rows {
+        rows: Vec<Vec<serde_json::Value>>,
+    },
+    Status {
+        status: StoreStatus,
+    },
     /// The answer is complete.
     End,
     /// It could not be given.
-    Error { message: String },
+    Error {
+        message: String,
+    },
 }
 
 /// A session as the history knows it.

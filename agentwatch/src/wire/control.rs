@@ -5,11 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    event::model::Mode,
-    policy::model::Context,
-    wire::collector::SessionRow,
-};
+use crate::{event::model::Mode, policy::model::Context, wire::collector::SessionRow};
 
 /// Name of the control socket below `RUNTIME_DIR`.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -38,7 +34,12 @@ pub enum Request {
     /// Says that the command of a session ended, and how.
     Exited { session: String, code: i32 },
     /// Makes a session of an existing cgroup. Root only.
-    Attach { cgroup: PathBuf, policy: PolicyText, name: Option<String>, accept_degraded: bool },
+    Attach {
+        cgroup: PathBuf,
+        policy: PolicyText,
+        name: Option<String>,
+        accept_degraded: bool,
+    },
     /// Ends a session; its processes go on, unwatched. Root only for `attach` and `watch` sessions.
     Detach { session: String },
     /// The sessions that live now and that the asker may see.
@@ -52,11 +53,23 @@ pub enum Request {
 #[serde(tag = "response", rename_all = "snake_case")]
 pub enum Response {
     /// The session is in force and the asker has been moved into its cgroup.
-    Ready { session: String, name: String, warnings: Vec<String>, landlock: Option<crate::policy::model::Compiled> },
-    Sessions { sessions: Vec<SessionRow> },
-    Status { status: Box<Status> },
+    Ready {
+        session: String,
+        name: String,
+        warnings: Vec<String>,
+        landlock: Option<crate::policy::model::Compiled>,
+    },
+    Sessions {
+        sessions: Vec<SessionRow>,
+    },
+    Status {
+        status: Box<Status>,
+    },
     Done,
-    Error { message: String, hint: Option<String> },
+    Error {
+        message: String,
+        hint: Option<String>,
+    },
 }
 
 /// The daemon's state, for `agentwatch status`.

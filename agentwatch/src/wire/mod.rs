@@ -22,25 +22,39 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(stream: UnixStream) -> Self {
-        Self { framed: LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_framed(stream) }
+        Self {
+            framed: LengthDelimitedCodec::builder()
+                .max_frame_length(MAX_FRAME)
+                .new_framed(stream),
+        }
     }
 
     /// Sends one message.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<()> {
         let bytes = serde_json::to_vec(message).context("encode a frame")?;
-        self.framed.send(bytes::Bytes::from(bytes)).await.context("send a frame")
+        self.framed
+            .send(bytes::Bytes::from(bytes))
+            .await
+            .context("send a frame")
     }
 
     /// The next message, `None` when the other end has closed.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
-        let Some(frame) = self.framed.next().await else { return Ok(None) };
+        let Some(frame) = self.framed.next().await else {
+            return Ok(None);
+        };
         let frame = frame.context("read a frame")?;
-        serde_json::from_slice(&frame).map(Some).context("a frame is not a message that is known here")
+        serde_json::from_slice(&frame)
+            .map(Some)
+            .context("a frame is not a message that is known here")
     }
 
     /// User and group of the process at the other end, as the kernel knows it.
     pub fn peer(&self) -> Result<tokio::net::unix::UCred> {
-        self.framed.get_ref().peer_cred().context("read the peer's credentials")
+        self.framed
+            .get_ref()
+            .peer_cred()
+            .context("read the peer's credentials")
     }
 }
 
@@ -58,9 +72,14 @@ pub mod blocking {
 
     pub fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> Result<()> {
         let bytes = serde_json::to_vec(message).context("encode a frame")?;
-        let len = u32::try_from(bytes.len()).ok().filter(|len| *len as usize <= MAX_FRAME);
+        let len = u32::try_from(bytes.len())
+            .ok()
+            .filter(|len| *len as usize <= MAX_FRAME);
         let len = len.with_context(|| format!("a message of {} bytes is too long", bytes.len()))?;
-        stream.write_all(&len.to_be_bytes()).and_then(|()| stream.write_all(&bytes)).context("send a frame")
+        stream
+            .write_all(&len.to_be_bytes())
+            .and_then(|()| stream.write_all(&bytes))
+            .context("send a frame")
     }
 
     pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream) -> Result<T> {

@@ -33,7 +33,10 @@ pub struct Refusal {
 
 impl Refusal {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self {
+            message: message.into(),
+            hint: None,
+        }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -74,20 +77,35 @@ struct Plan<'a> {
 impl Engine {
     pub(super) fn obey(&mut self, peer: Peer, request: Request) -> Response {
         let result = match request {
-            Request::Run { policy, name, mode, accept_degraded, command } => {
-                self.order_run(peer, &policy, name, mode, accept_degraded, command)
-            }
+            Request::Run {
+                policy,
+                name,
+                mode,
+                accept_degraded,
+                command,
+            } => self.order_run(peer, &policy, name, mode, accept_degraded, command),
             Request::Exited { session, code } => self.order_exited(peer, &session, code),
-            Request::Attach { cgroup, policy, name, accept_degraded } => {
-                self.order_attach(peer, &cgroup, &policy, name, accept_degraded)
-            }
+            Request::Attach {
+                cgroup,
+                policy,
+                name,
+                accept_degraded,
+            } => self.order_attach(peer, &cgroup, &policy, name, accept_degraded),
             Request::Detach { session } => self.order_detach(peer, &session),
             Request::Sessions => Ok(Response::Sessions {
-                sessions: self.sessions.values().filter(|live| may(peer, live)).map(Live::row).collect(),
+                sessions: self
+                    .sessions
+                    .values()
+                    .filter(|live| may(peer, live))
+                    .map(Live::row)
+                    .collect(),
             }),
             Request::Status => self.status(),
         };
-        result.unwrap_or_else(|refusal| Response::Error { message: refusal.message, hint: refusal.hint })
+        result.unwrap_or_else(|refusal| Response::Error {
+            message: refusal.message,
+            hint: refusal.hint,
+        })
     }
 
     fn order_run(
@@ -101,10 +119,16 @@ impl Engine {
     ) -> Result<Response, Refusal> {
         let (policy, policy_name) = compile(text)?;
         let program = command.first().map(|program| {
-            Path::new(program).file_name().map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned())
+            Path::new(program).file_name().map_or_else(
+                || program.clone(),
+                |name| name.to_string_lossy().into_owned(),
+            )
         });
         let plan = Plan {
-            name: name.or(policy_name).or(program).unwrap_or_else(|| "session".to_owned()),
+            name: name
+                .or(policy_name)
+                .or(program)
+                .unwrap_or_else(|| "session".to_owned()),
             uid: peer.uid,
             origin: Origin::Run,
             command,
@@ -115,9 +139,16 @@ impl Engine {
         };
         let mut warnings = plan.policy.warnings.clone();
         let number = self.start(plan)?;
-        let Some(live) = self.sessions.get(&number) else { return Err(Refusal::new("the session is gone")) };
+        let Some(live) = self.sessions.get(&number) else {
+            return Err(Refusal::new("the session is gone"));
+        };
         warnings.extend(live.bound.gaps.iter().cloned());
-        warnings.extend(live.holding.missing.iter().map(|missing| format!("not enforced: {missing}")));
+        warnings.extend(
+            live.holding
+                .missing
+                .iter()
+                .map(|missing| format!("not enforced: {missing}")),
+        );
         if let Err(error) = cgroup::enter(&live.cgroup, peer.pid) {
             self.end(number, "killed");
             return Err(error.into());
@@ -126,14 +157,19 @@ impl Engine {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
             warnings,
-            landlock: live.holding.landlock.then(|| (*live.subject.policy).clone()),
+            landlock: live
+                .holding
+                .landlock
+                .then(|| (*live.subject.policy).clone()),
         })
     }
 
     fn order_exited(&mut self, peer: Peer, session: &str, code: i32) -> Result<Response, Refusal> {
         let live = self.find(peer, session)?;
         if live.origin != Origin::Run {
-            return Err(Refusal::new(format!("session {session} was not started by `agentwatch run`")));
+            return Err(Refusal::new(format!(
+                "session {session} was not started by `agentwatch run`"
+            )));
         }
         live.exit_code = Some(code);
         Ok(Response::Done)
@@ -148,11 +184,14 @@ impl Engine {
         accept_degraded: bool,
     ) -> Result<Response, Refusal> {
         if !peer.is_root() {
-            return Err(Refusal::new("only root may attach to a cgroup").hint("`agentwatch run` starts a session of your own"));
+            return Err(Refusal::new("only root may attach to a cgroup")
+                .hint("`agentwatch run` starts a session of your own"));
         }
         let (policy, policy_name) = compile(text)?;
         let path = cgroup::resolve(&self.kernel.cgroup_root, named)?;
-        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let last = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
         let plan = Plan {
             name: name.or(policy_name).or(last).unwrap_or_default(),
             uid: peer.uid,
@@ -165,9 +204,16 @@ impl Engine {
         };
         let mut warnings = plan.policy.warnings.clone();
         let number = self.start(plan)?;
-        let Some(live) = self.sessions.get(&number) else { return Err(Refusal::new("the session is gone")) };
+        let Some(live) = self.sessions.get(&number) else {
+            return Err(Refusal::new("the session is gone"));
+        };
         warnings.extend(live.bound.gaps.iter().cloned());
-        warnings.extend(live.holding.missing.iter().map(|missing| format!("not enforced: {missing}")));
+        warnings.extend(
+            live.holding
+                .missing
+                .iter()
+                .map(|missing| format!("not enforced: {missing}")),
+        );
         Ok(Response::Ready {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
@@ -191,12 +237,22 @@ impl Engine {
         let rule = &watch.rule;
         let file = &rule.policy;
         let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        let context = policy::model::Context { cwd: "/".into(), home: "/root".into() };
+        let context = policy::model::Context {
+            cwd: "/".into(),
+            home: "/root".into(),
+        };
         let examined = policy::examine(&file.to_string_lossy(), &text, &context);
-        let Examined { compiled: Some(policy), name, .. } = examined else {
+        let Examined {
+            compiled: Some(policy),
+            name,
+            ..
+        } = examined
+        else {
             return Err(Refusal::new(examined.report.render(false)));
         };
-        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let last = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
         self.start(Plan {
             name: rule.name.clone().or(name).or(last).unwrap_or_default(),
             uid: 0,
@@ -212,7 +268,13 @@ impl Engine {
 
     /// Puts a session into the kernel, its rules before its processes.
     fn start(&mut self, plan: Plan<'_>) -> Result<u32, Refusal> {
-        let holding = launch::holding(self.kernel.file_backend, probe::landlock_abi(), plan.origin, plan.mode, &plan.policy);
+        let holding = launch::holding(
+            self.kernel.file_backend,
+            probe::landlock_abi(),
+            plan.origin,
+            plan.mode,
+            &plan.policy,
+        );
         if !holding.missing.is_empty() && !plan.accept_degraded {
             return Err(Refusal::new(format!(
                 "this kernel cannot hold the whole policy:\n  - {}",
@@ -221,9 +283,16 @@ impl Engine {
             .hint("--accept-degraded starts the session without that; `agentwatch doctor` says what the kernel lacks"));
         }
         if let Some(path) = plan.cgroup
-            && let Some(other) = self.sessions.values().find(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(path))
+            && let Some(other) = self
+                .sessions
+                .values()
+                .find(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(path))
         {
-            return Err(Refusal::new(format!("cgroup {} is part of session {} already", path.display(), other.id())));
+            return Err(Refusal::new(format!(
+                "cgroup {} is part of session {} already",
+                path.display(),
+                other.id()
+            )));
         }
         let number = self.free_number()?;
         let id = uuid::Uuid::now_v7().to_string();
@@ -273,7 +342,12 @@ impl Engine {
             started: Timestamp::now(),
             cgroup: path,
             shown,
-            subject: Subject { reference, policy: plan.policy, cgroups: HashMap::new(), landlock: self.kernel.traces_by_syscall() },
+            subject: Subject {
+                reference,
+                policy: plan.policy,
+                cgroups: HashMap::new(),
+                landlock: self.kernel.traces_by_syscall(),
+            },
             bound,
             links,
             account: Account::default(),
@@ -312,7 +386,9 @@ impl Engine {
             self.kernel.maps.open_session(number, number, bits)?;
             let links = self.kernel.guard_cgroup(path)?;
             for cgroup in cgroup::descendants(path) {
-                self.kernel.maps.insert_cgroup(cgroup::id(&cgroup)?, number)?;
+                self.kernel
+                    .maps
+                    .insert_cgroup(cgroup::id(&cgroup)?, number)?;
             }
             Ok(links)
         })();
@@ -337,18 +413,26 @@ impl Engine {
                 return Ok(self.last_number);
             }
         }
-        Err(Refusal::new(format!("{slots} sessions run already")).hint("end some: agentwatch sessions, agentwatch detach"))
+        Err(Refusal::new(format!("{slots} sessions run already"))
+            .hint("end some: agentwatch sessions, agentwatch detach"))
     }
 
     fn find(&mut self, peer: Peer, named: &str) -> Result<&mut Live, Refusal> {
         let mut found: Vec<&mut Live> = self
             .sessions
             .values_mut()
-            .filter(|live| may(peer, live) && (live.id() == named || live.id().starts_with(named) || live.subject.reference.name == named))
+            .filter(|live| {
+                may(peer, live)
+                    && (live.id() == named
+                        || live.id().starts_with(named)
+                        || live.subject.reference.name == named)
+            })
             .collect();
         found.sort_by_key(|live| (live.id() != named, std::cmp::Reverse(live.number)));
         if found.is_empty() {
-            return Err(Refusal::new(format!("no session {named} is running")).hint("agentwatch sessions"));
+            return Err(
+                Refusal::new(format!("no session {named} is running")).hint("agentwatch sessions")
+            );
         }
         Ok(found.swap_remove(0))
     }
@@ -384,6 +468,8 @@ fn compile(text: &PolicyText) -> Result<(Arc<Compiled>, Option<String>), Refusal
     let examined = policy::examine(&text.file, text.text.as_bytes(), &text.context);
     match examined.compiled {
         Some(policy) => Ok((Arc::new(policy), examined.name)),
-        None => Err(Refusal::new(examined.report.render(false)).hint("agentwatch policy check FILE")),
+        None => {
+            Err(Refusal::new(examined.report.render(false)).hint("agentwatch policy check FILE"))
+        }
     }
 }
