@@ -164,6 +164,11 @@ fn become_command(
         if let Some(policy) = landlock {
             landlock::apply(&landlock::plan(&policy))?;
         }
+        // From here on the session sees what this process does.
+        let enter = Request::Enter {
+            session: session.clone(),
+        };
+        control::ask(&stream, &enter)?;
         tell.write_all(session.as_bytes())
             .context("tell the parent")?;
         Ok(session)

@@ -39,6 +39,8 @@ const REBIND_TICKS: u64 = 10;
 const BULK_TURN: usize = 256;
 /// How long a session whose processes are gone waits for the word on how its command ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a session waits for its command to prepare itself.
+const FIRST_TASK: Duration = Duration::from_secs(30);
 /// First events of folds that are kept, so that what continues them can be told in full.
 const FOLD_BASES: usize = 1 << 16;
 
@@ -263,6 +265,7 @@ impl Engine {
         let patience = since.elapsed() < LAST_WORD;
         match live.origin {
             Origin::Run if live.exit_code.is_some() => self.end(number, "exited"),
+            Origin::Run if !live.seen_tasks && since.elapsed() < FIRST_TASK => {}
             Origin::Run if patience => {}
             Origin::Run => self.end(number, "killed"),
             Origin::Attach | Origin::Watch => self.end(number, "empty"),

@@ -23,7 +23,7 @@ pub struct PolicyText {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Makes a session for a command; the answer says which cgroup the asker is to enter.
+    /// Makes a session for a command.
     Run {
         policy: PolicyText,
         name: Option<String>,
@@ -31,6 +31,8 @@ pub enum Request {
         accept_degraded: bool,
         command: Vec<String>,
     },
+    /// Moves the asker into the session that it made, when it has prepared itself.
+    Enter { session: String },
     /// Says that the command of a session ended, and how.
     Exited { session: String, code: i32 },
     /// Makes a session of an existing cgroup. Root only.
@@ -52,7 +54,7 @@ pub enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "snake_case")]
 pub enum Response {
-    /// The session is in force and the asker has been moved into its cgroup.
+    /// The session is in force. The asker of `Run` prepares itself and enters.
     Ready {
         session: String,
         name: String,

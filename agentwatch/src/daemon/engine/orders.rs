@@ -84,6 +84,7 @@ impl Engine {
                 accept_degraded,
                 command,
             } => self.order_run(peer, &policy, name, mode, accept_degraded, command),
+            Request::Enter { session } => self.order_enter(peer, &session),
             Request::Exited { session, code } => self.order_exited(peer, &session, code),
             Request::Attach {
                 cgroup,
@@ -149,10 +150,6 @@ impl Engine {
                 .iter()
                 .map(|missing| format!("not enforced: {missing}")),
         );
-        if let Err(error) = cgroup::enter(&live.cgroup, peer.pid) {
-            self.end(number, "killed");
-            return Err(error.into());
-        }
         Ok(Response::Ready {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
@@ -162,6 +159,18 @@ impl Engine {
                 .landlock
                 .then(|| (*live.subject.policy).clone()),
         })
+    }
+
+    fn order_enter(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
+        let live = self.find(peer, session)?;
+        if live.origin != Origin::Run || live.seen_tasks {
+            return Err(Refusal::new(format!(
+                "session {session} is not waiting for its command"
+            )));
+        }
+        cgroup::enter(&live.cgroup, peer.pid)?;
+        live.seen_tasks = true;
+        Ok(Response::Done)
     }
 
     fn order_exited(&mut self, peer: Peer, session: &str, code: i32) -> Result<Response, Refusal> {
