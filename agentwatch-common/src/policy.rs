@@ -90,10 +90,13 @@ const _: () = assert!(size_of::<PlaceKey>() == 16);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     pub effects: [u8; 3],
-    pub _pad: u8,
+    /// Not zero where a protected place lies below: this directory is not renamed or removed, although what is in it may be
+    /// written. `pin_rule` says which place it is.
+    pub pinned: u8,
     pub rules: [u32; 3],
+    pub pin_rule: u32,
 }
-const _: () = assert!(size_of::<Place>() == 16);
+const _: () = assert!(size_of::<Place>() == 20);
 
 /// What a prefix is about; the value of [`PrefixKey::op`].
 pub mod net {

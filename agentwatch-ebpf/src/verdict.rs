@@ -55,6 +55,31 @@ pub fn file(policy: u32, dentry: Dentry, rights: Rights) -> Decision {
     of_place(place, rights)
 }
 
+/// Decides on taking a name away, or putting another file in its place: needs writing, and that no protected place
+/// lies below.
+#[inline(always)]
+pub fn name(policy: u32, dentry: Dentry) -> Decision {
+    let decision = file(policy, dentry, WRITE);
+    let key = PlaceKey {
+        policy,
+        dev: dentry.device(),
+        inode: dentry.inode(),
+    };
+    if decision.allows()
+        && let Some(place) = PLACES.get_ptr(key)
+    {
+        // SAFETY: an entry of a map; user space replaces entries whole.
+        let place = unsafe { &*place };
+        if place.pinned != 0 {
+            return Decision {
+                effect: effect::DENY,
+                rule: place.pin_rule,
+            };
+        }
+    }
+    decision
+}
+
 /// The nearest place upwards that has a rule; null where there is none. A function of its own, so that
 /// every way out of the loop looks the same to the verifier.
 #[inline(never)]

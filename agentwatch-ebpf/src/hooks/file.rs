@@ -10,7 +10,7 @@ use crate::{
     emit::{self, Draft},
     kernel::{self, Dentry, DentryAt, File, TaskAt},
     session::Subject,
-    verdict::{self as policy, Decision, Rights},
+    verdict::{self as policy, Decision},
 };
 
 const EACCES: i32 = 13;
@@ -178,15 +178,19 @@ pub fn base(draft: &mut Draft, task: TaskAt, fd: i32) {
 }
 
 #[inline(always)]
-fn change(what: u32, access: u32, dentry: Dentry) -> i32 {
+fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let decision = policy::file(subject.policy, dentry, policy::WRITE);
+    let decision = if bits & access::DELETE != 0 {
+        policy::name(subject.policy, dentry)
+    } else {
+        policy::file(subject.policy, dentry, policy::WRITE)
+    };
     if dentry.is_internal() && decision.allows() {
         return 0;
     }
-    answer(&subject, what, dentry, access, 0, decision)
+    answer(&subject, what, dentry, bits, 0, decision)
 }
 
 #[inline(always)]
@@ -194,10 +198,9 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let rights: Rights = policy::WRITE;
-    let mut decision = policy::file(subject.policy, first, rights);
+    let mut decision = policy::name(subject.policy, first);
     if decision.allows() {
-        decision = policy::file(subject.policy, second, rights);
+        decision = policy::name(subject.policy, second);
     }
     let (outcome, result) = outcome(&subject, &decision);
     let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else {

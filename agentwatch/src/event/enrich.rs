@@ -362,7 +362,8 @@ fn net_of(decoded: &Decoded<'_>, process: &Process) -> Net {
         }
         AF_INET6 => {
             net.family = "inet6".to_owned();
-            net.addr = Some(address.to_string());
+            // An IPv4 peer on an IPv6 socket is shown as what it is.
+            net.addr = Some(address.to_canonical().to_string());
             net.port = Some(record.port);
         }
         AF_UNIX => {

@@ -307,7 +307,34 @@ fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
         }
     }
     bound.extend(roots);
+    pin_ancestors(policy, &mut bound);
     Ok(bound)
+}
+
+/// A place that may not be written inside one that may protects the directories on the way to it: renaming or
+/// removing one of them would carry it off.
+fn pin_ancestors(policy: &Compiled, bound: &mut Map<Identity, Place>) {
+    let write = Access::Write as usize;
+    for place in &policy.places {
+        let decision = place.decisions[write];
+        if decision.effect == Effect::Allow {
+            continue;
+        }
+        for above in place.path.ancestors().skip(1) {
+            if explain::decide_file(policy, Access::Write, above).effect != Effect::Allow {
+                break;
+            }
+            let Ok(Found::File(identity)) = files::identify(above) else {
+                continue;
+            };
+            let inherited = Access::ALL.map(|access| explain::decide_file(policy, access, above));
+            let entry = bound
+                .entry(identity)
+                .or_insert_with(|| place_of(&inherited));
+            entry.pinned = 1;
+            entry.pin_rule = decision.rule;
+        }
+    }
 }
 
 /// A prefix over v4-mapped addresses, and its length.

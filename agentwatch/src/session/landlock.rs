@@ -143,7 +143,8 @@ fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
     match access {
         Access::Read => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
         Access::Write => AccessFs::from_write(abi),
-        Access::Exec => make_bitflags!(AccessFs::{Execute}),
+        // Executing is reading too for Landlock (`get_required_file_open_access` in security/landlock/fs.c).
+        Access::Exec => make_bitflags!(AccessFs::{Execute | ReadFile}),
     }
 }
 

@@ -54,7 +54,9 @@ impl Doctor {
     /// here without loading programs is judged: a false "missing" would hide a scenario.
     pub fn wrongly_missing(&self) -> Vec<String> {
         let mut wrong = Vec::new();
-        if !self.backends.contains("landlock") && landlock_abi().is_ok() {
+        // Where LSM hooks decide on files, Landlock has no part in it.
+        let files_by_lsm = self.backends.contains("bpf-lsm");
+        if !files_by_lsm && !self.backends.contains("landlock") && landlock_abi().is_ok() {
             wrong.push("landlock answers with an ABI, and doctor does not list it".to_owned());
         }
         if self.backends.contains("bpf-lsm")
