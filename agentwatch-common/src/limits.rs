@@ -12,6 +12,8 @@ pub const PREFIXES: usize = 1 << 16;
 pub const FOLDS: usize = 1 << 16;
 /// Cgroups that belong to sessions.
 pub const CGROUPS: usize = 1 << 16;
+/// Processes of all sessions.
+pub const PROCESSES: usize = 1 << 16;
 /// Directories between a file and the root of its file system that a decision walks; deeper is denied.
 pub const DEPTH: usize = 64;
 /// Arguments of a command that are recorded, in bytes.

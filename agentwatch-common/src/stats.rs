@@ -20,6 +20,7 @@ counters! {
     TAG_FAILED = "tag_failed",
     FOLD_FULL = "fold_full",
     CGROUP_FULL = "cgroup_map_full",
+    PROCESS_FULL = "process_map_full",
     READ_FAILED = "read_failed",
     TOO_DEEP = "too_deep",
 }

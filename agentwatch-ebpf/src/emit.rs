@@ -3,7 +3,7 @@
 //! Nothing is dropped silently: a record that finds no room has taken a sequence number, which user space misses.
 
 use agentwatch_common::{
-    event::{Fold, FoldKey, Record, Scratch, state, verdict},
+    event::{Fold, FoldKey, Record, Scratch, kind, state, verdict},
     limits, stats,
 };
 use aya_ebpf::{
@@ -30,16 +30,19 @@ pub struct Draft(*mut Scratch);
 
 /// Takes a scratch slot and fills in who acts and when.
 #[inline(always)]
-pub fn begin(kind: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
+pub fn begin(what: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
     let Some(scratch) = take() else {
         count(stats::NO_SCRATCH);
+        if what == kind::FORK {
+            return None;
+        }
         // The action happened: its number is taken, so that the gap shows.
         add64(unsafe { &raw mut (*subject.session).made }, 1);
         add64(unsafe { &raw mut (*subject.session).seq }, 1);
         add64(unsafe { &raw mut (*subject.session).dropped }, 1);
         return None;
     };
-    fill(scratch, kind, subject.number, task.0);
+    fill(scratch, what, subject.number, task.0);
     Some(Draft(scratch))
 }
 
@@ -122,6 +125,24 @@ impl Draft {
         let len =
             unsafe { bpf_probe_read_user_str(data, limits::ARGV as u32, address as *const _) };
         self.named(len);
+    }
+
+    /// Adds a second string of the task's memory behind the first.
+    #[inline(always)]
+    pub fn second_name_from_user(&mut self, address: u64) {
+        let first = self.record().name_len;
+        if first > limits::ARGV as u32 {
+            return;
+        }
+        let data = unsafe { (&raw mut (*self.0).data).cast::<u8>().add(first as usize) };
+        let len = unsafe {
+            bpf_probe_read_user_str(data.cast(), limits::ARGV as u32, address as *const _)
+        };
+        if len > 0 && len <= limits::ARGV as i64 {
+            self.record().name_len = first + len as u32;
+        } else {
+            count(stats::READ_FAILED);
+        }
     }
 
     #[inline(always)]
@@ -247,7 +268,8 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
     let size = size_of::<Record>() as u64 + strings;
     let urgent = record.verdict == verdict::DENIED
         || record.verdict == verdict::HELD
-        || record.verdict == verdict::AUDITED;
+        || record.verdict == verdict::AUDITED
+        || record.verdict == verdict::UNDECIDED;
     let pointer = core::ptr::from_mut(record).cast();
     let full = if urgent {
         let ring = (&raw const VERDICTS).cast_mut().cast();

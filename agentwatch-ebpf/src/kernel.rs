@@ -25,12 +25,14 @@ with_members!(define);
 /// `FMODE_READ`, `FMODE_WRITE` (include/linux/fs.h).
 pub const FMODE_READ: u32 = 1;
 pub const FMODE_WRITE: u32 = 2;
+/// `FMODE_CREATED`: the open made the file.
+pub const FMODE_CREATED: u32 = 0x10_0000;
 /// `__FMODE_EXEC`, in `f_flags` when a file is opened to be executed.
 pub const OPEN_EXEC: u32 = 0x20;
 pub const O_TRUNC: u32 = 0o1000;
 pub const AT_FDCWD: i32 = -100;
-/// `SB_KERNMOUNT`: a file system that the kernel mounted for itself (pipes, sockets, memory files).
-const SB_KERNMOUNT: u64 = 1 << 22;
+/// `SB_NOUSER`: a file system that nobody can mount (pipes, sockets, memory files).
+const SB_NOUSER: u64 = 1 << 31;
 /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
 const SIGNAL_GROUP_EXIT: u32 = 4;
 const S_IFMT: u16 = 0o170000;
@@ -144,13 +146,13 @@ impl Dentry {
             direct(super_block, &SUPER_BLOCK_S_DEV)
         }
     }
-    /// Whether the kernel mounted its file system for itself: a pipe, a socket, a memory file.
+    /// Whether its file system is one that nobody can mount: a pipe, a socket, a memory file.
     #[inline(always)]
     pub fn is_internal(self) -> bool {
         // SAFETY: direct loads.
         unsafe {
             let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
-            direct::<u64>(super_block, &SUPER_BLOCK_S_FLAGS) & SB_KERNMOUNT != 0
+            direct::<u64>(super_block, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0
         }
     }
 }

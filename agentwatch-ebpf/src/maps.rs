@@ -26,6 +26,10 @@ pub static SESSIONS: Array<Session, { limits::SESSIONS }> = Array::new();
 /// Sessions by the id of a cgroup, every cgroup below a session's own included.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, u32, { limits::CGROUPS }> = HashMap::new();
+/// Sessions by process id, for programs that cannot read task storage. An entry lives from a process's first tagged task
+/// to its last.
+#[btf_map]
+pub static PROCESSES: HashMap<u32, u32, { limits::PROCESSES }> = HashMap::new();
 /// Sessions by task: what a decision starts from.
 #[btf_map]
 pub static TAGS: TaskStorage<Tag> = TaskStorage::new();

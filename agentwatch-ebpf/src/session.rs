@@ -11,7 +11,7 @@ use aya_ebpf::bindings::task_struct;
 
 use crate::{
     kernel::{CgroupAt, TaskAt, current, leader},
-    maps::{CGROUPS, SESSIONS, TAGS, count},
+    maps::{CGROUPS, PROCESSES, SESSIONS, TAGS, count},
 };
 
 /// The acting task's session.
@@ -51,12 +51,15 @@ impl Subject {
         }
     }
 
-    /// By the current task's cgroup, for programs that are attached to it.
+    /// By the current process, then by its cgroup, for programs that cannot read task storage.
     #[inline(always)]
-    pub fn by_cgroup() -> Option<Self> {
-        let id = TaskAt::current().cgroup();
-        // SAFETY: entries are changed only by user space, whole.
-        let number = unsafe { *CGROUPS.get(id)? };
+    pub fn by_process() -> Option<Self> {
+        let task = TaskAt::current();
+        // SAFETY: entries are replaced whole.
+        let number = match unsafe { PROCESSES.get(task.pid()) } {
+            Some(number) => *number,
+            None => of_cgroup(task.cgroup()),
+        };
         Self::of(number, core::ptr::null_mut())
     }
 
@@ -119,7 +122,7 @@ pub fn tag(task: *mut task_struct, number: u32, image: u64) {
         // The old session has ended.
         // SAFETY: not null.
         unsafe { (*old).session = number }
-        counted(number);
+        counted(task, number);
         return;
     }
     let mut initial = Tag {
@@ -138,19 +141,28 @@ pub fn tag(task: *mut task_struct, number: u32, image: u64) {
         count(stats::TAG_FAILED);
         return;
     }
-    counted(number);
+    counted(task, number);
 }
 
 #[inline(always)]
-fn counted(number: u32) {
+fn counted(task: *mut task_struct, number: u32) {
+    if PROCESSES
+        .insert(TaskAt(task as u64).pid(), number, 0)
+        .is_err()
+    {
+        count(stats::PROCESS_FULL);
+    }
     if let Some(session) = SESSIONS.get_ptr_mut(number & (limits::SESSIONS as u32 - 1)) {
         add32(unsafe { &raw mut (*session).tasks }, 1);
     }
 }
 
-/// A tagged task ends.
+/// A tagged task ends; `last` of its process.
 #[inline(always)]
-pub fn leave(subject: &Subject) {
+pub fn leave(subject: &Subject, task: TaskAt, last: bool) {
+    if last {
+        let _ = PROCESSES.remove(task.pid());
+    }
     add32(unsafe { &raw mut (*subject.session).tasks }, u32::MAX);
 }
 

@@ -42,6 +42,11 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             rights |= policy::WRITE;
             bits |= access::WRITE;
         }
+        // Access mode 3, for ioctl alone, is neither: it is held to both.
+        if rights == 0 {
+            rights = policy::READ | policy::WRITE;
+            bits = access::READ | access::WRITE;
+        }
         (rights, bits)
     };
     let (rights, access) = subject.forget(rights, access);
@@ -127,11 +132,11 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    // SAFETY: the subject was found by its tag.
+    let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
     let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else {
         return 0;
     };
-    // SAFETY: the subject was found by its tag.
-    let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
     if denied != 0 {
         return 0;
     }
@@ -174,6 +179,25 @@ pub fn base(draft: &mut Draft, task: TaskAt, fd: i32) {
         let record = draft.record();
         record.dev = dentry.device();
         record.inode = dentry.inode();
+    }
+}
+
+/// The same for the second name.
+#[inline(always)]
+pub fn second_base(draft: &mut Draft, task: TaskAt, fd: i32) {
+    let dentry = if fd == kernel::AT_FDCWD {
+        task.cwd()
+    } else {
+        let file = task.file(fd);
+        if file.0 == 0 {
+            DentryAt(0)
+        } else {
+            file.dentry()
+        }
+    };
+    if dentry.0 != 0 {
+        draft.second_path(dentry);
+        draft.record().second_dev = dentry.device();
     }
 }
 

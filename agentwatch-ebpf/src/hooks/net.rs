@@ -1,4 +1,4 @@
-//! Internet sockets, decided by programs on the session's cgroup. On every kernel.
+//! Internet sockets, decided by programs on the root of all cgroups, for processes of sessions. On every kernel.
 
 use agentwatch_common::{
     event::{kind, verdict},
@@ -63,8 +63,7 @@ pub fn words(w: [u32; 4]) -> [u8; 16] {
 
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> i32 {
-    // Not a session's cgroup (any more): the program is about to be detached.
-    let Some(subject) = Subject::by_cgroup() else {
+    let Some(subject) = Subject::by_process() else {
         return ALLOW;
     };
     let sock: *mut bpf_sock_addr = ctx.sock_addr;

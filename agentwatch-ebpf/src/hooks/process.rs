@@ -131,6 +131,6 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         record.duration = record.ktime.wrapping_sub(record.start);
         draft.submit(&subject);
     }
-    session::leave(&subject);
+    session::leave(&subject, task, ending.last);
     0
 }

@@ -14,6 +14,7 @@ use crate::{
     verdict as policy,
 };
 
+const EPERM: i32 = 1;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -54,8 +55,10 @@ pub fn connected(subject: &Subject, socket_type: u32, address: u64, len: u32, er
             port,
             rule::NETWORK_DEFAULT,
         );
-        // The cgroup program has recorded what it refused, and what it would have.
-        if decision.allows() {
+        // The cgroup program has recorded what it refused, and what it would have. What came through all the same is
+        // recorded as what it is.
+        let came_through = !subject.monitors() && errno != EPERM;
+        if decision.allows() || came_through {
             record(
                 subject,
                 kind::CONNECT,

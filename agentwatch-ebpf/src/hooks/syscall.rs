@@ -14,10 +14,10 @@ use aya_ebpf::{
 use crate::{
     emit,
     hooks::{
-        file::{base, record_file},
+        file::{base, record_file, second_base},
         socket::connected,
     },
-    kernel::{AT_FDCWD, FMODE_READ, FMODE_WRITE, O_TRUNC, TaskAt},
+    kernel::{AT_FDCWD, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, TaskAt},
     session::Subject,
     verdict::Decision,
 };
@@ -28,6 +28,8 @@ const O_RDWR: u32 = 2;
 const O_CREAT: u32 = 0o100;
 const EACCES: i32 = 13;
 const EPERM: i32 = 1;
+/// What Landlock gives for a rename or link between directories with different rights.
+const EXDEV: i32 = 18;
 
 /// The `n`th argument of the system call: after the common fields and its number, eight bytes each.
 #[inline(always)]
@@ -143,12 +145,27 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
         if mode & FMODE_WRITE != 0 {
             bits |= access::WRITE;
         }
+        let created = mode & FMODE_CREATED != 0;
         // Which rule allowed it, user space finds out: this program has no typed file to walk from.
         let decision = Decision {
             effect: 1,
             rule: u32::MAX,
         };
         let flags = file.flags();
+        if created {
+            record_file(
+                &subject,
+                kind::CREATE,
+                dentry.0,
+                dentry.device(),
+                dentry.inode(),
+                verdict::ALLOWED,
+                decision,
+                access::CREATE,
+                0,
+                0,
+            );
+        }
         record_file(
             &subject,
             kind::OPEN,
@@ -279,5 +296,126 @@ pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
     let file = TaskAt::current().file(fd);
     let socket_type = if file.0 == 0 { 0 } else { file.socket_type() };
     connected(&subject, socket_type, address, len, -result(&ctx) as i32);
+    0
+}
+
+/// Where the second name of a system call that has two starts, and where it stands: kept in the tag's address buffer, which
+/// only `connect` uses otherwise.
+#[inline(always)]
+fn enter_two(fd: i32, pointer: u64, second_fd: i32, second: u64) -> u32 {
+    if let Some(subject) = Subject::current() {
+        // SAFETY: the subject was found by its tag; the buffer is aligned to eight bytes and longer than two words.
+        unsafe {
+            (*subject.tag).fd = fd;
+            (*subject.tag).pointer = pointer;
+            let words = (&raw mut (*subject.tag).addr).cast::<u64>();
+            words.write(second_fd as i64 as u64);
+            words.add(1).write(second);
+        }
+    }
+    0
+}
+
+/// Entries of system calls that act on names: which arguments are the directory descriptor and the path.
+macro_rules! names {
+    ($($name:ident: ($($fd:literal)?, $path:literal);)+) => {
+        $(
+            #[tracepoint]
+            pub fn $name(ctx: TracePointContext) -> u32 {
+                #[allow(unused_mut, unused_assignments, reason = "some calls take a descriptor")]
+                let mut fd = AT_FDCWD;
+                $(fd = argument(&ctx, $fd) as i32;)?
+                enter(fd, argument(&ctx, $path), 0)
+            }
+        )+
+    };
+}
+
+names! {
+    sys_enter_mkdir: (, 0);
+    sys_enter_mkdirat: (0, 1);
+    sys_enter_mknod: (, 0);
+    sys_enter_mknodat: (0, 1);
+    sys_enter_symlink: (, 1);
+    sys_enter_symlinkat: (1, 2);
+    sys_enter_unlink: (, 0);
+    sys_enter_unlinkat: (0, 1);
+    sys_enter_rmdir: (, 0);
+}
+
+#[tracepoint]
+pub fn sys_enter_rename(ctx: TracePointContext) -> u32 {
+    enter_two(AT_FDCWD, argument(&ctx, 0), AT_FDCWD, argument(&ctx, 1))
+}
+
+/// `renameat`, `renameat2` and `linkat` have the same first four arguments.
+#[tracepoint]
+pub fn sys_enter_renameat(ctx: TracePointContext) -> u32 {
+    enter_two(
+        argument(&ctx, 0) as i32,
+        argument(&ctx, 1),
+        argument(&ctx, 2) as i32,
+        argument(&ctx, 3),
+    )
+}
+
+#[tracepoint]
+pub fn sys_exit_create(ctx: TracePointContext) -> u32 {
+    finish(&ctx, kind::CREATE, access::CREATE, false)
+}
+
+#[tracepoint]
+pub fn sys_exit_delete(ctx: TracePointContext) -> u32 {
+    finish(&ctx, kind::DELETE, access::DELETE, false)
+}
+
+#[tracepoint]
+pub fn sys_exit_rename(ctx: TracePointContext) -> u32 {
+    finish(&ctx, kind::RENAME, access::DELETE | access::CREATE, true)
+}
+
+#[tracepoint]
+pub fn sys_exit_link(ctx: TracePointContext) -> u32 {
+    finish(&ctx, kind::LINK, access::CREATE, true)
+}
+
+/// The end of a system call that acts on names, by the names that were asked for.
+#[inline(always)]
+fn finish(ctx: &TracePointContext, what: u32, bits: u32, two: bool) -> u32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let result = result(ctx);
+    let errno = if result < 0 { -result as i32 } else { 0 };
+    // SAFETY: the subject was found by its tag.
+    let (fd, pointer, second_fd, second) = unsafe {
+        let words = (&raw const (*subject.tag).addr).cast::<u64>();
+        (
+            (*subject.tag).fd,
+            (*subject.tag).pointer,
+            words.read() as i32,
+            words.add(1).read(),
+        )
+    };
+    let task = TaskAt::current();
+    let Some(mut draft) = emit::begin(what, &subject, task) else {
+        return 0;
+    };
+    draft.name_from_user(pointer);
+    if two {
+        draft.second_name_from_user(second);
+    }
+    base(&mut draft, task, fd);
+    if two {
+        second_base(&mut draft, task, second_fd);
+    }
+    let record = draft.record();
+    record.errno = errno;
+    record.access = bits;
+    if subject.flags & flags::LANDLOCK != 0 && (errno == EACCES || errno == EPERM || errno == EXDEV)
+    {
+        record.verdict = verdict::UNDECIDED;
+    }
+    draft.submit(&subject);
     0
 }

@@ -15,7 +15,7 @@ use clap::Args;
 use nix::{
     errno::Errno,
     sys::{
-        signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask, raise},
+        signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, pthread_sigmask, raise, signal},
         signalfd::SignalFd,
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -103,6 +103,9 @@ impl RunArgs {
             let (hear, tell) = std::io::pipe().context("make a pipe")?;
             (tell, hear)
         };
+        // Whoever started us may have ignored it, and then the kernel tells of no child.
+        // SAFETY: the default action is no function.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.context("listen for the child")?;
         let mut signals = SigSet::empty();
         for signal in PASSED_ON.into_iter().chain([Signal::SIGCHLD]) {
             signals.add(signal);
@@ -161,6 +164,8 @@ fn become_command(
         for warning in warnings {
             eprintln!("agentwatch: {}", escape(&warning));
         }
+        tell.write_all(session.as_bytes())
+            .context("tell the parent")?;
         if let Some(policy) = landlock {
             landlock::apply(&landlock::plan(&policy))?;
         }
@@ -169,8 +174,6 @@ fn become_command(
             session: session.clone(),
         };
         control::ask(&stream, &enter)?;
-        tell.write_all(session.as_bytes())
-            .context("tell the parent")?;
         Ok(session)
     })();
     let session = match prepared {

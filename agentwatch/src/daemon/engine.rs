@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agentwatch_common::event::{FoldKey, state};
+use agentwatch_common::{
+    event::{FoldKey, Record, state},
+    limits::{BULK_RING, VERDICT_RING},
+};
 use anyhow::Result;
 use tokio::{
     sync::{mpsc, watch},
@@ -35,8 +38,14 @@ const TICK: Duration = Duration::from_millis(100);
 const FOLD_TICKS: u64 = 4;
 const WATCH_TICKS: u64 = 3;
 const REBIND_TICKS: u64 = 10;
+/// Ticks after which a watched cgroup that could not become a session is tried again.
+const REFUSED_TICKS: u64 = 90;
 /// Records that are taken from the bulk ring before the verdicts are looked at again.
 const BULK_TURN: usize = 256;
+/// Records that are taken from the verdicts' ring at a time.
+const VERDICT_TURN: usize = 4096;
+/// Events that are made before they are passed on.
+const READY: usize = 8192;
 /// How long a session whose processes are gone waits for the word on how its command ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a session waits for its command to prepare itself.
@@ -64,6 +73,8 @@ pub struct Engine {
     undecodable: u64,
     figures: Arc<Figures>,
     ticks: u64,
+    /// Whether the last look at the rings left them empty.
+    drained: bool,
 }
 
 impl Engine {
@@ -99,6 +110,7 @@ impl Engine {
             undecodable: 0,
             figures,
             ticks: 0,
+            drained: true,
         })
     }
 
@@ -146,9 +158,10 @@ impl Engine {
     /// Empties both rings, the verdicts first and again after every turn of the other.
     fn drain(&mut self) {
         loop {
-            let verdicts = self.take(true, usize::MAX);
+            let verdicts = self.take(true, VERDICT_TURN);
             let bulk = self.take(false, BULK_TURN);
-            if (verdicts == 0 && bulk == 0) || self.ready.len() > BULK_TURN * 16 {
+            self.drained = verdicts < VERDICT_TURN && bulk < BULK_TURN;
+            if self.drained || self.ready.len() > READY {
                 return;
             }
         }
@@ -232,7 +245,9 @@ impl Engine {
     }
 
     fn look_after(&mut self, number: u32) {
-        self.declare_losses(number, false);
+        if self.drained {
+            self.declare_losses(number, false);
+        }
         let Some(live) = self.sessions.get_mut(&number) else {
             return;
         };
@@ -252,7 +267,7 @@ impl Engine {
             live.empty_since = None;
             return;
         }
-        let cgroup_gone = !live.cgroup.exists();
+        let cgroup_gone = cgroup::id(&live.cgroup).ok() != Some(live.cgroup_id);
         let over = match live.origin {
             Origin::Run => true,
             Origin::Attach => cgroup_gone,
@@ -274,13 +289,7 @@ impl Engine {
 
     /// Ends a session: takes what is left of it from the rings, closes its account, and takes it out of the kernel.
     fn end(&mut self, number: u32, reason: &str) {
-        loop {
-            let taken = self.take(true, usize::MAX) + self.take(false, usize::MAX);
-            if taken == 0 {
-                break;
-            }
-        }
-        self.collect_folds(Some(number));
+        // Nothing is added to the account of a session that is closed; what was added before is in the rings.
         let counted = self.kernel.maps.session(number).unwrap_or_default();
         if let Err(error) = self.kernel.maps.close_session(number) {
             tracing::error!(
@@ -288,6 +297,9 @@ impl Engine {
                 "an ended session stays in the kernel"
             );
         }
+        self.take(true, VERDICT_RING / size_of::<Record>());
+        self.take(false, BULK_RING / size_of::<Record>());
+        self.collect_folds(Some(number));
         self.declare_losses_up_to(number, counted.seq, true);
         let Some(live) = self.sessions.remove(&number) else {
             return;
@@ -297,7 +309,6 @@ impl Engine {
         self.kernel.maps.remove_folds(number);
         self.fold_bases.retain(|(session, _), _| *session != number);
         self.fold_counts.retain(|key, _| key.session != number);
-        drop(live.links);
         if live.origin == Origin::Run {
             cgroup::remove(&live.cgroup);
         }
@@ -372,9 +383,13 @@ impl Engine {
                     event.fold = Some(base.id.clone());
                     event
                 }
-                // Its first event has been forgotten: the count is told, and which event it belongs to.
+                // Its first event is still on its way.
+                None if !live.account.is_settled(fold.seq) && only.is_none() => continue,
+                // It has been forgotten: the count is told, and which event it belongs to.
                 None => {
-                    let mut event = self.enricher.own(&live.subject.reference, Kind::Open);
+                    let (kind, verdict) = crate::event::enrich::folded(&key);
+                    let mut event = self.enricher.own(&live.subject.reference, kind);
+                    event.verdict = verdict;
                     event.fold = Some(format!("{}-{}", live.subject.reference.id, fold.seq));
                     event
                 }
@@ -405,7 +420,10 @@ impl Engine {
                 self.refused.push(path);
             }
         }
-        self.refused.retain(|path| path.exists());
+        // A refusal may have been a passing one: it is tried again after a while.
+        if self.ticks.is_multiple_of(REFUSED_TICKS) {
+            self.refused.clear();
+        }
         self.watches = watches;
     }
 }

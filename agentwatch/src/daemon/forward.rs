@@ -19,7 +19,7 @@ use tokio::{net::UnixStream, sync::mpsc, time};
 
 use super::{
     Paths,
-    spool::{Refusal, Spool},
+    spool::{MOST_BYTES, Refusal, Spool},
 };
 use crate::{
     event::{
@@ -42,6 +42,10 @@ const WINDOW: usize = 16;
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a collector may take to answer before it counts as away.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to read a batch; the daemon waits for nothing else meanwhile.
+const SEND: Duration = Duration::from_secs(1);
+/// How long one that did not read or answer is left alone.
+const PENANCE: Duration = Duration::from_secs(15);
 
 /// What `status` shows of the way to the collector.
 #[derive(Default)]
@@ -66,6 +70,8 @@ pub fn start(
         connection: None,
         unacknowledged: VecDeque::new(),
         number: 0,
+        progress: time::Instant::now(),
+        not_before: time::Instant::now(),
         losses: BTreeMap::new(),
         figures: figures.clone(),
     };
@@ -91,6 +97,9 @@ struct Forwarder {
     /// Sent and not acknowledged: the batch's number, where it came from, its events.
     unacknowledged: VecDeque<(u64, Origin, Vec<Event>)>,
     number: u64,
+    /// When the collector last answered, or was first asked since.
+    progress: time::Instant,
+    not_before: time::Instant,
     /// What could not be kept, by session.
     losses: BTreeMap<String, (Event, Loss)>,
     figures: Arc<Figures>,
@@ -122,7 +131,12 @@ impl Forwarder {
                     }
                 }
                 answer = answer(&mut self.connection), if !self.unacknowledged.is_empty() => self.answered(answer),
-                _ = retry.tick() => self.reconnect().await,
+                _ = retry.tick() => {
+                    if !self.unacknowledged.is_empty() && self.progress.elapsed() > PATIENCE {
+                        self.stuck("it does not answer");
+                    }
+                    self.reconnect().await;
+                }
             }
             self.declare_losses(&mut pending);
             self.pass_on(&mut pending).await;
@@ -135,7 +149,11 @@ impl Forwarder {
     async fn pass_on(&mut self, pending: &mut Vec<Event>) {
         if !pending.is_empty() {
             let events = std::mem::take(pending);
-            if self.connection.is_some()
+            // An event can be long (control characters of a name take six bytes each in JSON): by way of the disk,
+            // batches are measured in bytes.
+            let long = events.iter().map(weight).sum::<usize>() > MOST_BYTES / 8;
+            if !long
+                && self.connection.is_some()
                 && self.spool.events() == 0
                 && self.unacknowledged.len() < WINDOW
             {
@@ -161,21 +179,31 @@ impl Forwarder {
             return self.keep(events);
         };
         self.number += 1;
+        if self.unacknowledged.is_empty() {
+            self.progress = time::Instant::now();
+        }
         let batch = Batch {
             number: self.number,
             events,
         };
-        let sent = time::timeout(PATIENCE, connection.send(&batch)).await;
+        let sent = time::timeout(SEND, connection.send(&batch)).await;
         self.unacknowledged
             .push_back((batch.number, origin, batch.events));
         match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.lost_connection(&format!("{error:#}")),
-            Err(_) => self.lost_connection("it does not read"),
+            Err(_) => self.stuck("it does not read"),
         }
     }
 
+    /// The collector is there and does nothing: it is left alone for a while.
+    fn stuck(&mut self, why: &str) {
+        self.lost_connection(why);
+        self.not_before = time::Instant::now() + PENANCE;
+    }
+
     fn answered(&mut self, answer: Result<Option<BatchAnswer>>) {
+        self.progress = time::Instant::now();
         match answer {
             Ok(Some(BatchAnswer::Ack { number })) => {
                 while self
@@ -186,11 +214,9 @@ impl Forwarder {
                     if let Some((_, Origin::Disk(up_to), _)) = self.unacknowledged.pop_front()
                         && let Err(error) = self.spool.pop(up_to)
                     {
-                        // They are sent again and recognised by their ids.
-                        tracing::error!(
-                            error = format!("{error:#}"),
-                            "the spool does not let go of events"
-                        );
+                        // They are sent again, later, and recognised by their ids.
+                        let why = format!("the spool does not let go of events: {error:#}");
+                        return self.lost_connection(&why);
                     }
                 }
             }
@@ -214,12 +240,13 @@ impl Forwarder {
     }
 
     async fn reconnect(&mut self) {
-        if self.connection.is_some() {
+        if self.connection.is_some() || time::Instant::now() < self.not_before {
             return;
         }
         if let Ok(stream) = UnixStream::connect(&self.socket).await {
             tracing::info!(spooled = self.spool.events(), "connected to the collector");
             self.connection = Some(Connection::new(stream));
+            self.number = 0;
         }
     }
 
@@ -358,11 +385,24 @@ impl Forwarder {
 /// What the collector says next; never, where it is away.
 async fn answer(connection: &mut Option<Connection>) -> Result<Option<BatchAnswer>> {
     match connection {
-        Some(connection) => time::timeout(PATIENCE, connection.receive())
-            .await
-            .context("it does not answer")?,
+        Some(connection) => connection.receive().await,
         None => std::future::pending().await,
     }
+}
+
+/// The bytes of an event that an agent can make many of.
+fn weight(event: &Event) -> usize {
+    let file =
+        |file: &Option<crate::event::model::File>| file.as_ref().map_or(0, |file| file.path.len());
+    let process = event.process.as_ref().map_or(0, |process| {
+        process.argv.iter().map(String::len).sum::<usize>() + process.exe.len() + process.cwd.len()
+    });
+    let net = event
+        .net
+        .as_ref()
+        .and_then(|net| net.path.as_ref())
+        .map_or(0, String::len);
+    512 + file(&event.file) + file(&event.target) + process + net
 }
 
 fn loss_event(of: Event, loss: Loss) -> Event {

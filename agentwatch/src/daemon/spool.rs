@@ -10,6 +10,9 @@ use rusqlite::{Connection, params};
 
 use crate::event::Event;
 
+/// Bytes of one batch: with its frame well below `wire::MAX_FRAME`. One event is never as long.
+pub const MOST_BYTES: usize = crate::wire::MAX_FRAME / 2;
+
 /// A bounded queue on disk.
 pub struct Spool {
     path: PathBuf,
@@ -63,10 +66,10 @@ impl Spool {
     fn try_open(path: &Path, max_bytes: u64) -> Result<Self> {
         let database =
             Connection::open(path).with_context(|| format!("open {}", path.display()))?;
+        // Space that was used is given back, so that the bound is one on the disk too. Has an effect only before WAL.
+        database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         database.pragma_update(None, "journal_mode", "WAL")?;
         database.pragma_update(None, "synchronous", "NORMAL")?;
-        // Space that was used is given back, so that the bound is one on the disk too.
-        database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         database.execute_batch("CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, json BLOB NOT NULL) STRICT;")?;
         let check: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         anyhow::ensure!(check == "ok", "{check}");
@@ -123,10 +126,14 @@ impl Spool {
             .database
             .prepare_cached("SELECT number, json FROM event ORDER BY number LIMIT ?1")?;
         let mut rows = query.query([most as i64])?;
-        let (mut last, mut events) = (None, Vec::new());
+        let (mut last, mut events, mut bytes) = (None, Vec::new(), 0);
         while let Some(row) = rows.next()? {
-            last = Some(row.get(0)?);
             let json: Vec<u8> = row.get(1)?;
+            bytes += json.len();
+            if bytes > MOST_BYTES && !events.is_empty() {
+                break;
+            }
+            last = Some(row.get(0)?);
             match serde_json::from_slice(&json) {
                 Ok(event) => events.push(event),
                 Err(error) => {

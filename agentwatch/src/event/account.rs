@@ -24,11 +24,17 @@ pub struct Account {
 }
 
 impl Account {
+    /// Whether a number has arrived or been given up.
+    pub fn is_settled(&self, seq: u64) -> bool {
+        seq <= self.settled || self.ahead.contains(&seq)
+    }
+
     pub fn arrived(&mut self, seq: u64) {
-        self.delivered += 1;
+        // One that was given up before stays counted as lost.
         if seq <= self.settled {
             return;
         }
+        self.delivered += 1;
         self.ahead.insert(seq);
         while self.ahead.remove(&(self.settled + 1)) {
             self.settled += 1;

@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use agentwatch_common::event::{Record, access, kind, state, verdict};
@@ -43,10 +44,11 @@ pub struct Enricher {
     mounts: Mounts,
     processes: Processes,
     cgroup_root: PathBuf,
+    refreshed: Instant,
 }
 
-/// Paths of UNIX sockets and the like are at most this long; longer ones are cut.
-const COMM: usize = 16;
+/// How often the host's mounts are looked at again for a device that is on none of them, at the most.
+const REFRESH: Duration = Duration::from_secs(1);
 
 impl Enricher {
     pub fn new(cgroup_root: PathBuf) -> anyhow::Result<Self> {
@@ -57,11 +59,13 @@ impl Enricher {
             mounts: Mounts::read()?,
             processes: Processes::default(),
             cgroup_root,
+            refreshed: Instant::now(),
         })
     }
 
     /// The host's mounts have changed.
     pub fn refresh_mounts(&mut self) {
+        self.refreshed = Instant::now();
         match Mounts::read() {
             Ok(mounts) => self.mounts = mounts,
             Err(error) => tracing::warn!(
@@ -108,7 +112,7 @@ impl Enricher {
             return None;
         }
         let kind = kind_of(record.kind)?;
-        if !self.mounts.knows(record.dev) && record.dev != 0 {
+        if !self.mounts.knows(record.dev) && record.dev != 0 && self.refreshed.elapsed() > REFRESH {
             self.refresh_mounts();
         }
         if kind == Kind::Exec && record.errno == 0 && record.verdict != verdict::DENIED {
@@ -139,19 +143,10 @@ impl Enricher {
             _ => event.file = Some(self.file(decoded)),
         }
         if matches!(kind, Kind::Rename | Kind::Link) {
-            event.target = Some(File {
-                path: self
-                    .mounts
-                    .name(record.second_dev, &decoded.second)
-                    .to_string_lossy()
-                    .into_owned(),
-                dev: u64::from(record.second_dev),
-                inode: record.second_inode,
-                ..File::default()
-            });
+            event.target = Some(self.target(decoded));
         }
         event.process = Some(process);
-        if subject.landlock && matches!(kind, Kind::Open | Kind::Exec) {
+        if subject.landlock && event.file.is_some() {
             judge(&mut event, record, subject);
         }
         if kind == Kind::Exit {
@@ -200,7 +195,7 @@ impl Enricher {
             start: Some(wall(record.start)),
             parent_start_ns: record.parent_start,
             exe: known.exe.to_string(),
-            comm: String::from_utf8_lossy(until_nul(&record.comm[..COMM])).into_owned(),
+            comm: String::from_utf8_lossy(until_nul(&record.comm)).into_owned(),
             argv: if matches!(record.kind, kind::EXEC) {
                 known.argv.to_vec()
             } else {
@@ -221,17 +216,33 @@ impl Enricher {
         file
     }
 
+    fn target(&self, decoded: &Decoded<'_>) -> File {
+        let record = &decoded.record;
+        let found = self.mounts.name(record.second_dev, &decoded.second);
+        let path = if record.state & state::NAME_ONLY != 0 {
+            let first = until_nul(decoded.name).len() + 1;
+            named_at(&found, decoded.name.get(first..).unwrap_or_default())
+        } else {
+            found
+        };
+        File {
+            path: path.to_string_lossy().into_owned(),
+            dev: if record.state & state::NAME_ONLY != 0 {
+                0
+            } else {
+                u64::from(record.second_dev)
+            },
+            inode: record.second_inode,
+            ..File::default()
+        }
+    }
+
     fn file(&self, decoded: &Decoded<'_>) -> File {
         let record = &decoded.record;
         let found = self.mounts.name(record.dev, &decoded.path);
         let only_name = record.state & state::NAME_ONLY != 0;
         let path = if only_name {
-            let name = Path::new(
-                <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(until_nul(
-                    decoded.name,
-                )),
-            );
-            crate::policy::path::clean(&found.join(name))
+            named_at(&found, decoded.name)
         } else {
             found
         };
@@ -248,6 +259,12 @@ impl Enricher {
             },
         }
     }
+}
+
+/// A name that starts at a directory, made absolute and clean.
+fn named_at(directory: &Path, name: &[u8]) -> PathBuf {
+    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(until_nul(name));
+    crate::policy::path::clean(&directory.join(name))
 }
 
 /// Finds the rule for a session whose files Landlock holds: it says no, and names none.
@@ -273,8 +290,16 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
     } else {
         None
     };
+    let target = event
+        .target
+        .as_ref()
+        .map(|target| PathBuf::from(&target.path));
+    let path = path.to_owned();
     for right in rights {
-        for path in std::iter::once(path).chain(resolved.as_deref()) {
+        for path in [Some(&path), resolved.as_ref(), target.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             let decision = decide_file(&subject.policy, right, path);
             let rule = subject
                 .policy
@@ -302,6 +327,17 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
             }
         }
     }
+}
+
+/// What a fold's key says of its first event.
+pub fn folded(key: &agentwatch_common::event::FoldKey) -> (Kind, Verdict) {
+    let verdict = match (key.what >> 16) & 0xff {
+        verdict::DENIED => Verdict::Denied,
+        verdict::HELD => Verdict::Held,
+        verdict::AUDITED => Verdict::Audited,
+        _ => Verdict::Allowed,
+    };
+    (kind_of(key.what >> 24).unwrap_or(Kind::Open), verdict)
 }
 
 fn kind_of(tag: u32) -> Option<Kind> {

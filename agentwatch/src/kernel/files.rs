@@ -60,6 +60,14 @@ pub fn identify(path: &Path) -> Result<Found> {
     }))
 }
 
+/// The file that a path names now, if no symbolic link is on the way.
+pub fn identify_unlinked(path: &Path) -> Result<Found> {
+    match path.canonicalize() {
+        Ok(real) if real == path => identify(path),
+        _ => Ok(Found::Missing),
+    }
+}
+
 /// A device number as the kernel has it inside, from what stat(2) shows.
 pub fn device(stat: u64) -> u32 {
     let major = nix::sys::stat::major(stat) as u32;

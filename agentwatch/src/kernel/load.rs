@@ -11,8 +11,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError,
-        TracePoint, cgroup_sock_addr::CgroupSockAddrLink,
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError, TracePoint,
     },
 };
 
@@ -59,42 +58,62 @@ const LSM: [(&[&str], &str); 10] = [
     (&["inode_setattr_idmap", "inode_setattr"], "inode_setattr"),
 ];
 
-/// Outcomes of look-ups and connects, where LSM programs work.
-const FEXIT: [(&str, &str); 2] = [
-    ("do_filp_open", "do_filp_open"),
-    ("sys_connect_file", "__sys_connect_file"),
+/// Outcomes of look-ups and connects, where LSM programs work: the program, and the function's names, newest first.
+const FEXIT: [(&str, &[&str]); 2] = [
+    // Renamed between 6.12 and 7.2.
+    ("do_filp_open", &["do_file_open", "do_filp_open"]),
+    ("sys_connect_file", &["__sys_connect_file"]),
 ];
 
-/// System-call tracepoints, where they do not: program, tracepoint.
-const SYSCALLS: [(&str, &str); 13] = [
-    ("sys_enter_open", "sys_enter_open"),
-    ("sys_enter_creat", "sys_enter_creat"),
-    ("sys_enter_openat", "sys_enter_openat"),
-    ("sys_enter_openat2", "sys_enter_openat2"),
-    ("sys_exit_open", "sys_exit_open"),
-    ("sys_exit_open", "sys_exit_creat"),
-    ("sys_exit_open", "sys_exit_openat"),
-    ("sys_exit_open", "sys_exit_openat2"),
-    ("sys_enter_execve", "sys_enter_execve"),
-    ("sys_enter_execveat", "sys_enter_execveat"),
-    ("sys_exit_exec", "sys_exit_execve"),
-    ("sys_exit_exec", "sys_exit_execveat"),
-    ("sys_enter_connect", "sys_enter_connect"),
+/// System-call tracepoints, where they do not: a program, and the system calls whose beginning (`sys_enter_…`) or end
+/// (`sys_exit_…`) it sees.
+const SYSCALLS: &[(&str, &[&str])] = &[
+    ("sys_enter_open", &["open"]),
+    ("sys_enter_creat", &["creat"]),
+    ("sys_enter_openat", &["openat"]),
+    ("sys_enter_openat2", &["openat2"]),
+    ("sys_exit_open", &["open", "creat", "openat", "openat2"]),
+    ("sys_enter_execve", &["execve"]),
+    ("sys_enter_execveat", &["execveat"]),
+    ("sys_exit_exec", &["execve", "execveat"]),
+    ("sys_enter_connect", &["connect"]),
+    ("sys_exit_connect", &["connect"]),
+    ("sys_enter_mkdir", &["mkdir"]),
+    ("sys_enter_mkdirat", &["mkdirat"]),
+    ("sys_enter_mknod", &["mknod"]),
+    ("sys_enter_mknodat", &["mknodat"]),
+    ("sys_enter_symlink", &["symlink"]),
+    ("sys_enter_symlinkat", &["symlinkat"]),
+    ("sys_enter_unlink", &["unlink"]),
+    ("sys_enter_unlinkat", &["unlinkat"]),
+    ("sys_enter_rmdir", &["rmdir"]),
+    ("sys_enter_rename", &["rename", "link"]),
+    ("sys_enter_renameat", &["renameat", "renameat2", "linkat"]),
+    (
+        "sys_exit_create",
+        &[
+            "mkdir",
+            "mkdirat",
+            "mknod",
+            "mknodat",
+            "symlink",
+            "symlinkat",
+        ],
+    ),
+    ("sys_exit_delete", &["unlink", "unlinkat", "rmdir"]),
+    ("sys_exit_rename", &["rename", "renameat", "renameat2"]),
+    ("sys_exit_link", &["link", "linkat"]),
 ];
-const SYSCALL_EXIT_CONNECT: (&str, &str) = ("sys_exit_connect", "sys_exit_connect");
 
-/// Programs of a session's cgroup.
+/// Socket programs. They stand on the root of all cgroups and decide for sessions only, because a process of a session
+/// that leaves its cgroup is still one of the session's.
 const CGROUP: [&str; 6] = [
     "connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6",
 ];
 
-/// Keeps a session's cgroup under its programs; dropping it takes them off.
-pub type CgroupLinks = Vec<CgroupSockAddrLink>;
-
 /// The loaded programs.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: Btf,
     pub maps: Maps,
     pub file_backend: Backend,
     pub cgroup_root: PathBuf,
@@ -137,12 +156,18 @@ impl Kernel {
                 .with_context(|| format!("load {name}"))?;
             program.attach().with_context(|| format!("attach {name}"))?;
         }
+        let root =
+            File::open(&cgroup_root).with_context(|| format!("open {}", cgroup_root.display()))?;
         for name in CGROUP {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             program
                 .load()
                 .map_err(verifier)
                 .with_context(|| format!("load {name}"))?;
+            // A link stands beside others by itself: the kernel takes no flag for it.
+            program
+                .attach(&root, CgroupAttachMode::Single)
+                .with_context(|| format!("attach {name} to {}", cgroup_root.display()))?;
         }
         checks.push(Check::new(
             "cgroup",
@@ -188,30 +213,12 @@ impl Kernel {
         let maps = Maps::take(&mut ebpf)?;
         let kernel = Self {
             ebpf,
-            btf,
             maps,
             file_backend,
             cgroup_root,
             checks,
         };
         Ok((kernel, Rings { verdicts, bulk }))
-    }
-
-    /// Attaches the socket programs to a session's cgroup.
-    pub fn guard_cgroup(&mut self, cgroup: &Path) -> Result<CgroupLinks> {
-        let dir =
-            File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
-        CGROUP
-            .iter()
-            .map(|name| {
-                let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
-                let link = program
-                    // A link stands beside others by itself: the kernel takes no flag for it.
-                    .attach(&dir, CgroupAttachMode::Single)
-                    .with_context(|| format!("attach {name} to {}", cgroup.display()))?;
-                Ok(program.take_link(link)?)
-            })
-            .collect()
     }
 
     /// Tags every task that is in a session's cgroup already.
@@ -255,11 +262,6 @@ impl Kernel {
                 ))
             })
             .collect()
-    }
-
-    /// The kernel's types, for whoever loads further programs.
-    pub fn types(&self) -> &Btf {
-        &self.btf
     }
 
     /// Whether system-call tracepoints do the tracing, because the kernel refuses LSM programs.
@@ -366,12 +368,23 @@ fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
             return Err(error).with_context(|| format!("load LSM hook {hook}"));
         }
     }
-    for (name, function) in FEXIT {
+    for (name, functions) in FEXIT {
         let program: &mut FExit = program(ebpf, name)?;
-        program
-            .load(function, btf)
-            .map_err(verifier)
-            .with_context(|| format!("load {name}"))?;
+        let mut loaded = Err(anyhow::anyhow!(
+            "this kernel has no function {}",
+            functions.join(" or ")
+        ));
+        for function in functions {
+            match program.load(function, btf) {
+                // No function of that name.
+                Err(ProgramError::Btf(_)) => {}
+                result => {
+                    loaded = result.map_err(verifier);
+                    break;
+                }
+            }
+        }
+        loaded.with_context(|| format!("load {name}"))?;
         program.attach().with_context(|| format!("attach {name}"))?;
     }
     Ok(())
@@ -381,15 +394,23 @@ fn attach_syscalls(ebpf: &mut Ebpf) -> Result<()> {
     probe::tracefs().map_err(|error| {
         anyhow::anyhow!("{error}; hint: mount -t tracefs none /sys/kernel/tracing")
     })?;
-    for (name, tracepoint) in SYSCALLS.into_iter().chain([SYSCALL_EXIT_CONNECT]) {
+    for (name, calls) in SYSCALLS {
         let program: &mut TracePoint = program(ebpf, name)?;
-        match program.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(error) => return Err(verifier(error)).with_context(|| format!("load {name}")),
-        }
         program
-            .attach("syscalls", tracepoint)
-            .with_context(|| format!("attach {name} to {tracepoint}"))?;
+            .load()
+            .map_err(verifier)
+            .with_context(|| format!("load {name}"))?;
+        let end = if name.starts_with("sys_enter_") {
+            "sys_enter"
+        } else {
+            "sys_exit"
+        };
+        for call in *calls {
+            let tracepoint = format!("{end}_{call}");
+            program
+                .attach("syscalls", &tracepoint)
+                .with_context(|| format!("attach {name} to {tracepoint}"))?;
+        }
     }
     Ok(())
 }

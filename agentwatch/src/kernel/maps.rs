@@ -27,6 +27,7 @@ use crate::policy::{
 pub struct Maps {
     sessions: Array<MapData, Session>,
     cgroups: HashMap<MapData, u64, u32>,
+    processes: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
     prefixes: LpmTrie<MapData, PrefixKey, Prefix>,
     folds: HashMap<MapData, FoldKey, Fold>,
@@ -52,6 +53,7 @@ impl Maps {
         Ok(Self {
             sessions: map("SESSIONS")?.try_into()?,
             cgroups: map("CGROUPS")?.try_into()?,
+            processes: map("PROCESSES")?.try_into()?,
             places: map("PLACES")?.try_into()?,
             prefixes: map("PREFIXES")?.try_into()?,
             folds: map("FOLDS")?.try_into()?,
@@ -124,7 +126,8 @@ impl Maps {
             let Some(place) = policy.places.get(index) else {
                 continue;
             };
-            let Ok(Found::File(identity)) = files::identify(&place.path) else {
+            // The session may have made it: a link would bind the rule to a file of the session's choice.
+            let Ok(Found::File(identity)) = files::identify_unlinked(&place.path) else {
                 still.push(index);
                 continue;
             };
@@ -133,8 +136,13 @@ impl Maps {
                 dev: identity.dev,
                 inode: identity.inode,
             };
+            let new = place_of(&place.decisions);
+            let value = match self.places.get(&key, 0) {
+                Ok(old) => stricter(old, new),
+                Err(_) => new,
+            };
             self.places
-                .insert(key, place_of(&place.decisions), 0)
+                .insert(key, value, 0)
                 .context("enter a file rule into the kernel")?;
             bound.places.push(key);
         }
@@ -201,9 +209,9 @@ impl Maps {
         }
     }
 
-    /// The session that a cgroup belongs to.
-    pub fn cgroup_session(&self, id: u64) -> Option<u32> {
-        self.cgroups.get(&id, 0).ok()
+    /// The session that a process belongs to, or belonged to.
+    pub fn process_session(&self, pid: u32) -> Option<u32> {
+        self.processes.get(&pid, 0).ok()
     }
 
     /// What has been folded so far. Counts only grow while a session lives.

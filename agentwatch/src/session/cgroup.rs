@@ -48,21 +48,33 @@ pub fn populated(path: &Path) -> bool {
         .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
+/// The cgroups right below.
+pub fn children(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// The cgroup that a process is in.
+pub fn of_process(root: &Path, pid: u32) -> Option<PathBuf> {
+    let process = procfs::process::Process::new(pid.cast_signed()).ok()?;
+    let cgroups = process.cgroups().ok()?;
+    let unified = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0)?;
+    Some(root.join(unified.pathname.trim_start_matches('/')))
+}
+
 /// The cgroup and all below it, parents first.
 pub fn descendants(path: &Path) -> Vec<PathBuf> {
     let mut all = vec![path.to_owned()];
     let mut next = 0;
     while let Some(dir) = all.get(next).cloned() {
         next += 1;
-        let Ok(entries) = fs::read_dir(&dir) else {
-            continue;
-        };
-        all.extend(
-            entries
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path()),
-        );
+        all.extend(children(&dir));
     }
     all
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     daemon::launch::{Holding, Origin},
     event::{Event, Verdict, account::Account, enrich::Subject},
-    kernel::{load::CgroupLinks, maps::Bound},
+    kernel::maps::Bound,
     wire::collector::SessionRow,
 };
 
@@ -20,12 +20,12 @@ pub struct Live {
     pub backends: Vec<String>,
     pub started: Timestamp,
     pub cgroup: PathBuf,
+    /// Its id: a cgroup that is made again at the same path is another one.
+    pub cgroup_id: u64,
     /// Path of the cgroup as events show it.
     pub shown: String,
     pub subject: Subject,
     pub bound: Bound,
-    /// Keeps the cgroup under its programs.
-    pub links: CgroupLinks,
     pub account: Account,
     pub exit_code: Option<i32>,
     pub seen_tasks: bool,

@@ -1,6 +1,9 @@
 //! What the command line asks for, and starting sessions.
 
-use std::{collections::HashMap, path::Path, sync::Arc, sync::atomic::Ordering};
+use std::{
+    collections::HashMap, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
+    sync::atomic::Ordering,
+};
 
 use agentwatch_common::{limits, policy::flags};
 use anyhow::{Context as _, Result};
@@ -23,6 +26,13 @@ use crate::{
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
 };
+
+/// Sessions that one user (but root) may have at the same time.
+const SESSIONS_OF_A_USER: usize = 64;
+/// Bytes of a session's name, which stands in every event.
+const LONGEST_NAME: usize = 128;
+/// Arguments of a session's command that are kept, in bytes; as many as of any execution.
+const LONGEST_COMMAND: usize = limits::ARGV;
 
 /// Why an order is not obeyed.
 #[derive(Debug)]
@@ -77,6 +87,18 @@ struct Plan<'a> {
 impl Engine {
     pub(super) fn obey(&mut self, peer: Peer, request: Request) -> Response {
         let result = match request {
+            Request::Run { .. }
+            | Request::Enter { .. }
+            | Request::Exited { .. }
+            | Request::Attach { .. }
+            | Request::Detach { .. }
+                if self.is_inside(peer) =>
+            {
+                Err(
+                    Refusal::new("a process of a session may not start, change or end sessions")
+                        .hint("ask from outside the session"),
+                )
+            }
             Request::Run {
                 policy,
                 name,
@@ -109,6 +131,21 @@ impl Engine {
         })
     }
 
+    /// Whether the asker belongs to a session, whatever its user.
+    fn is_inside(&self, peer: Peer) -> bool {
+        let tagged = self
+            .kernel
+            .maps
+            .process_session(peer.pid)
+            .is_some_and(|number| self.sessions.contains_key(&number));
+        tagged
+            || cgroup::of_process(&self.kernel.cgroup_root, peer.pid).is_some_and(|path| {
+                self.sessions
+                    .values()
+                    .any(|live| path.starts_with(&live.cgroup))
+            })
+    }
+
     fn order_run(
         &mut self,
         peer: Peer,
@@ -116,8 +153,13 @@ impl Engine {
         name: Option<String>,
         mode: Option<Mode>,
         accept_degraded: bool,
-        command: Vec<String>,
+        mut command: Vec<String>,
     ) -> Result<Response, Refusal> {
+        let mut left = LONGEST_COMMAND;
+        command.retain(|argument| {
+            left = left.saturating_sub(argument.len() + 1);
+            left > 0
+        });
         let (policy, policy_name) = compile(text)?;
         let program = command.first().map(|program| {
             Path::new(program).file_name().map_or_else(
@@ -167,6 +209,12 @@ impl Engine {
             return Err(Refusal::new(format!(
                 "session {session} is not waiting for its command"
             )));
+        }
+        // The number that came with the socket may be another process's by now.
+        let owner = std::fs::metadata(format!("/proc/{}", peer.pid)).map(|meta| meta.uid());
+        if peer.pid == 0 || !owner.is_ok_and(|uid| uid == peer.uid) {
+            return Err(Refusal::new("the asking process cannot be told")
+                .hint("run agentwatch in the daemon's pid namespace"));
         }
         cgroup::enter(&live.cgroup, peer.pid)?;
         live.seen_tasks = true;
@@ -303,6 +351,23 @@ impl Engine {
                 other.id()
             )));
         }
+        let own_sessions = self
+            .sessions
+            .values()
+            .filter(|live| live.uid == plan.uid)
+            .count();
+        if plan.uid != 0 && own_sessions >= SESSIONS_OF_A_USER {
+            return Err(Refusal::new(format!(
+                "user {} has {own_sessions} sessions already",
+                plan.uid
+            ))
+            .hint("end some: agentwatch detach"));
+        }
+        if plan.name.len() > LONGEST_NAME {
+            return Err(Refusal::new(format!(
+                "a session's name is at most {LONGEST_NAME} bytes long"
+            )));
+        }
         let number = self.free_number()?;
         let id = uuid::Uuid::now_v7().to_string();
         let (path, own) = match plan.cgroup {
@@ -310,7 +375,7 @@ impl Engine {
             None => (cgroup::create(&self.kernel.cgroup_root, &id)?, true),
         };
         let started = self.enter_kernel(number, &plan, &holding, &path);
-        let (bound, links) = match started {
+        let (bound, cgroup_id) = match started {
             Ok(parts) => parts,
             Err(error) => {
                 if own {
@@ -358,7 +423,7 @@ impl Engine {
                 landlock: self.kernel.traces_by_syscall(),
             },
             bound,
-            links,
+            cgroup_id,
             account: Account::default(),
             exit_code: None,
             seen_tasks: false,
@@ -381,7 +446,7 @@ impl Engine {
         plan: &Plan<'_>,
         holding: &Holding,
         path: &Path,
-    ) -> Result<(crate::kernel::maps::Bound, crate::kernel::load::CgroupLinks)> {
+    ) -> Result<(crate::kernel::maps::Bound, u64)> {
         let mut bits = 0;
         if plan.mode == Mode::Monitor {
             bits |= flags::MONITOR;
@@ -393,16 +458,18 @@ impl Engine {
         let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
         let rest = (|| {
             self.kernel.maps.open_session(number, number, bits)?;
-            let links = self.kernel.guard_cgroup(path)?;
-            for cgroup in cgroup::descendants(path) {
+            // Each is in the map before its children are listed, so that the kernel adds those that are made meanwhile.
+            let mut cgroups = vec![path.to_owned()];
+            while let Some(cgroup) = cgroups.pop() {
                 self.kernel
                     .maps
                     .insert_cgroup(cgroup::id(&cgroup)?, number)?;
+                cgroups.extend(cgroup::children(&cgroup));
             }
-            Ok(links)
+            cgroup::id(path)
         })();
         match rest {
-            Ok(links) => Ok((bound, links)),
+            Ok(id) => Ok((bound, id)),
             Err(error) => {
                 self.kernel.maps.remove_cgroups(number);
                 self.kernel.maps.remove_policy(&bound);
@@ -437,11 +504,17 @@ impl Engine {
                         || live.subject.reference.name == named)
             })
             .collect();
-        found.sort_by_key(|live| (live.id() != named, std::cmp::Reverse(live.number)));
-        if found.is_empty() {
+        if found.is_empty() || named.is_empty() {
             return Err(
                 Refusal::new(format!("no session {named} is running")).hint("agentwatch sessions")
             );
+        }
+        if let Some(exact) = found.iter().position(|live| live.id() == named) {
+            return Ok(found.swap_remove(exact));
+        }
+        if found.len() > 1 {
+            return Err(Refusal::new(format!("{named} is {} sessions", found.len()))
+                .hint("give the id: agentwatch sessions"));
         }
         Ok(found.swap_remove(0))
     }

@@ -1,0 +1,257 @@
+//! A daemon in directories of its own, and the command line that talks to it.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_agentwatch");
+/// How long anything that must happen may take; generous, because nothing is asserted about speed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether the tests can run; where they cannot, makes sure that the daemon says why.
+pub fn possible() -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let place = Place::new();
+    let output = place
+        .command()
+        .arg("daemon")
+        .output()
+        .expect("run the daemon");
+    assert!(!output.status.success());
+    assert!(
+        text(&output.stderr).contains("must be root"),
+        "{}",
+        text(&output.stderr)
+    );
+    false
+}
+
+/// Directories of one test.
+pub struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("agentwatch-daemon-")
+            .tempdir()
+            .expect("a directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open it");
+        let place = Self { dir };
+        fs::create_dir(place.work()).expect("a workspace");
+        place
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    pub fn runtime(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(BINARY);
+        command
+            .env("AGENTWATCH_RUNTIME_DIR", self.runtime())
+            .env("AGENTWATCH_STATE_DIR", self.state())
+            .env("NO_COLOR", "1")
+            .current_dir(self.work())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        self.command()
+            .args(arguments)
+            .output()
+            .expect("run agentwatch")
+    }
+
+    /// Writes a policy and runs a shell command under it.
+    pub fn run(&self, policy: &str, name: &str, script: &str) -> Output {
+        let file = self.write("policy.toml", policy);
+        self.cli(&[
+            "run",
+            "--policy",
+            file.to_str().expect("UTF-8"),
+            "--name",
+            name,
+            "--",
+            "/bin/sh",
+            "-c",
+            script,
+        ])
+    }
+
+    pub fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path().join(name);
+        let mut file = fs::File::create(&path).expect("a file");
+        file.write_all(content.as_bytes()).expect("write it");
+        path
+    }
+
+    pub fn daemon(&self) -> Daemon {
+        self.daemon_with(&[])
+    }
+
+    pub fn daemon_with(&self, arguments: &[&str]) -> Daemon {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path().join("log"))
+            .expect("a log");
+        let child = self
+            .command()
+            .arg("daemon")
+            .args(arguments)
+            .stderr(log)
+            .spawn()
+            .expect("start the daemon");
+        let daemon = Daemon(child);
+        let pid = u64::from(daemon.0.id());
+        eventually(
+            &format!(
+                "the daemon answers; its log: {}",
+                self.path().join("log").display()
+            ),
+            || {
+                let output = self.cli(&["status", "--json"]);
+                let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+                (status["pid"] == pid && status["collector"] == "connected").then_some(())
+            },
+        );
+        daemon
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_slice(&self.cli(&["status", "--json"]).stdout).unwrap_or_default()
+    }
+
+    /// The events of a session, as soon as they satisfy a condition.
+    pub fn events_until(
+        &self,
+        session: &str,
+        what: &str,
+        enough: impl Fn(&[Value]) -> bool,
+    ) -> Vec<Value> {
+        eventually(what, || {
+            let output = self.cli(&["events", session, "--format", "jsonl"]);
+            let events: Vec<Value> = text(&output.stdout)
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect();
+            enough(&events).then_some(events)
+        })
+    }
+
+    /// All events of a session that has ended, with a check that its account adds up.
+    pub fn ended(&self, session: &str) -> Vec<Value> {
+        let is_end = |event: &Value| event["lifecycle"]["state"] == "ended";
+        let events = self.events_until(session, "the session ends", |events| {
+            events.iter().any(is_end)
+        });
+        let counts = &events
+            .iter()
+            .find(|event| is_end(event))
+            .expect("just seen")["lifecycle"]["counts"];
+        let count = |name: &str| counts[name].as_u64().expect("a count");
+        assert_eq!(
+            count("made"),
+            count("delivered") + count("folded") + count("lost"),
+            "{counts}"
+        );
+        events
+    }
+}
+
+/// A running daemon; killed, with its collector, when the test ends before it.
+pub struct Daemon(Child);
+
+impl Daemon {
+    pub fn kill(mut self) {
+        self.0.kill().expect("kill the daemon");
+        self.0.wait().expect("reap it");
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("stop the daemon");
+        assert!(self.0.wait().expect("reap it").success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Waits until something is so.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "it never came to this: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Processes whose command line holds all of these.
+pub fn processes(parts: &[&str]) -> Vec<i32> {
+    let Ok(all) = procfs::process::all_processes() else {
+        return Vec::new();
+    };
+    all.flatten()
+        .filter(|process| {
+            process.cmdline().is_ok_and(|line| {
+                let line = line.join(" ");
+                parts.iter().all(|part| line.contains(part))
+            })
+        })
+        .map(|process| process.pid)
+        .collect()
+}
+
+/// A policy that lets a shell work in the workspace and nowhere else.
+pub fn policy() -> String {
+    "[files]\n\
+     read = ['/usr', '/lib', '/lib64', '/bin', '/etc/ld.so.cache', '/proc']\n\
+     exec = ['/usr', '/lib', '/lib64', '/bin']\n\
+     write = ['.', '/dev/null']\n"
+        .to_owned()
+}

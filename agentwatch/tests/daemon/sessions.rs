@@ -1,0 +1,284 @@
+//! Starting, seeing and ending sessions.
+
+use std::{fs, os::unix::process::CommandExt as _, path::PathBuf};
+
+use crate::harness::*;
+
+#[test]
+fn run_keeps_the_exit_code_and_the_directory() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let output = place.run(&policy(), "seven", "pwd; exit 7");
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stdout).trim(),
+        place.work().to_str().expect("UTF-8")
+    );
+    assert_eq!(
+        place
+            .run(&policy(), "signal", "kill -TERM $$")
+            .status
+            .code(),
+        Some(128 + 15)
+    );
+
+    let file = place.write("policy.toml", &policy());
+    let file = file.to_str().expect("UTF-8");
+    let missing = place.cli(&[
+        "run",
+        "--policy",
+        file,
+        "--",
+        "/bin/there-is-no-such-program",
+    ]);
+    assert_eq!(missing.status.code(), Some(127));
+    let script = place.write("work/not-executable", "echo no\n");
+    let refused = place.cli(&[
+        "run",
+        "--policy",
+        file,
+        "--",
+        script.to_str().expect("UTF-8"),
+    ]);
+    assert_eq!(refused.status.code(), Some(126));
+
+    let events = place.ended("seven");
+    assert!(
+        events
+            .iter()
+            .any(|event| event["lifecycle"]["exit_code"] == 7)
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| event["kind"] == "exit" && event["exit"]["code"] == 7)
+    );
+}
+
+#[test]
+fn without_a_daemon_run_fails_with_125_and_a_hint() {
+    let place = Place::new();
+    let output = place.cli(&["run", "--", "/bin/true"]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(
+        text(&output.stderr).contains("agentwatch daemon"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_broken_policy_is_shown_with_its_line() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let output = place.run("[files]\nraed = ['/usr']\n", "broken", "true");
+    assert_eq!(output.status.code(), Some(125));
+    let said = text(&output.stderr);
+    for part in ["policy.toml:2", "raed", "read"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(text(&place.cli(&["sessions", "--json"]).stdout).trim() == "[]");
+}
+
+#[test]
+fn what_is_outside_is_refused_and_recorded_with_its_rule() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    fs::write(place.path().join("secret"), "s").expect("a file");
+    let output = place.run(
+        &policy(),
+        "outside",
+        "cat ../secret; echo x > ../made; echo done",
+    );
+    assert_eq!(text(&output.stdout), "done\n", "{}", text(&output.stderr));
+    assert!(!place.path().join("made").exists());
+    let events = place.ended("outside");
+    let denied: Vec<_> = events
+        .iter()
+        .filter(|event| event["verdict"] == "denied")
+        .collect();
+    for name in ["secret", "made"] {
+        let path = place.path().join(name);
+        assert!(
+            denied.iter().any(
+                |event| event["file"]["path"] == path.to_str().expect("UTF-8")
+                    && event["rule"]["id"] == "files.default"
+            ),
+            "{name}: {denied:?}"
+        );
+    }
+}
+
+#[test]
+fn a_user_sees_and_ends_only_their_own_sessions() {
+    if !possible() {
+        return;
+    }
+    const USER: u32 = 54_321;
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let mut sleeper = place
+        .command()
+        .args([
+            "run",
+            "--mode",
+            "monitor",
+            "--name",
+            "roots",
+            "--",
+            "/bin/sleep",
+            "300",
+        ])
+        .spawn()
+        .expect("start a session");
+    let row = eventually("the session is there", || {
+        let rows: serde_json::Value =
+            serde_json::from_slice(&place.cli(&["sessions", "--json"]).stdout).ok()?;
+        rows.as_array()?
+            .iter()
+            .find(|row| row["name"] == "roots" && row["state"] == "running")
+            .cloned()
+    });
+    let id = row["id"].as_str().expect("an id").to_owned();
+    let as_user = |arguments: &[&str]| {
+        place
+            .command()
+            .args(arguments)
+            .uid(USER)
+            .gid(USER)
+            .output()
+            .expect("run as the user")
+    };
+    assert_eq!(text(&as_user(&["sessions", "--json"]).stdout).trim(), "[]");
+    let refused = as_user(&["detach", &id]);
+    assert!(!refused.status.success());
+    assert!(
+        text(&refused.stderr).contains("no session"),
+        "{}",
+        text(&refused.stderr)
+    );
+    assert!(!as_user(&["query", "SELECT 1"]).status.success());
+    assert!(
+        !as_user(&["attach", "--cgroup", "/x", "--policy", "/dev/null"])
+            .status
+            .success()
+    );
+
+    assert!(place.cli(&["detach", &id]).status.success());
+    place.ended("roots");
+    sleeper.kill().expect("end the sleeper");
+    let _ = sleeper.wait();
+    for pid in processes(&["/bin/sleep", "300"]) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+}
+
+/// A cgroup of the test's own; removed with it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let root = agentwatch::kernel::probe::cgroup2().expect("cgroup2 is mounted");
+        let path = root.join(format!("{name}-{}", std::process::id()));
+        fs::create_dir(&path).expect("a cgroup");
+        Self(path)
+    }
+
+    /// Runs a shell command in it.
+    fn run(&self, script: &str) -> std::process::ExitStatus {
+        let script = format!("echo $$ > {}/cgroup.procs; {script}", self.0.display());
+        std::process::Command::new("/bin/sh")
+            .args(["-c", &script])
+            .status()
+            .expect("run a shell")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_cgroup_can_be_attached_and_detached() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let cgroup = Cgroup::new("agentwatch-attach");
+    let named = cgroup.0.to_str().expect("UTF-8");
+    let file = place.write(
+        "policy.toml",
+        "mode = 'monitor'\n[files]\nread = ['/usr', '/lib', '/lib64', '/bin']\n",
+    );
+    let file = file.to_str().expect("UTF-8");
+    let missing = place.cli(&["attach", "--cgroup", "/there/is/none", "--policy", file]);
+    assert!(!missing.status.success());
+    assert!(
+        text(&missing.stderr).contains("there is no cgroup"),
+        "{}",
+        text(&missing.stderr)
+    );
+
+    let attached = place.cli(&[
+        "attach", "--cgroup", named, "--policy", file, "--name", "attached",
+    ]);
+    assert!(attached.status.success(), "{}", text(&attached.stderr));
+    assert!(cgroup.run("cat /etc/hostname > /dev/null").success());
+    let again = place.cli(&["attach", "--cgroup", named, "--policy", file]);
+    assert!(!again.status.success());
+    place.events_until("attached", "what it did is recorded", |events| {
+        events
+            .iter()
+            .any(|event| event["verdict"] == "audited" && event["file"]["path"] == "/etc/hostname")
+    });
+    assert!(place.cli(&["detach", "attached"]).status.success());
+    place.ended("attached");
+}
+
+#[test]
+fn a_watched_cgroup_becomes_a_session_and_ends_with_its_processes() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let policy = place.write(
+        "watched.toml",
+        "mode = 'monitor'\n[files]\nread = ['/']\nexec = ['/']\n",
+    );
+    let pattern = format!("/agentwatch-watch-{}", std::process::id());
+    let config = place.write(
+        "daemon.toml",
+        &format!(
+            "[[watch]]\ncgroup = '{pattern}'\npolicy = '{}'\nname = 'watched'\n",
+            policy.display()
+        ),
+    );
+    let _daemon = place.daemon_with(&["--config", config.to_str().expect("UTF-8")]);
+    let cgroup = Cgroup::new("agentwatch-watch");
+    assert!(cgroup.run("sleep 2; ls / > /dev/null").success());
+    let events = place.ended("watched");
+    assert!(
+        events
+            .iter()
+            .any(|event| event["lifecycle"]["origin"] == "watch")
+    );
+    assert!(
+        events.iter().any(|event| event["kind"] == "exec"),
+        "{events:?}"
+    );
+}
