@@ -59,6 +59,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Cargo sets it for this program; what is started from here would look for its libraries in the toolchain first.
+    // SAFETY: no other thread exists yet.
+    unsafe { std::env::remove_var("LD_LIBRARY_PATH") };
     let done: Result<ExitCode> = match Options::parse().command {
         Command::Setup { tests } => setup::all(tests).map(|()| ExitCode::SUCCESS),
         Command::Build { debug } => build::agentwatch(!debug).map(|binary| {

@@ -227,8 +227,6 @@ impl Summary {
             .arg("--scenarios")
             .arg(paths::repository().join("tests/scenarios"));
         command.args(only.map(|filter| ["--only", filter]).into_iter().flatten());
-        // Cargo's own: with it every program would look for its libraries in the toolchain first.
-        command.env_remove("LD_LIBRARY_PATH");
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -181,7 +181,10 @@ impl Enricher {
     }
 
     fn process(&mut self, record: &Record, key: ProcessKey, subject: &mut Subject) -> Process {
-        let known = self.processes.known_or_read(key).clone();
+        let known = self
+            .processes
+            .acting(key, (record.ppid, record.parent_start))
+            .clone();
         let root = &self.cgroup_root;
         let cgroup = subject
             .cgroups

@@ -42,8 +42,19 @@ impl Processes {
         self.known.remove(&key)
     }
 
+    /// What is known of a process that acts. A verdict can arrive before word of the process that met it: then it is what
+    /// its parent is.
+    pub fn acting(&mut self, key: ProcessKey, parent: ProcessKey) -> &Known {
+        if !self.known.contains_key(&key)
+            && let Some(known) = self.known.get(&parent).cloned()
+        {
+            self.insert(key, known);
+        }
+        self.known_or_read(key)
+    }
+
     /// What is known of a process, or what /proc says of it: a session may begin after its processes.
-    pub fn known_or_read(&mut self, key: ProcessKey) -> &Known {
+    fn known_or_read(&mut self, key: ProcessKey) -> &Known {
         self.known.entry(key).or_insert_with(|| read(key.0))
     }
 
