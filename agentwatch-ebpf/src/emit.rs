@@ -7,12 +7,12 @@ use agentwatch_common::{
     limits, stats,
 };
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_ktime_get_boot_ns,
         generated::{
             bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
-            bpf_probe_read_user_str,
+            bpf_probe_read_user_str, bpf_ringbuf_output, bpf_ringbuf_query,
         },
     },
 };
@@ -273,16 +273,24 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
     let pointer = core::ptr::from_mut(record).cast();
     let full = if urgent {
         let ring = (&raw const VERDICTS).cast_mut().cast();
-        (unsafe { aya_ebpf::helpers::generated::bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
+        (unsafe { bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
             .then_some(stats::VERDICT_RING_FULL)
     } else {
         let ring = (&raw const BULK).cast_mut().cast();
-        (unsafe { aya_ebpf::helpers::generated::bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
-            .then_some(if session.is_null() {
+        // User space looks at the ring at intervals anyway: waking it for each record would cost more than the record.
+        let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+        let wake = if waiting > limits::BULK_RING as u64 / 8 {
+            BPF_RB_FORCE_WAKEUP
+        } else {
+            BPF_RB_NO_WAKEUP
+        };
+        (unsafe { bpf_ringbuf_output(ring, pointer, size, u64::from(wake)) } != 0).then_some(
+            if session.is_null() {
                 stats::FORK_RING_FULL
             } else {
                 stats::BULK_RING_FULL
-            })
+            },
+        )
     };
     if let Some(counter) = full {
         count(counter);

@@ -188,6 +188,16 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    /// A collector whose daemon was killed goes on for the next one.
+    fn drop(&mut self) {
+        for pid in processes(&["agentwatch collector", &self.path().to_string_lossy()]) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 /// A running daemon; killed, with its collector, when the test ends before it.
 pub struct Daemon(Child);
 

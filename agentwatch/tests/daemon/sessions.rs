@@ -59,6 +59,86 @@ fn run_keeps_the_exit_code_and_the_directory() {
 }
 
 #[test]
+fn executions_are_recorded_with_their_arguments() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let output = place.run(
+        &policy(),
+        "arguments",
+        "mkdir d; cd d; /bin/true $(printf '%06000d' 0); /bin/cat /dev/null 'two words'; true",
+    );
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let events = place.ended("arguments");
+    let exec = |program: &str| {
+        events
+            .iter()
+            .find(|event| event["kind"] == "exec" && event["process"]["argv"][0] == program)
+            .unwrap_or_else(|| panic!("no execution of {program}: {events:#?}"))
+    };
+    let long = &exec("/bin/true")["process"];
+    assert_eq!(long["argv_truncated"], true);
+    let kept: usize = long["argv"]
+        .as_array()
+        .expect("arguments")
+        .iter()
+        .map(|a| a.as_str().expect("text").len() + 1)
+        .sum();
+    assert!((4000..=4096 + 1).contains(&kept), "{kept}");
+    let cat = &exec("/bin/cat")["process"];
+    assert_eq!(
+        cat["argv"],
+        serde_json::json!(["/bin/cat", "/dev/null", "two words"])
+    );
+    assert_eq!(cat["cwd"], *place.work().join("d").to_string_lossy());
+    assert_eq!(cat["uid"], 0);
+    let shell = &exec("/bin/sh")["process"];
+    assert_eq!(cat["ppid"], shell["pid"]);
+    assert_eq!(cat["parent_start_ns"], shell["start_ns"]);
+}
+
+#[test]
+fn a_process_of_a_session_may_not_change_sessions() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let binary = env!("CARGO_BIN_EXE_agentwatch");
+    let directory = std::path::Path::new(binary)
+        .parent()
+        .expect("a directory")
+        .display();
+    let policy = format!(
+        "{}[exec]\n",
+        policy()
+            .replace(
+                "'/proc']",
+                &format!("'/proc', '/etc', '/sys', '{directory}', '..']")
+            )
+            .replace("'/bin']\nwrite", &format!("'/bin', '{directory}']\nwrite"))
+    );
+    let script = format!(
+        "{binary} detach $AGENTWATCH_SESSION; {binary} run -- /bin/true; cat ../secret && exit 1; exit 0"
+    );
+    let output = place.run(&policy, "inside", &script);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let refusals = text(&output.stderr)
+        .matches("may not start, change or end sessions")
+        .count();
+    assert_eq!(refusals, 2, "{}", text(&output.stderr));
+    let events = place.ended("inside");
+    assert!(
+        events
+            .iter()
+            .any(|event| event["lifecycle"]["reason"] == "exited"),
+        "{events:?}"
+    );
+}
+
+#[test]
 fn without_a_daemon_run_fails_with_125_and_a_hint() {
     let place = Place::new();
     let output = place.cli(&["run", "--", "/bin/true"]);
