@@ -54,7 +54,7 @@ pub(super) fn serve(
     let _state_lock = lock(state)?;
     let _runtime_lock = lock(&sockets)?;
 
-    let (store, _) = Store::open(state, &host()?).map_err(|error| unusable(state, error))?;
+    let (store, _) = Store::open(state, &Host::read()?).map_err(|error| unusable(state, error))?;
     let (ingest_path, query_path) = (sockets.join(INGEST_SOCKET), sockets.join(QUERY_SOCKET));
     let ingest = listen(&ingest_path, 0o600)?;
     let query = listen(&query_path, 0o666)?;
@@ -336,19 +336,6 @@ fn listen(path: &Path, mode: u32) -> Result<StdListener> {
         .set_nonblocking(true)
         .with_context(|| format!("listen on {}", path.display()))?;
     Ok(listener)
-}
-
-fn host() -> Result<Host> {
-    let read = |path: &str| -> Result<String> {
-        Ok(fs::read_to_string(path)
-            .with_context(|| format!("read {path}"))?
-            .trim()
-            .to_owned())
-    };
-    Ok(Host {
-        name: read("/proc/sys/kernel/hostname")?,
-        boot_id: read("/proc/sys/kernel/random/boot_id")?,
-    })
 }
 
 fn unusable(state: &Path, error: StoreError) -> anyhow::Error {

@@ -399,7 +399,7 @@ impl Engine {
             event.seq = 0;
             event.count = new;
             event.ktime_ns = fold.last;
-            event.time = crate::event::enrich::wall(fold.last);
+            event.time = crate::event::host::wall(fold.last);
             self.ready.push(event);
         }
     }

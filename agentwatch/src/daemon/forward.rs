@@ -24,7 +24,8 @@ use super::{
 use crate::{
     event::{
         Event, Kind, Verdict,
-        model::{Loss, SCHEMA_VERSION},
+        host::{Host, no_session},
+        model::{Loss, SessionRef},
     },
     wire::{
         Connection,
@@ -73,6 +74,7 @@ pub fn start(
         progress: time::Instant::now(),
         not_before: time::Instant::now(),
         losses: BTreeMap::new(),
+        host: Host::read()?,
         figures: figures.clone(),
     };
     if let Some(damage) = damage {
@@ -101,7 +103,8 @@ struct Forwarder {
     progress: time::Instant,
     not_before: time::Instant,
     /// What could not be kept, by session.
-    losses: BTreeMap<String, (Event, Loss)>,
+    losses: BTreeMap<String, (SessionRef, Loss)>,
+    host: Host,
     figures: Arc<Figures>,
 }
 
@@ -282,7 +285,7 @@ impl Forwarder {
                     reason: "spool_full".to_owned(),
                     events: 0,
                 };
-                (event, loss)
+                (event.session, loss)
             });
         loss.from = if loss.from == 0 {
             seq
@@ -298,46 +301,28 @@ impl Forwarder {
         if self.losses.is_empty() || (self.connection.is_none() || self.spool.events() > 0) {
             return;
         }
-        for (event, loss) in std::mem::take(&mut self.losses).into_values() {
-            pending.push(loss_event(event, loss));
-        }
+        pending.extend(self.take_losses());
+    }
+
+    fn take_losses(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.losses)
+            .into_values()
+            .map(|(session, loss)| {
+                let mut event = self.host.event(&session, Kind::Loss);
+                event.loss = Some(loss);
+                event
+            })
+            .collect()
     }
 
     fn declare_damage(&mut self) {
-        let session = crate::event::model::SessionRef {
-            id: "host".to_owned(),
-            name: "host".to_owned(),
-            policy: String::new(),
-            mode: crate::event::Mode::Enforce,
-        };
-        let event = Event {
-            v: SCHEMA_VERSION,
-            id: uuid::Uuid::now_v7().to_string(),
-            seq: 0,
-            time: jiff::Timestamp::now(),
-            ktime_ns: crate::event::enrich::boottime_ns(),
-            host: String::new(),
-            boot_id: String::new(),
-            session,
-            kind: Kind::Loss,
-            verdict: Verdict::Allowed,
-            errno: None,
-            count: 1,
-            fold: None,
-            rule: None,
-            process: None,
-            file: None,
-            target: None,
-            net: None,
-            exit: None,
-            lifecycle: None,
-            loss: Some(Loss {
-                from: 0,
-                to: 0,
-                reason: "spool_corrupt".to_owned(),
-                events: 0,
-            }),
-        };
+        let mut event = self.host.event(&no_session(), Kind::Loss);
+        event.loss = Some(Loss {
+            from: 0,
+            to: 0,
+            reason: "spool_corrupt".to_owned(),
+            events: 0,
+        });
         self.keep(vec![event]);
     }
 
@@ -372,10 +357,7 @@ impl Forwarder {
         }
         self.lost_connection("the daemon stops");
         self.keep(pending);
-        let left: Vec<Event> = std::mem::take(&mut self.losses)
-            .into_values()
-            .map(|(event, loss)| loss_event(event, loss))
-            .collect();
+        let left = self.take_losses();
         if !left.is_empty() && self.spool.push(&left).is_err() {
             tracing::error!(sessions = left.len(), "losses could not be written down");
         }
@@ -403,27 +385,4 @@ fn weight(event: &Event) -> usize {
         .and_then(|net| net.path.as_ref())
         .map_or(0, String::len);
     512 + file(&event.file) + file(&event.target) + process + net
-}
-
-fn loss_event(of: Event, loss: Loss) -> Event {
-    Event {
-        id: uuid::Uuid::now_v7().to_string(),
-        seq: 0,
-        time: jiff::Timestamp::now(),
-        ktime_ns: crate::event::enrich::boottime_ns(),
-        kind: Kind::Loss,
-        verdict: Verdict::Allowed,
-        errno: None,
-        count: 1,
-        fold: None,
-        rule: None,
-        process: None,
-        file: None,
-        target: None,
-        net: None,
-        exit: None,
-        lifecycle: None,
-        loss: Some(loss),
-        ..of
-    }
 }

@@ -10,13 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agentwatch_common::event::{Record, access, kind, state, verdict};
-use jiff::{SignedDuration, Timestamp};
-
 use super::{
     decode::{Decoded, until_nul},
     flags::open_flags,
-    model::{Event, Exit, File, Kind, Mode, Net, Process, SCHEMA_VERSION, SessionRef, Verdict},
+    host::{Host, wall},
+    model::{Event, Exit, File, Kind, Mode, Net, Process, SessionRef, Verdict},
     process::{Known, ProcessKey, Processes},
 };
 use crate::{
@@ -26,6 +24,7 @@ use crate::{
         model::{Access, Compiled, Effect},
     },
 };
+use agentwatch_common::event::{Record, access, kind, state, verdict};
 
 /// What enriching needs of a session.
 pub struct Subject {
@@ -39,8 +38,7 @@ pub struct Subject {
 
 /// Turns records into events.
 pub struct Enricher {
-    host: String,
-    boot_id: String,
+    host: Host,
     mounts: Mounts,
     processes: Processes,
     cgroup_root: PathBuf,
@@ -52,10 +50,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 impl Enricher {
     pub fn new(cgroup_root: PathBuf) -> anyhow::Result<Self> {
-        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
         Ok(Self {
-            host: read("/proc/sys/kernel/hostname").unwrap_or_default(),
-            boot_id: read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+            host: Host::read()?,
             mounts: Mounts::read()?,
             processes: Processes::default(),
             cgroup_root,
@@ -77,29 +73,7 @@ impl Enricher {
 
     /// An event that the daemon makes itself.
     pub fn own(&self, session: &SessionRef, kind: Kind) -> Event {
-        Event {
-            v: SCHEMA_VERSION,
-            id: uuid::Uuid::now_v7().to_string(),
-            seq: 0,
-            time: Timestamp::now(),
-            ktime_ns: boottime_ns(),
-            host: self.host.clone(),
-            boot_id: self.boot_id.clone(),
-            session: session.clone(),
-            kind,
-            verdict: Verdict::Allowed,
-            errno: None,
-            count: 1,
-            fold: None,
-            rule: None,
-            process: None,
-            file: None,
-            target: None,
-            net: None,
-            exit: None,
-            lifecycle: None,
-            loss: None,
-        }
+        self.host.event(session, kind)
     }
 
     /// The event that a record tells of; `None` for what only ancestry needs, and for tags that are not known.
@@ -455,25 +429,6 @@ fn access_names(record: &Record) -> Vec<String> {
         }
     }
     names.into_iter().map(str::to_owned).collect()
-}
-
-/// Nanoseconds of CLOCK_BOOTTIME.
-pub fn boottime_ns() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    time.map_or(0, |time| {
-        (time.tv_sec() as u64)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(time.tv_nsec() as u64)
-    })
-}
-
-/// The wall time of a moment of CLOCK_BOOTTIME, by how far the two are apart now.
-pub fn wall(ktime: u64) -> Timestamp {
-    let ago = boottime_ns().saturating_sub(ktime);
-    let ago = SignedDuration::from_nanos(i64::try_from(ago).unwrap_or(i64::MAX));
-    Timestamp::now()
-        .checked_sub(ago)
-        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The path of a cgroup below the mount, by its id; the id itself where it is gone already.

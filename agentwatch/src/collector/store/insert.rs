@@ -77,23 +77,10 @@ pub(super) fn insert<'a>(
     Ok(newest)
 }
 
-/// Nanoseconds of CLOCK_BOOTTIME, 0 if the clock cannot be read.
-pub(super) fn boottime_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `now` is a valid place for the call to write to, and nothing else refers to it.
-    if unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) } != 0 {
-        return 0;
-    }
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
-}
-
 /// Wall time minus kernel time, now.
 pub(super) fn offset_now() -> i64 {
     nanoseconds(Timestamp::now())
-        .saturating_sub(clamp(boottime_ns()))
+        .saturating_sub(clamp(crate::event::host::boottime_ns()))
         .saturating_add(OFFSET_SLACK_NS)
 }
 

@@ -70,12 +70,7 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// Which host and boot the collector runs on, for the events that it makes itself.
-#[derive(Clone, Debug)]
-pub struct Host {
-    pub name: String,
-    pub boot_id: String,
-}
+pub use crate::event::host::Host;
 
 /// The connection that writes.
 pub struct Store {

@@ -8,8 +8,11 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{FILE, Host, insert};
-use crate::event::model::{Event, Kind, Loss, Mode, SCHEMA_VERSION, SessionRef, Verdict};
+use super::FILE;
+use crate::event::{
+    host::{Host, no_session},
+    model::{Event, Kind, Loss},
+};
 
 /// Renames the file together with its log and its index, and returns the new name of the file.
 pub(super) fn set_aside(directory: &Path) -> io::Result<PathBuf> {
@@ -42,39 +45,14 @@ pub(super) fn set_aside(directory: &Path) -> io::Result<PathBuf> {
 /// The record of it in the new history. It belongs to no session, so its session has no id; how many events are gone
 /// is not known.
 pub(super) fn loss(host: &Host) -> Event {
-    Event {
-        v: SCHEMA_VERSION,
-        id: uuid::Uuid::now_v7().to_string(),
-        seq: 0,
-        time: Timestamp::now(),
-        ktime_ns: insert::boottime_ns(),
-        host: host.name.clone(),
-        boot_id: host.boot_id.clone(),
-        session: SessionRef {
-            id: String::new(),
-            name: String::new(),
-            policy: String::new(),
-            mode: Mode::Enforce,
-        },
-        kind: Kind::Loss,
-        verdict: Verdict::Allowed,
-        errno: None,
-        count: 1,
-        fold: None,
-        rule: None,
-        process: None,
-        file: None,
-        target: None,
-        net: None,
-        exit: None,
-        lifecycle: None,
-        loss: Some(Loss {
-            from: 0,
-            to: 0,
-            reason: "store_corrupt".to_owned(),
-            events: 0,
-        }),
-    }
+    let mut event = host.event(&no_session(), Kind::Loss);
+    event.loss = Some(Loss {
+        from: 0,
+        to: 0,
+        reason: "store_corrupt".to_owned(),
+        events: 0,
+    });
+    event
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

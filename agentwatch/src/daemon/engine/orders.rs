@@ -180,27 +180,8 @@ impl Engine {
             accept_degraded,
             cgroup: None,
         };
-        let mut warnings = plan.policy.warnings.clone();
         let number = self.start(plan)?;
-        let Some(live) = self.sessions.get(&number) else {
-            return Err(Refusal::new("the session is gone"));
-        };
-        warnings.extend(live.bound.gaps.iter().cloned());
-        warnings.extend(
-            live.holding
-                .missing
-                .iter()
-                .map(|missing| format!("not enforced: {missing}")),
-        );
-        Ok(Response::Ready {
-            session: live.id().to_owned(),
-            name: live.subject.reference.name.clone(),
-            warnings,
-            landlock: live
-                .holding
-                .landlock
-                .then(|| (*live.subject.policy).clone()),
-        })
+        self.ready(number)
     }
 
     fn order_enter(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
@@ -219,6 +200,28 @@ impl Engine {
         cgroup::enter(&live.cgroup, peer.pid)?;
         live.seen_tasks = true;
         Ok(Response::Done)
+    }
+
+    /// What the asker is told of a session that is in force.
+    fn ready(&self, number: u32) -> Result<Response, Refusal> {
+        let Some(live) = self.sessions.get(&number) else {
+            return Err(Refusal::new("the session is gone"));
+        };
+        let policy = &live.subject.policy;
+        let missing = live.holding.missing.iter();
+        let warnings = policy
+            .warnings
+            .iter()
+            .chain(&live.bound.gaps)
+            .cloned()
+            .chain(missing.map(|missing| format!("not enforced: {missing}")))
+            .collect();
+        Ok(Response::Ready {
+            session: live.id().to_owned(),
+            name: live.subject.reference.name.clone(),
+            warnings,
+            landlock: live.holding.landlock.then(|| (**policy).clone()),
+        })
     }
 
     fn order_exited(&mut self, peer: Peer, session: &str, code: i32) -> Result<Response, Refusal> {
@@ -259,24 +262,8 @@ impl Engine {
             accept_degraded,
             cgroup: Some(&path),
         };
-        let mut warnings = plan.policy.warnings.clone();
         let number = self.start(plan)?;
-        let Some(live) = self.sessions.get(&number) else {
-            return Err(Refusal::new("the session is gone"));
-        };
-        warnings.extend(live.bound.gaps.iter().cloned());
-        warnings.extend(
-            live.holding
-                .missing
-                .iter()
-                .map(|missing| format!("not enforced: {missing}")),
-        );
-        Ok(Response::Ready {
-            session: live.id().to_owned(),
-            name: live.subject.reference.name.clone(),
-            warnings,
-            landlock: None,
-        })
+        self.ready(number)
     }
 
     fn order_detach(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
