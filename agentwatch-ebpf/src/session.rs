@@ -36,7 +36,11 @@ impl Subject {
             return Self::of(unsafe { (*tag).session }, tag);
         }
         // A process that enters a cgroup with many threads is announced by its leader alone.
-        let leader = TAGS.get(leader(task));
+        let leader = leader(task);
+        if leader == task {
+            return None;
+        }
+        let leader = TAGS.get(leader);
         if leader.is_null() {
             return None;
         }

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use crate::{
     emit::{self, Draft},
     kernel::{self, Dentry, DentryAt, File, TaskAt},
+    maps::TAGS,
     session::Subject,
     verdict::{self as policy, Decision},
 };
@@ -129,14 +130,20 @@ pub fn inode_setattr_idmap(ctx: LsmContext) -> i32 {
 /// what is left are the attempts that failed before.
 #[fexit(function = "do_filp_open")]
 pub fn do_filp_open(ctx: FExitContext) -> i32 {
+    let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else {
+        // A denial of before that came by another way than this function is not this look-up's.
+        let tag = TAGS.get(kernel::current());
+        if !tag.is_null() {
+            // SAFETY: not null.
+            unsafe { (*tag).denied = 0 };
+        }
+        return 0;
+    };
     let Some(subject) = Subject::current() else {
         return 0;
     };
     // SAFETY: the subject was found by its tag.
     let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
-    let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else {
-        return 0;
-    };
     if denied != 0 {
         return 0;
     }
