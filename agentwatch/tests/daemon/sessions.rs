@@ -139,6 +139,37 @@ fn a_process_of_a_session_may_not_change_sessions() {
 }
 
 #[test]
+fn run_passes_signals_on() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let file = place.write("policy.toml", &policy());
+    let script = "trap 'exit 3' TERM; echo > ready; while :; do sleep 0.1; done";
+    let mut run = place
+        .command()
+        .args([
+            "run",
+            "--policy",
+            file.to_str().expect("UTF-8"),
+            "--name",
+            "signals",
+            "--",
+        ])
+        .args(["/bin/sh", "-c", script])
+        .spawn()
+        .expect("start a session");
+    eventually("the command is ready", || {
+        place.work().join("ready").exists().then_some(())
+    });
+    let pid = nix::unistd::Pid::from_raw(run.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signal it");
+    assert_eq!(run.wait().expect("reap it").code(), Some(3));
+    place.ended("signals");
+}
+
+#[test]
 fn without_a_daemon_run_fails_with_125_and_a_hint() {
     let place = Place::new();
     let output = place.cli(&["run", "--", "/bin/true"]);
