@@ -28,6 +28,7 @@ macro_rules! with_members {
             SUPER_BLOCK_S_DEV = "super_block": "s_dev";
             SUPER_BLOCK_S_FLAGS = "super_block": "s_flags";
             TASK_TGID = "task_struct": "tgid";
+            TASK_FLAGS = "task_struct": "flags";
             TASK_PID = "task_struct": "pid";
             TASK_COMM = "task_struct": "comm";
             TASK_REAL_PARENT = "task_struct": "real_parent";

@@ -35,6 +35,8 @@ pub const AT_FDCWD: i32 = -100;
 const SB_NOUSER: u64 = 1 << 31;
 /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
 const SIGNAL_GROUP_EXIT: u32 = 4;
+/// include/linux/sched.h.
+const PF_EXITING: u32 = 4;
 const S_IFMT: u16 = 0o170000;
 const S_IFDIR: u16 = 0o040000;
 /// `MAX_ERRNO`: the pointers that are errors.
@@ -236,6 +238,11 @@ impl TaskAt {
     #[inline(always)]
     pub fn pid(self) -> u32 {
         member(self.0, &TASK_TGID)
+    }
+    /// Whether it is on its way out (`PF_EXITING`).
+    #[inline(always)]
+    pub fn is_exiting(self) -> bool {
+        member::<u32>(self.0, &TASK_FLAGS) & PF_EXITING != 0
     }
     #[inline(always)]
     pub fn tid(self) -> u32 {

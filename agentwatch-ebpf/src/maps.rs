@@ -23,6 +23,9 @@ pub static BULK: RingBuf<u8, { limits::BULK_RING }> = RingBuf::new();
 /// Sessions by slot.
 #[btf_map]
 pub static SESSIONS: Array<Session, { limits::SESSIONS }> = Array::new();
+/// Live tasks of each slot, as the last census found them.
+#[btf_map]
+pub static CENSUS: Array<u32, { limits::SESSIONS }> = Array::new();
 /// Sessions by the id of a cgroup, every cgroup below a session's own included.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, u32, { limits::CGROUPS }> = HashMap::new();

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::task_struct;
 
 use crate::{
     kernel::{CgroupAt, TaskAt, current, leader},
-    maps::{CGROUPS, PROCESSES, SESSIONS, TAGS, count},
+    maps::{CENSUS, CGROUPS, PROCESSES, SESSIONS, TAGS, count},
 };
 
 /// The acting task's session.
@@ -113,6 +113,14 @@ pub fn of_cgroup(id: u64) -> u32 {
 /// `image` is what its program is known by for folding.
 #[inline(always)]
 pub fn tag(task: *mut task_struct, number: u32, image: u64) {
+    if let Some(number) = inherit(task, number, image) {
+        known_by_process(task, number);
+    }
+}
+
+/// The same for a task that has no process number yet. Gives back the session that it is in now.
+#[inline(always)]
+pub fn inherit(task: *mut task_struct, number: u32, image: u64) -> Option<u32> {
     let old = TAGS.get(task);
     if !old.is_null() {
         // SAFETY: not null.
@@ -121,13 +129,13 @@ pub fn tag(task: *mut task_struct, number: u32, image: u64) {
             && session.number == owner
             && owner != 0
         {
-            return;
+            return Some(owner);
         }
         // The old session has ended.
         // SAFETY: not null.
         unsafe { (*old).session = number }
-        counted(task, number);
-        return;
+        add_tasks(number, 1);
+        return Some(number);
     }
     let mut initial = Tag {
         session: number,
@@ -143,21 +151,55 @@ pub fn tag(task: *mut task_struct, number: u32, image: u64) {
     if TAGS.get_or_insert(task, &mut initial).is_null() {
         // Out of memory. The task is outside the session now: user space sees the counter and reports it.
         count(stats::TAG_FAILED);
-        return;
+        return None;
     }
-    counted(task, number);
+    add_tasks(number, 1);
+    Some(number)
 }
 
+/// Lets programs that cannot read task storage know of a process.
 #[inline(always)]
-fn counted(task: *mut task_struct, number: u32) {
+fn known_by_process(task: *mut task_struct, number: u32) {
     if PROCESSES
         .insert(TaskAt(task as u64).pid(), number, 0)
         .is_err()
     {
         count(stats::PROCESS_FULL);
     }
+}
+
+/// A process of nobody's: what is left of an earlier one with its number means nothing.
+#[inline(always)]
+pub fn forget_process(task: TaskAt) {
+    let pid = task.pid();
+    // SAFETY: only looked at whether it is there.
+    if unsafe { PROCESSES.get(pid) }.is_some() {
+        let _ = PROCESSES.remove(pid);
+    }
+}
+
+#[inline(always)]
+fn add_tasks(number: u32, n: u32) {
     if let Some(session) = SESSIONS.get_ptr_mut(number & (limits::SESSIONS as u32 - 1)) {
-        add32(unsafe { &raw mut (*session).tasks }, 1);
+        add32(unsafe { &raw mut (*session).tasks }, n);
+    }
+}
+
+/// Counts a task for the census that user space takes.
+#[inline(always)]
+pub fn count_in_census(task: *mut task_struct) {
+    let tag = TAGS.get(task);
+    if tag.is_null() || TaskAt(task as u64).is_exiting() {
+        return;
+    }
+    // SAFETY: not null.
+    let number = unsafe { (*tag).session };
+    if let Some(session) = SESSIONS.get(number & (limits::SESSIONS as u32 - 1))
+        && session.number == number
+        && number != 0
+        && let Some(place) = CENSUS.get_ptr_mut(number & (limits::SESSIONS as u32 - 1))
+    {
+        add32(place, 1);
     }
 }
 

@@ -27,7 +27,7 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Called for every task of the host: tags those that are in a session's cgroup already. User space reads the iterator
+/// Called for every task of the host: tags those that are in a session's cgroup already, and takes the census. User space reads the iterator
 /// after it has entered the cgroup into the map; whoever forks or enters from then on is tagged by the hooks above.
 #[unsafe(link_section = "iter/task")]
 #[unsafe(no_mangle)]
@@ -38,8 +38,9 @@ pub extern "C" fn tag_tasks(ctx: *mut c_void) -> i32 {
         return 0;
     }
     let number = session::of_cgroup(TaskAt(task as u64).cgroup());
-    if number != 0 {
+    if number != 0 && !TaskAt(task as u64).is_exiting() {
         session::tag(task, number, 0);
     }
+    session::count_in_census(task);
     0
 }

@@ -5,8 +5,11 @@ use agentwatch_common::{
     policy::flags,
 };
 use aya_ebpf::{
-    EbpfContext as _, bindings::task_struct, helpers::generated::bpf_send_signal,
-    macros::btf_tracepoint, programs::BtfTracePointContext,
+    EbpfContext as _,
+    bindings::task_struct,
+    helpers::generated::bpf_send_signal,
+    macros::{btf_tracepoint, lsm},
+    programs::{BtfTracePointContext, LsmContext},
 };
 
 use crate::{
@@ -38,8 +41,22 @@ pub fn task_newtask(ctx: BtfTracePointContext) -> i32 {
             let number = session::of_cgroup(TaskAt(child as u64).cgroup());
             if number != 0 {
                 session::tag(child, number, 0);
+            } else if clone_flags & CLONE_THREAD == 0 {
+                session::forget_process(TaskAt(child as u64));
             }
         }
+    }
+    0
+}
+
+/// The same, where the kernel takes LSM programs. Since 7.0 a tracepoint's program can be preempted, and the kernel then leaves out its
+/// run for the next task on that processor; LSM programs are never left out, and no task is to escape its session.
+#[lsm(hook = "task_alloc")]
+pub fn task_alloc(ctx: LsmContext) -> i32 {
+    if let Some(subject) = Subject::current() {
+        // SAFETY: the subject was found by its tag.
+        let image = unsafe { (*subject.tag).image };
+        let _ = session::inherit(ctx.arg(0), subject.number, image);
     }
     0
 }

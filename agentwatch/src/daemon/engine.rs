@@ -75,6 +75,8 @@ pub struct Engine {
     ticks: u64,
     /// Whether the last look at the rings left them empty.
     drained: bool,
+    /// Whether all tasks have been counted in this tick.
+    census_taken: bool,
 }
 
 impl Engine {
@@ -111,6 +113,7 @@ impl Engine {
             figures,
             ticks: 0,
             drained: true,
+            census_taken: false,
         })
     }
 
@@ -238,6 +241,7 @@ impl Engine {
                 }
             }
         }
+        self.census_taken = false;
         let numbers: Vec<u32> = self.sessions.keys().copied().collect();
         for number in numbers {
             self.look_after(number);
@@ -251,18 +255,28 @@ impl Engine {
         let Some(live) = self.sessions.get_mut(&number) else {
             return;
         };
-        let tasks = match self.kernel.maps.session(number) {
-            Ok(session) => session.tasks,
-            Err(error) => {
+        // The kernel's count is a hint: a tracepoint's program can be left out. Where either it or the cgroup says that nobody
+        // is left, all tasks are counted.
+        let hint = self
+            .kernel
+            .maps
+            .session(number)
+            .map_or(0, |session| session.tasks);
+        let mut alive = hint > 0;
+        if !alive || !cgroup::populated(&live.cgroup) {
+            if !std::mem::replace(&mut self.census_taken, true)
+                && let Err(error) = self.kernel.census()
+            {
                 tracing::error!(
-                    session = live.id(),
                     error = format!("{error:#}"),
-                    "the kernel does not show the session"
+                    "the tasks of sessions cannot be counted"
                 );
+                self.census_taken = false;
                 return;
             }
-        };
-        if tasks > 0 {
+            alive = self.kernel.maps.counted_tasks(number).unwrap_or(1) > 0;
+        }
+        if alive {
             live.seen_tasks = true;
             live.empty_since = None;
             return;

@@ -45,7 +45,8 @@ const TRACEPOINTS: [&str; 6] = [
 ];
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the hook.
-const LSM: [(&[&str], &str); 10] = [
+const LSM: [(&[&str], &str); 11] = [
+    (&["task_alloc"], "task_alloc"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
     (&["inode_mkdir"], "inode_mkdir"),
@@ -221,8 +222,9 @@ impl Kernel {
         Ok((kernel, Rings { verdicts, bulk }))
     }
 
-    /// Tags every task that is in a session's cgroup already.
-    pub fn tag_existing(&mut self) -> Result<()> {
+    /// Tags every task that is in a session's cgroup already, and counts the live tasks of each session.
+    pub fn census(&mut self) -> Result<()> {
+        self.maps.clear_census()?;
         let iterator: &mut Iter = program(&mut self.ebpf, "tag_tasks")?;
         let link = iterator.attach().context("attach the task iterator")?;
         let mut tasks = iterator

@@ -26,6 +26,7 @@ use crate::policy::{
 /// The maps that user space writes or reads.
 pub struct Maps {
     sessions: Array<MapData, Session>,
+    census: Array<MapData, u32>,
     cgroups: HashMap<MapData, u64, u32>,
     processes: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
@@ -52,6 +53,7 @@ impl Maps {
         };
         Ok(Self {
             sessions: map("SESSIONS")?.try_into()?,
+            census: map("CENSUS")?.try_into()?,
             cgroups: map("CGROUPS")?.try_into()?,
             processes: map("PROCESSES")?.try_into()?,
             places: map("PLACES")?.try_into()?,
@@ -187,6 +189,18 @@ impl Maps {
         self.sessions
             .get(&slot(number), 0)
             .context("read the session from the kernel")
+    }
+
+    pub(super) fn clear_census(&mut self) -> Result<()> {
+        for slot in 0..limits::SESSIONS as u32 {
+            self.census.set(slot, 0, 0).context("clear the census")?;
+        }
+        Ok(())
+    }
+
+    /// Live tasks of a session, as the last census found them.
+    pub fn counted_tasks(&self, number: u32) -> Result<u32> {
+        self.census.get(&slot(number), 0).context("read the census")
     }
 
     pub fn insert_cgroup(&mut self, id: u64, session: u32) -> Result<()> {

@@ -420,7 +420,7 @@ impl Engine {
             holding,
         };
         self.sessions.insert(number, live);
-        if !own && let Err(error) = self.kernel.tag_existing() {
+        if !own && let Err(error) = self.kernel.census() {
             self.end(number, "detached");
             return Err(error.into());
         }
