@@ -29,6 +29,7 @@ macro_rules! with_members {
             SUPER_BLOCK_S_FLAGS = "super_block": "s_flags";
             TASK_TGID = "task_struct": "tgid";
             TASK_FLAGS = "task_struct": "flags";
+            TASK_SELF_EXEC_ID = "task_struct": "self_exec_id";
             TASK_PID = "task_struct": "pid";
             TASK_COMM = "task_struct": "comm";
             TASK_REAL_PARENT = "task_struct": "real_parent";

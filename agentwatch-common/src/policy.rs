@@ -70,9 +70,13 @@ pub struct Tag {
     /// The socket address of the `connect` in hand.
     pub addr: [u8; 112],
     pub addr_len: u32,
+    /// Whether its end has been recorded.
+    pub ended: u32,
+    /// Which of the task's executions was recorded last.
+    pub exec_id: u32,
     pub _pad: u32,
 }
-const _: () = assert!(size_of::<Tag>() == 160);
+const _: () = assert!(size_of::<Tag>() == 168);
 
 /// A file by identity, within a policy.
 #[repr(C)]

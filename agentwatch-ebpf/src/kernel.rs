@@ -239,6 +239,11 @@ impl TaskAt {
     pub fn pid(self) -> u32 {
         member(self.0, &TASK_TGID)
     }
+    /// Number of its executions.
+    #[inline(always)]
+    pub fn exec_id(self) -> u32 {
+        member(self.0, &TASK_SELF_EXEC_ID)
+    }
     /// Whether it is on its way out (`PF_EXITING`).
     #[inline(always)]
     pub fn is_exiting(self) -> bool {

@@ -146,6 +146,8 @@ pub fn inherit(task: *mut task_struct, number: u32, image: u64) -> Option<u32> {
         denied: 0,
         addr: [0; 112],
         addr_len: 0,
+        ended: 0,
+        exec_id: 0,
         _pad: 0,
     };
     if TAGS.get_or_insert(task, &mut initial).is_null() {

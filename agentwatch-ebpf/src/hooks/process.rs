@@ -5,7 +5,6 @@ use agentwatch_common::{
     policy::flags,
 };
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::task_struct,
     helpers::generated::bpf_send_signal,
     macros::{btf_tracepoint, lsm},
@@ -85,9 +84,26 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
 /// A program is about to run its first instruction.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    executed(&ctx)
+}
+
+/// The same again: since 7.0 the kernel leaves a program's run out when another task on the processor is in the middle of it. Of two
+/// programs one runs; what the first has recorded the second leaves alone.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec_again(ctx: BtfTracePointContext) -> i32 {
+    executed(&ctx)
+}
+
+#[inline(always)]
+fn executed(ctx: &BtfTracePointContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    let exec_id = TaskAt::current().exec_id();
+    // SAFETY: the subject was found by its tag.
+    if unsafe { core::mem::replace(&mut (*subject.tag).exec_id, exec_id) } == exec_id {
+        return 0;
+    }
     let bprm: *const core::ffi::c_void = ctx.arg(2);
     let dentry = kernel::binprm_file(bprm).dentry();
     let (device, inode) = (dentry.device(), dentry.inode());
@@ -133,11 +149,25 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 
 /// A task ends; with the last of a process's, the process.
 #[btf_tracepoint(function = "sched_process_exit")]
-pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    let _ = ctx.as_ptr();
+pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
+    ended()
+}
+
+/// The same again: see [`sched_process_exec_again`].
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn sched_process_exit_again(_ctx: BtfTracePointContext) -> i32 {
+    ended()
+}
+
+#[inline(always)]
+fn ended() -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    // SAFETY: the subject was found by its tag.
+    if unsafe { core::mem::replace(&mut (*subject.tag).ended, 1) } != 0 {
+        return 0;
+    }
     let task = TaskAt::current();
     let ending = task.ending();
     if ending.last

@@ -34,14 +34,16 @@ pub enum Backend {
     Landlock,
 }
 
-/// Programs of every kernel: `tp_btf`.
-const TRACEPOINTS: [&str; 6] = [
-    "task_newtask",
-    "cgroup_attach_task",
-    "sched_process_exec",
-    "sched_process_exit",
-    "cgroup_mkdir",
-    "cgroup_rmdir",
+/// Programs of every kernel: `tp_btf`, with the tracepoint.
+const TRACEPOINTS: [(&str, &str); 8] = [
+    ("task_newtask", "task_newtask"),
+    ("cgroup_attach_task", "cgroup_attach_task"),
+    ("sched_process_exec", "sched_process_exec"),
+    ("sched_process_exec_again", "sched_process_exec"),
+    ("sched_process_exit", "sched_process_exit"),
+    ("sched_process_exit_again", "sched_process_exit"),
+    ("cgroup_mkdir", "cgroup_mkdir"),
+    ("cgroup_rmdir", "cgroup_rmdir"),
 ];
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the hook.
@@ -149,10 +151,10 @@ impl Kernel {
         )?;
         let mut checks = Vec::new();
 
-        for name in TRACEPOINTS {
+        for (name, tracepoint) in TRACEPOINTS {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
             program
-                .load(name, &btf)
+                .load(tracepoint, &btf)
                 .map_err(verifier)
                 .with_context(|| format!("load {name}"))?;
             program.attach().with_context(|| format!("attach {name}"))?;
