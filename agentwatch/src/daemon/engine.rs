@@ -23,7 +23,7 @@ use super::{config::Config, control::Order, forward::Figures, launch::Origin};
 use crate::{
     event::{
         Event, Kind,
-        decode::decode,
+        decode::{Decoded, decode},
         enrich::Enricher,
         model::{Counts, Lifecycle, Loss},
     },
@@ -40,8 +40,8 @@ const WATCH_TICKS: u64 = 3;
 const REBIND_TICKS: u64 = 10;
 /// Ticks after which a watched cgroup that could not become a session is tried again.
 const REFUSED_TICKS: u64 = 90;
-/// Records that are taken from the bulk ring before the verdicts are looked at again.
-const BULK_TURN: usize = 256;
+/// Records that are taken from the bulk's ring at a time: more than it holds when it wakes us.
+const BULK_TURN: usize = 8192;
 /// Records that are taken from the verdicts' ring at a time.
 const VERDICT_TURN: usize = 4096;
 /// Events that are made before they are passed on.
@@ -158,11 +158,10 @@ impl Engine {
         }
     }
 
-    /// Empties both rings, the verdicts first and again after every turn of the other.
+    /// Empties both rings, a turn at a time.
     fn drain(&mut self) {
         loop {
-            let verdicts = self.take(true, VERDICT_TURN);
-            let bulk = self.take(false, BULK_TURN);
+            let (verdicts, bulk) = self.turn(VERDICT_TURN, BULK_TURN);
             self.drained = verdicts < VERDICT_TURN && bulk < BULK_TURN;
             if self.drained || self.ready.len() > READY {
                 return;
@@ -170,52 +169,60 @@ impl Engine {
         }
     }
 
-    fn take(&mut self, verdicts: bool, most: usize) -> usize {
-        let Self {
-            rings,
-            sessions,
-            enricher,
-            ready,
-            fold_bases,
-            delivered,
-            undecodable,
-            ..
-        } = self;
-        let ring = if verdicts {
-            &mut rings.verdicts
-        } else {
-            &mut rings.bulk
-        };
-        ring.drain(most, |bytes| {
-            let decoded = match decode(bytes) {
-                Ok(decoded) => decoded,
+    /// Takes records from both rings and goes through them in the order of their times: what a process is stands in
+    /// the bulk's ring, what it is refused in the other. The verdicts are taken first, so that whatever was recorded before
+    /// one of them is among the rest.
+    fn turn(&mut self, most_verdicts: usize, most_bulk: usize) -> (usize, usize) {
+        let mut records: Vec<Box<[u8]>> = Vec::new();
+        let verdicts = self
+            .rings
+            .verdicts
+            .drain(most_verdicts, |bytes| records.push(bytes.into()));
+        let bulk = self
+            .rings
+            .bulk
+            .drain(most_bulk, |bytes| records.push(bytes.into()));
+        let mut decoded = Vec::with_capacity(records.len());
+        for bytes in &records {
+            match decode(bytes) {
+                Ok(record) => decoded.push(record),
                 Err(error) => {
                     tracing::error!(%error, "the kernel's record cannot be read");
-                    *undecodable += 1;
-                    return;
+                    self.undecodable += 1;
                 }
-            };
-            let record = decoded.record;
-            // A session that has ended: what its last tasks still do is nobody's.
-            let Some(live) = sessions.get_mut(&record.session) else {
-                return;
-            };
-            if record.seq != 0 {
-                live.account.arrived(record.seq);
-                *delivered += 1;
             }
-            let Some(event) = enricher.event(&decoded, &mut live.subject) else {
-                return;
-            };
-            if record.state & state::FOLDED != 0 {
-                if fold_bases.len() >= FOLD_BASES {
-                    fold_bases.clear();
-                }
-                fold_bases.insert((record.session, record.seq), event.clone());
+        }
+        if verdicts > 0 {
+            decoded.sort_by_key(|decoded| decoded.record.ktime);
+        }
+        for decoded in &decoded {
+            self.recorded(decoded);
+        }
+        (verdicts, bulk)
+    }
+
+    fn recorded(&mut self, decoded: &Decoded<'_>) {
+        let record = decoded.record;
+        // A session that has ended: what its last tasks still do is nobody's.
+        let Some(live) = self.sessions.get_mut(&record.session) else {
+            return;
+        };
+        if record.seq != 0 {
+            live.account.arrived(record.seq);
+            self.delivered += 1;
+        }
+        let Some(event) = self.enricher.event(decoded, &mut live.subject) else {
+            return;
+        };
+        if record.state & state::FOLDED != 0 {
+            if self.fold_bases.len() >= FOLD_BASES {
+                self.fold_bases.clear();
             }
-            live.saw(&event);
-            ready.push(event);
-        })
+            self.fold_bases
+                .insert((record.session, record.seq), event.clone());
+        }
+        live.saw(&event);
+        self.ready.push(event);
     }
 
     fn tick(&mut self) {
@@ -311,8 +318,10 @@ impl Engine {
                 "an ended session stays in the kernel"
             );
         }
-        self.take(true, VERDICT_RING / size_of::<Record>());
-        self.take(false, BULK_RING / size_of::<Record>());
+        self.turn(
+            VERDICT_RING / size_of::<Record>(),
+            BULK_RING / size_of::<Record>(),
+        );
         self.collect_folds(Some(number));
         self.declare_losses_up_to(number, counted.seq, true);
         let Some(live) = self.sessions.remove(&number) else {
