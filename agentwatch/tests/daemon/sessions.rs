@@ -223,6 +223,7 @@ fn what_is_outside_is_refused_and_recorded_with_its_rule() {
             denied.iter().any(
                 |event| event["file"]["path"] == path.to_str().expect("UTF-8")
                     && event["rule"]["id"] == "files.default"
+                    && event["process"]["exe"] != ""
             ),
             "{name}: {denied:?}"
         );
@@ -359,6 +360,46 @@ fn a_cgroup_can_be_attached_and_detached() {
     });
     assert!(place.cli(&["detach", "attached"]).status.success());
     place.ended("attached");
+}
+
+#[test]
+fn an_attached_cgroup_is_held() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let cgroup = Cgroup::new("agentwatch-held");
+    let named = cgroup.0.to_str().expect("UTF-8");
+    let file = place.write("policy.toml", "[files]\nread = ['/']\nexec = ['/']\n");
+    let file = file.to_str().expect("UTF-8");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("an address").port();
+    let connect = format!("bash -c ': < /dev/tcp/127.0.0.1/{port}' 2>/dev/null");
+    assert!(cgroup.run(&connect).success(), "it works unconfined");
+
+    let attach = [
+        "attach", "--cgroup", named, "--policy", file, "--name", "held",
+    ];
+    let plain = place.cli(&attach);
+    if !plain.status.success() {
+        // Without BPF LSM files of an attached cgroup cannot be held, and that is said.
+        let said = text(&plain.stderr);
+        assert!(said.contains("without BPF LSM"), "{said}");
+        let degraded = place.cli(&[&attach[..], &["--accept-degraded"]].concat());
+        assert!(degraded.status.success(), "{}", text(&degraded.stderr));
+    }
+    assert!(!cgroup.run(&connect).success(), "it is refused");
+    place.events_until("held", "the refusal is recorded", |events| {
+        events.iter().any(|event| {
+            event["kind"] == "connect"
+                && event["verdict"] == "denied"
+                && event["net"]["port"] == port
+                && event["rule"]["id"] == "network.default"
+        })
+    });
+    assert!(place.cli(&["detach", "held"]).status.success());
+    place.ended("held");
 }
 
 #[test]
