@@ -8,6 +8,14 @@ pub const SESSIONS: usize = 1024;
 pub const PLACES: usize = 1 << 18;
 /// Address prefixes of all policies in force.
 pub const PREFIXES: usize = 1 << 16;
+/// Names of all policies in force that have rules before anything has them.
+pub const CHILDREN: usize = 1 << 14;
+/// Rules on names, of all policies in force.
+pub const NAMES: usize = 1 << 14;
+/// Bytes of a rule on names.
+pub const NAME_RULE: usize = 120;
+/// Policies in force at the same time: each session's, and those that are being exchanged.
+pub const POLICIES: usize = 4096;
 /// Distinct actions that are being folded.
 pub const FOLDS: usize = 1 << 16;
 /// Cgroups that belong to sessions.

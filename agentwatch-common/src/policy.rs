@@ -16,12 +16,14 @@ pub mod right {
     pub const EXEC: usize = 2;
 }
 
-/// Bits of [`Session::flags`].
+/// Bits of [`Binding::flags`].
 pub mod flags {
     /// Record what the policy forbids, and let it pass.
     pub const MONITOR: u32 = 1;
     /// File rules are enforced by Landlock: a failed open is reported as undecided.
     pub const LANDLOCK: u32 = 1 << 1;
+    /// The policy has rules on names: every file's own name is looked up.
+    pub const NAMES: u32 = 1 << 2;
 }
 
 /// Rules that stand first in every policy.
@@ -29,7 +31,80 @@ pub mod rule {
     pub const FILES_DEFAULT: u32 = 0;
     pub const NETWORK_DEFAULT: u32 = 1;
     pub const LISTEN_DEFAULT: u32 = 2;
+    pub const UNIX_DEFAULT: u32 = 3;
+    pub const FAMILIES_DEFAULT: u32 = 4;
+    /// What belongs to agentwatch itself.
+    pub const SELF: u32 = 5;
+    /// The rule of the first guard; the others follow in the order of [`super::guard`].
+    pub const GUARDS: u32 = 6;
 }
+
+/// Operations on the host around a session, each refused unless the policy allows it.
+pub mod guard {
+    macro_rules! operations {
+        ($($name:ident = $text:literal: $about:literal;)+) => {
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "an index that is named like a constant")]
+            #[repr(u32)]
+            enum Index { $($name),+ , END }
+            $(#[doc = $about] pub const $name: u32 = Index::$name as u32;)+
+            pub const COUNT: usize = Index::END as usize;
+            /// Names by index, as policies and events write them.
+            pub const NAMES: [&str; COUNT] = [$($text),+];
+            /// The built-in rule of each.
+            pub const RULES: [&str; COUNT] = [$(concat!("guard.", $text)),+];
+            /// What each is, for people.
+            pub const ABOUT: [&str; COUNT] = [$($about),+];
+        };
+    }
+
+    operations! {
+        MOUNT = "mount": "mounting, unmounting and moving mounts where the host sees it, and file systems that need the host's privileges";
+        PTRACE = "ptrace": "reading or changing a process outside the session: ptrace, process_vm_readv, /proc/PID/mem, pidfd_getfd";
+        SIGNAL = "signal": "signals to processes outside the session";
+        PRIORITY = "priority": "priority, limits, affinity and memory placement of processes outside the session";
+        BPF = "bpf": "the bpf system call";
+        PERF = "perf": "the perf_event_open system call";
+        CAPABILITY = "capability": "capabilities over the whole host: modules, kexec, raw I/O, clocks, network administration and the like";
+        KEYRING = "keyring": "kernel keys that were not made by the session";
+        IPC = "ipc": "System V shared memory, semaphores and message queues that were not made by the session";
+        TERMINAL = "terminal": "typing into a terminal by ioctl (TIOCSTI, TIOCLINUX)";
+        CREDENTIALS = "credentials": "io_uring requests under stored credentials";
+    }
+}
+
+/// Bits of [`Policy::families`]: an address family stands at its own number, and these above them.
+pub mod family {
+    /// Raw sockets of the internet families.
+    pub const RAW: u32 = 63;
+    /// Protocols of the internet families other than TCP, UDP and MPTCP.
+    pub const OTHER_PROTOCOL: u32 = 62;
+}
+
+/// What a policy says beyond files and addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Address families that may be used, a bit each: see [`family`].
+    pub families: u64,
+    /// Guarded operations that are allowed, a bit each: see [`guard`].
+    pub guards: u64,
+    /// The rule that allows each.
+    pub guard_rules: [u32; guard::COUNT],
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Policy>() == 64);
+
+/// What is in force for the session in a slot. User space exchanges it with one store of eight bytes, so that no action is
+/// judged by half of one policy and half of another.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// Key of its rules.
+    pub policy: u32,
+    /// See [`flags`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Binding>() == 8);
 
 /// A session, in slot `number % limits::SESSIONS`.
 #[repr(C)]
@@ -37,9 +112,6 @@ pub mod rule {
 pub struct Session {
     /// Number of the session, 0 for a free slot. Never used twice while the programs stay loaded.
     pub number: u32,
-    pub flags: u32,
-    /// Key of its rules. Exchanging a policy is one store to this field.
-    pub policy: u32,
     /// Tagged tasks that live.
     pub tasks: u32,
     /// Number of its last event.
@@ -51,7 +123,7 @@ pub struct Session {
     /// Events that a full ring refused.
     pub dropped: u64,
 }
-const _: () = assert!(size_of::<Session>() == 48);
+const _: () = assert!(size_of::<Session>() == 40);
 
 /// A task's membership; lives in task storage.
 #[repr(C)]
@@ -89,18 +161,95 @@ pub struct PlaceKey {
 }
 const _: () = assert!(size_of::<PlaceKey>() == 16);
 
+/// Bits of [`Place::flags`].
+pub mod place {
+    /// A protected place lies below: this directory is not renamed or removed, although what is in it may be written.
+    /// `pin_rule` says which place it is.
+    pub const PINNED: u8 = 1;
+    /// Names below it have rules although nothing has them yet: see [`super::ChildKey`].
+    pub const CHILDREN: u8 = 1 << 1;
+    /// Executing is denied by a rule that says so, and not for want of one: such a file is not mapped as code either.
+    pub const EXEC_DENIED: u8 = 1 << 2;
+    /// A UNIX socket that may be connected to; `socket_rule` says why.
+    pub const SOCKET: u8 = 1 << 3;
+    /// A layer of an overlay that the host mounted: what the overlay itself does here has been decided already.
+    pub const LAYER: u8 = 1 << 4;
+    /// A rule names this very file.
+    pub const NAMED: u8 = 1 << 5;
+}
+
 /// What holds from a file downwards; indexed by [`right`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     pub effects: [u8; 3],
-    /// Not zero where a protected place lies below: this directory is not renamed or removed, although what is in it may be
-    /// written. `pin_rule` says which place it is.
-    pub pinned: u8,
+    /// See [`place`].
+    pub flags: u8,
     pub rules: [u32; 3],
     pub pin_rule: u32,
+    pub socket_rule: u32,
+    /// Generation of the inode, where it is known: the number of a removed file is given to another.
+    pub generation: u32,
 }
-const _: () = assert!(size_of::<Place>() == 20);
+const _: () = assert!(size_of::<Place>() == 28);
+
+/// A name in a directory that has a rule before anything has the name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChildKey {
+    pub policy: u32,
+    /// Device of the directory, or 0 where `inode` is the number of the name above, as [`Child::number`] has it.
+    pub dev: u32,
+    pub inode: u64,
+    pub name: [u8; limits::NAME],
+}
+const _: () = assert!(size_of::<ChildKey>() == 16 + limits::NAME);
+
+/// What such a name stands for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Child {
+    /// Number of this name, for the names below it; 0 where there are none.
+    pub number: u64,
+    /// Whether `place` holds from here on; otherwise only names below have rules.
+    pub decides: u32,
+    pub place: Place,
+}
+const _: () = assert!(size_of::<Child>() == 40);
+
+/// A rule on names, wherever they stand: looked up by the longest match of what a file's name ends or begins with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NameKey {
+    pub policy: u32,
+    /// See [`name`].
+    pub kind: u32,
+    /// A name's bytes, from the end for [`name::SUFFIX`]; an exact name has a `/` behind them.
+    pub bytes: [u8; limits::NAME_RULE],
+}
+const _: () = assert!(size_of::<NameKey>() == 8 + limits::NAME_RULE);
+/// Bits of a [`NameKey`] before the bytes.
+pub const NAME_BASE: u32 = 64;
+
+/// The value of [`NameKey::kind`].
+pub mod name {
+    /// Of a file, from its end backwards.
+    pub const SUFFIX: u32 = 0;
+    /// Of a file, from its beginning.
+    pub const PREFIX: u32 = 1;
+    /// Of an abstract UNIX socket, from its beginning.
+    pub const ABSTRACT: u32 = 2;
+}
+
+/// What a rule on names says; indexed by [`right`], the first alone for sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Name {
+    pub effects: [u8; 3],
+    pub _pad: u8,
+    pub rules: [u32; 3],
+}
+const _: () = assert!(size_of::<Name>() == 16);
 
 /// What a prefix is about; the value of [`PrefixKey::op`].
 pub mod net {
@@ -144,4 +293,7 @@ pub struct Prefix {
 }
 const _: () = assert!(size_of::<Prefix>() == 4 + 12 * limits::PORT_RULES);
 
-pod!(Session, Tag, PlaceKey, Place, PrefixKey, Prefix);
+pod!(
+    Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey, Name, PrefixKey,
+    Prefix
+);

@@ -3,11 +3,17 @@
 use agentwatch_common::{
     event::{Fold, FoldKey, Scratch},
     limits,
-    policy::{Place, PlaceKey, Prefix, PrefixKey, Session, Tag},
+    policy::{
+        Binding, Child, ChildKey, Name, NameKey, Place, PlaceKey, Policy, Prefix, PrefixKey,
+        Session, Tag,
+    },
     stats,
 };
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type, task_struct},
+    bindings::{
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type,
+        task_struct,
+    },
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
     helpers::generated::bpf_task_storage_get,
     macros::btf_map,
@@ -23,6 +29,13 @@ pub static BULK: RingBuf<u8, { limits::BULK_RING }> = RingBuf::new();
 /// Sessions by slot.
 #[btf_map]
 pub static SESSIONS: Array<Session, { limits::SESSIONS }> = Array::new();
+/// What is in force for each slot. User space maps it into its memory, to exchange it with one store.
+#[btf_map]
+pub static BINDINGS: Array<Binding, { limits::SESSIONS }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+/// What policies say beyond files and addresses.
+#[btf_map]
+pub static POLICIES: HashMap<u32, Policy, { limits::POLICIES }> = HashMap::new();
 /// Live tasks of each slot, as the last census found them.
 #[btf_map]
 pub static CENSUS: Array<u32, { limits::SESSIONS }> = Array::new();
@@ -41,6 +54,17 @@ pub static TAGS: TaskStorage<Tag> = TaskStorage::new();
 #[btf_map]
 pub static PLACES: HashMap<PlaceKey, Place, { limits::PLACES }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+/// Rules on names that nothing has yet.
+#[btf_map]
+pub static CHILDREN: HashMap<
+    ChildKey,
+    Child,
+    { limits::CHILDREN },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+/// Rules on names wherever they stand.
+#[btf_map]
+pub static NAMES: LpmTrie<NameKey, Name, { limits::NAMES }> = LpmTrie::new();
 /// Network rules by address.
 #[btf_map]
 pub static PREFIXES: LpmTrie<PrefixKey, Prefix, { limits::PREFIXES }> = LpmTrie::new();

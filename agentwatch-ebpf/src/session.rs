@@ -11,7 +11,7 @@ use aya_ebpf::bindings::task_struct;
 
 use crate::{
     kernel::{CgroupAt, TaskAt, current, leader},
-    maps::{CENSUS, CGROUPS, PROCESSES, SESSIONS, TAGS, count},
+    maps::{BINDINGS, CENSUS, CGROUPS, PROCESSES, SESSIONS, TAGS, count},
 };
 
 /// The acting task's session.
@@ -69,10 +69,14 @@ impl Subject {
 
     #[inline(always)]
     fn of(number: u32, tag: *mut Tag) -> Option<Self> {
-        let session = SESSIONS.get_ptr_mut(number & (limits::SESSIONS as u32 - 1))?;
+        let slot = number & (limits::SESSIONS as u32 - 1);
+        let session = SESSIONS.get_ptr_mut(slot)?;
         // SAFETY: a slot of an array map.
-        let (owner, policy, flags) =
-            unsafe { ((*session).number, (*session).policy, (*session).flags) };
+        let owner = unsafe { (*session).number };
+        // One load: policy and flags belong together.
+        // SAFETY: as above, eight aligned bytes.
+        let binding = unsafe { BINDINGS.get_ptr(slot)?.cast::<u64>().read_volatile() };
+        let (policy, flags) = (binding as u32, (binding >> 32) as u32);
         // A session that has ended leaves stale tags behind: they mean nothing.
         (owner == number && number != 0).then_some(Self {
             session,

@@ -3,7 +3,7 @@
 
 use agentwatch_common::{
     limits,
-    policy::{OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, net, right, rule},
+    policy::{OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, net, place, right, rule},
     stats,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -66,14 +66,14 @@ pub fn name(policy: u32, dentry: Dentry) -> Decision {
         inode: dentry.inode(),
     };
     if decision.allows()
-        && let Some(place) = PLACES.get_ptr(key)
+        && let Some(found) = PLACES.get_ptr(key)
     {
         // SAFETY: an entry of a map; user space replaces entries whole.
-        let place = unsafe { &*place };
-        if place.pinned != 0 {
+        let found = unsafe { &*found };
+        if found.flags & place::PINNED != 0 {
             return Decision {
                 effect: effect::DENY,
-                rule: place.pin_rule,
+                rule: found.pin_rule,
             };
         }
     }

@@ -1,21 +1,29 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
-use std::{collections::HashMap as Map, net::IpAddr, path::PathBuf};
+use std::{
+    collections::HashMap as StdMap,
+    net::IpAddr,
+    num::NonZeroUsize,
+    path::PathBuf,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use agentwatch_common::{
     event::{Fold, FoldKey},
     limits,
     policy::{
-        OP_INET6, PREFIX_BASE, Place, PlaceKey, Ports, Prefix, PrefixKey, Session, effect, net,
-        right,
+        Binding, OP_INET6, PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, Session,
+        effect, net, place, right,
     },
 };
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
 };
 use ipnet::IpNet;
+use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::files::{self, Found, Identity};
 use crate::policy::{
@@ -25,6 +33,8 @@ use crate::policy::{
 
 /// The maps that user space writes or reads.
 pub struct Maps {
+    bindings: Bindings,
+    policies: HashMap<MapData, u32, Policy>,
     sessions: Array<MapData, Session>,
     census: Array<MapData, u32>,
     cgroups: HashMap<MapData, u64, u32>,
@@ -34,9 +44,53 @@ pub struct Maps {
     folds: HashMap<MapData, FoldKey, Fold>,
 }
 
+/// What is in force for each session, in memory that the kernel reads too: a store is seen whole or not at all.
+struct Bindings {
+    /// Keeps the map.
+    _map: Map,
+    words: NonNull<AtomicU64>,
+}
+
+// SAFETY: the words are atomics in memory that lives as long as the process.
+unsafe impl Send for Bindings {}
+
+impl Bindings {
+    fn map(map: Map) -> Result<Self> {
+        let Map::Array(data) = &map else {
+            anyhow::bail!("map BINDINGS is not an array");
+        };
+        let length = NonZeroUsize::new(limits::SESSIONS * size_of::<Binding>())
+            .context("there are sessions")?;
+        // SAFETY: a shared mapping of the whole map, which nothing else in this process refers to; it is never unmapped.
+        let words = unsafe {
+            nix::sys::mman::mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                data.fd(),
+                0,
+            )
+        }
+        .context("map the sessions' policies")?;
+        Ok(Self {
+            _map: map,
+            words: words.cast(),
+        })
+    }
+
+    fn set(&self, slot: u32, binding: Binding) {
+        let word = u64::from(binding.policy) | u64::from(binding.flags) << 32;
+        // SAFETY: a slot is below the number of sessions, and the mapping has a word for each.
+        unsafe { self.words.add(slot as usize).as_ref() }.store(word, Ordering::Release);
+    }
+}
+
 /// A policy as the kernel has it, so that it can be taken out again.
 #[derive(Default)]
 pub struct Bound {
+    /// Key of its rules.
+    number: u32,
     places: Vec<PlaceKey>,
     prefixes: Vec<(u32, PrefixKey)>,
     /// Indexes of places that name nothing yet.
@@ -52,6 +106,8 @@ impl Maps {
                 .with_context(|| format!("the object has no map {name}"))
         };
         Ok(Self {
+            bindings: Bindings::map(map("BINDINGS")?)?,
+            policies: map("POLICIES")?.try_into()?,
             sessions: map("SESSIONS")?.try_into()?,
             census: map("CENSUS")?.try_into()?,
             cgroups: map("CGROUPS")?.try_into()?,
@@ -64,8 +120,14 @@ impl Maps {
 
     /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number.
     pub fn insert_policy(&mut self, number: u32, policy: &Compiled) -> Result<Bound> {
-        let mut bound = Bound::default();
+        let mut bound = Bound {
+            number,
+            ..Bound::default()
+        };
         let places = bind(policy, &mut bound)?;
+        self.policies
+            .insert(number, beyond(policy), 0)
+            .context("enter the policy into the kernel; hint: too many policies on this host?")?;
         for (identity, place) in places {
             let key = PlaceKey {
                 policy: number,
@@ -153,6 +215,7 @@ impl Maps {
     }
 
     pub fn remove_policy(&mut self, bound: &Bound) {
+        let _ = self.policies.remove(&bound.number);
         for key in &bound.places {
             if let Err(error) = self.places.remove(key) {
                 tracing::warn!(%error, "a file rule of an ended session stays in the kernel");
@@ -165,11 +228,15 @@ impl Maps {
         }
     }
 
+    /// Puts a policy in force for a session, in place of the one before.
+    pub fn bind_policy(&mut self, number: u32, policy: u32, flags: u32) {
+        self.bindings.set(slot(number), Binding { policy, flags });
+    }
+
     pub fn open_session(&mut self, number: u32, policy: u32, flags: u32) -> Result<()> {
+        self.bind_policy(number, policy, flags);
         let session = Session {
             number,
-            policy,
-            flags,
             ..Session::default()
         };
         self.sessions
@@ -249,6 +316,30 @@ impl Maps {
     }
 }
 
+/// What a policy says beyond files and addresses.
+fn beyond(policy: &Compiled) -> Policy {
+    const ALWAYS: [i32; 4] = [
+        libc::AF_UNIX,
+        libc::AF_INET,
+        libc::AF_INET6,
+        libc::AF_NETLINK,
+    ];
+    let mut value = Policy::default();
+    for family in ALWAYS {
+        value.families |= 1 << family;
+    }
+    for family in &policy.families {
+        value.families |= 1 << family.bit;
+    }
+    for guard in &policy.guards {
+        value.guards |= 1 << guard.operation;
+        if let Some(rule) = value.guard_rules.get_mut(guard.operation as usize) {
+            *rule = guard.rule;
+        }
+    }
+    value
+}
+
 fn slot(number: u32) -> u32 {
     number & (limits::SESSIONS as u32 - 1)
 }
@@ -294,8 +385,8 @@ fn stricter(a: Place, b: Place) -> Place {
 }
 
 /// Finds the file that each place names, and gives the roots of mounts what holds above them.
-fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
-    let mut bound: Map<Identity, Place> = Map::new();
+fn bind(policy: &Compiled, report: &mut Bound) -> Result<StdMap<Identity, Place>> {
+    let mut bound: StdMap<Identity, Place> = StdMap::new();
     let gaps = &mut report.gaps;
     for (index, place) in policy.places.iter().enumerate() {
         let value = place_of(&place.decisions);
@@ -312,7 +403,7 @@ fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
             Err(error) => gaps.push(format!("{} cannot be looked at: {error:#}", place.path.display())),
         }
     }
-    let mut roots: Map<Identity, Place> = Map::new();
+    let mut roots: StdMap<Identity, Place> = StdMap::new();
     for mount in files::list()? {
         let decisions =
             Access::ALL.map(|access| explain::decide_file(policy, access, &mount.point));
@@ -335,7 +426,7 @@ fn bind(policy: &Compiled, report: &mut Bound) -> Result<Map<Identity, Place>> {
 
 /// A place that may not be written inside one that may protects the directories on the way to it: renaming or
 /// removing one of them would carry it off.
-fn pin_ancestors(policy: &Compiled, bound: &mut Map<Identity, Place>) {
+fn pin_ancestors(policy: &Compiled, bound: &mut StdMap<Identity, Place>) {
     let write = Access::Write as usize;
     for place in &policy.places {
         let decision = place.decisions[write];
@@ -353,7 +444,7 @@ fn pin_ancestors(policy: &Compiled, bound: &mut Map<Identity, Place>) {
             let entry = bound
                 .entry(identity)
                 .or_insert_with(|| place_of(&inherited));
-            entry.pinned = 1;
+            entry.flags |= place::PINNED;
             entry.pin_rule = decision.rule;
         }
     }

@@ -110,6 +110,10 @@ pub fn compile(rules: &Rules, file_name: &str, report: &mut Report) -> Compiled 
         rules: all,
         places: places(&rules.files),
         prefixes: prefixes(&rules.network, network_base(rules), report),
+        names: Vec::new(),
+        unix: Vec::new(),
+        families: Vec::new(),
+        guards: Vec::new(),
         warnings: Vec::new(),
     }
 }

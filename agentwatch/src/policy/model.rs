@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use agentwatch_common::policy::{guard, rule};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +17,26 @@ pub type RuleIndex = u32;
 
 /// The built-in rules that decide where no rule of the policy matches; they stand first in every
 /// [`Compiled::rules`], in this order.
-pub const DEFAULT_RULES: [&str; 3] = ["files.default", "network.default", "network.listen.default"];
-pub const FILES_DEFAULT: RuleIndex = 0;
-pub const NETWORK_DEFAULT: RuleIndex = 1;
-pub const LISTEN_DEFAULT: RuleIndex = 2;
+pub const DEFAULT_RULES: [&str; rule::GUARDS as usize + guard::COUNT] = {
+    let mut rules = [""; rule::GUARDS as usize + guard::COUNT];
+    rules[rule::FILES_DEFAULT as usize] = "files.default";
+    rules[rule::NETWORK_DEFAULT as usize] = "network.default";
+    rules[rule::LISTEN_DEFAULT as usize] = "network.listen.default";
+    rules[rule::UNIX_DEFAULT as usize] = "network.unix.default";
+    rules[rule::FAMILIES_DEFAULT as usize] = "network.families.default";
+    rules[rule::SELF as usize] = "agentwatch.self";
+    let mut operation = 0;
+    while operation < guard::COUNT {
+        rules[rule::GUARDS as usize + operation] = guard::RULES[operation];
+        operation += 1;
+    }
+    rules
+};
+pub const FILES_DEFAULT: RuleIndex = rule::FILES_DEFAULT;
+pub const NETWORK_DEFAULT: RuleIndex = rule::NETWORK_DEFAULT;
+pub const LISTEN_DEFAULT: RuleIndex = rule::LISTEN_DEFAULT;
+pub const UNIX_DEFAULT: RuleIndex = rule::UNIX_DEFAULT;
+pub const FAMILIES_DEFAULT: RuleIndex = rule::FAMILIES_DEFAULT;
 
 /// What a rule does with an action that it matches. At the same place the stricter one wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -85,6 +102,66 @@ pub struct Place {
     pub decisions: [Decision; 3],
 }
 
+/// Names that a rule is about, wherever they stand: the last component of a path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamePattern {
+    /// `**/.env`
+    Exact(String),
+    /// `*.pem`
+    Suffix(String),
+    /// `id_*`
+    Prefix(String),
+}
+
+/// A rule on names. It wins over the places around a file, but not over a place that names that very file. A directory's name
+/// holds for everything below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    pub pattern: NamePattern,
+    /// Indexed by [`Access`].
+    pub decisions: [Decision; 3],
+}
+
+/// The longest pattern of a name, in bytes.
+pub const MAX_NAME_PATTERN: usize = agentwatch_common::limits::NAME_RULE - 1;
+
+/// UNIX sockets that may be connected and sent to. A socket with a path may be also where `files.write` covers the path, and
+/// one that the session made always.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnixTarget {
+    /// A socket's file.
+    Path(PathBuf),
+    /// An abstract name, without the `@` that stands for its first byte.
+    Abstract(String),
+    /// Abstract names that begin so.
+    AbstractPrefix(String),
+}
+
+/// A rule on UNIX sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixRule {
+    pub target: UnixTarget,
+    pub decision: Decision,
+}
+
+/// A socket family that is allowed although it is not one of `unix`, `inet`, `inet6` (TCP and UDP) and `netlink`, which always are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyRule {
+    /// Bit in the kernel's mask: the family's number, or one of `agentwatch_common::policy::family`.
+    pub bit: u32,
+    pub rule: RuleIndex,
+}
+
+/// An operation on the host around the session that is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardRule {
+    /// Index in `agentwatch_common::policy::guard`.
+    pub operation: u32,
+    pub rule: RuleIndex,
+}
+
 /// What a network rule is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -143,6 +220,10 @@ pub struct Compiled {
     pub places: Vec<Place>,
     /// Sorted by operation and prefix, each pair once.
     pub prefixes: Vec<Prefix>,
+    pub names: Vec<Name>,
+    pub unix: Vec<UnixRule>,
+    pub families: Vec<FamilyRule>,
+    pub guards: Vec<GuardRule>,
     /// Warnings that do not keep the policy from being used, rendered for a person.
     pub warnings: Vec<String>,
 }

@@ -118,13 +118,13 @@ fn the_nearest_place_decides_and_states_everything() {
 #[test]
 fn a_rule_names_its_line() {
     let policy = compiled("[files]\nread = [\n  \"/usr\",\n  \"~/x\",\n]\n");
-    let rule = &policy.rules[4];
+    let rule = &policy.rules[DEFAULT_RULES.len() + 1];
     assert_eq!(
         (rule.id.as_str(), rule.source.as_str(), rule.text.as_str()),
         ("files.read[1]", "p.toml:4", "~/x")
     );
     assert_eq!(rule.layer, Layer::Task);
-    let built_in: Vec<_> = policy.rules[..3]
+    let built_in: Vec<_> = policy.rules[..DEFAULT_RULES.len()]
         .iter()
         .map(|rule| (rule.id.as_str(), rule.layer))
         .collect();
