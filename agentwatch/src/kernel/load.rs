@@ -46,8 +46,12 @@ const TRACEPOINTS: [(&str, &str); 8] = [
     ("cgroup_rmdir", "cgroup_rmdir"),
 ];
 
-/// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the hook.
-const LSM: [(&[&str], &str); 11] = [
+/// Stands last among a hook's programs where a kernel need not have the hook.
+const ABSENT: &str = "?";
+
+/// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
+/// hook.
+const LSM: [(&[&str], &str); 57] = [
     (&["task_alloc"], "task_alloc"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
@@ -59,6 +63,53 @@ const LSM: [(&[&str], &str); 11] = [
     (&["inode_rename"], "inode_rename"),
     (&["inode_link"], "inode_link"),
     (&["inode_setattr_idmap", "inode_setattr"], "inode_setattr"),
+    (&["inode_setxattr"], "inode_setxattr"),
+    (&["inode_removexattr"], "inode_removexattr"),
+    (&["file_ioctl"], "file_ioctl"),
+    (&["mmap_file"], "mmap_file"),
+    (&["file_mprotect"], "file_mprotect"),
+    (&["file_receive"], "file_receive"),
+    (&["path_notify"], "path_notify"),
+    (&["socket_create"], "socket_create"),
+    (&["socket_post_create"], "socket_post_create"),
+    (&["socket_listen"], "socket_listen"),
+    (&["socket_accept"], "socket_accept"),
+    (&["unix_stream_connect"], "unix_stream_connect"),
+    (&["unix_may_send"], "unix_may_send"),
+    (&["ptrace_access_check"], "ptrace_access_check"),
+    (&["task_kill"], "task_kill"),
+    (&["file_send_sigiotask"], "file_send_sigiotask"),
+    (&["task_setnice"], "task_setnice"),
+    (&["task_setioprio"], "task_setioprio"),
+    (&["task_setscheduler"], "task_setscheduler"),
+    (&["task_movememory"], "task_movememory"),
+    (&["task_setrlimit"], "task_setrlimit"),
+    (&["bpf"], "bpf"),
+    (&["perf_event_open"], "perf_event_open"),
+    (&["uring_override_creds"], "uring_override_creds"),
+    (&["tun_dev_create"], "tun_dev_create"),
+    (&["capable"], "capable"),
+    (&["sb_mount"], "sb_mount"),
+    (&["move_mount"], "move_mount"),
+    (&["sb_umount"], "sb_umount"),
+    (&["sb_pivotroot"], "sb_pivotroot"),
+    (&["sb_remount"], "sb_remount"),
+    (&["sb_kern_mount"], "sb_kern_mount"),
+    (&["sb_alloc_security"], "sb_alloc_security"),
+    (&["sb_free_security"], "sb_free_security"),
+    (&["key_alloc"], "key_alloc"),
+    (&["key_permission"], "key_permission"),
+    (&["shm_alloc_security"], "shm_alloc_security"),
+    (&["sem_alloc_security"], "sem_alloc_security"),
+    (&["msg_queue_alloc_security"], "msg_queue_alloc_security"),
+    (&["ipc_permission"], "ipc_permission"),
+    (&["shm_shmctl"], "shm_shmctl"),
+    (&["sem_semctl"], "sem_semctl"),
+    (&["msg_queue_msgctl"], "msg_queue_msgctl"),
+    // On kernels that have not got them, others decide the same operations.
+    (&["inode_set_acl", "?"], "inode_set_acl"),
+    (&["inode_remove_acl", "?"], "inode_remove_acl"),
+    (&["file_ioctl_compat", "?"], "file_ioctl_compat"),
 ];
 
 /// Outcomes of look-ups and connects, where LSM programs work: the program, and the function's names, newest first.
@@ -359,6 +410,10 @@ fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
         let mut refusal = None;
         let mut attached = false;
         for name in names {
+            if *name == ABSENT {
+                attached = matches!(refusal, Some(ProgramError::Btf(_)));
+                break;
+            }
             let program: &mut Lsm = program(ebpf, name)?;
             // `file_open` has been loaded by the probe.
             match program.load(hook, btf) {
