@@ -22,8 +22,14 @@ pub const FOLDS: usize = 1 << 16;
 pub const CGROUPS: usize = 1 << 16;
 /// Processes of all sessions.
 pub const PROCESSES: usize = 1 << 16;
-/// Directories between a file and the root of its file system that a decision walks; deeper is denied.
+/// Directories between a file and the root of its file system that a decision walks by direct loads, and that are recorded.
 pub const DEPTH: usize = 64;
+/// Directories that a decision walks at all; deeper is denied.
+pub const DEEPEST: usize = 1 << 16;
+/// Components of a path that does not exist yet, below the part that does.
+pub const MISSING: usize = 8;
+/// Kernel objects (file systems, keys, System V objects) that sessions made.
+pub const OBJECTS: usize = 1 << 16;
 /// Arguments of a command that are recorded, in bytes.
 pub const ARGV: usize = 4096;
 /// Path components that are recorded, in bytes.

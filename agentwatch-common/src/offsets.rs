@@ -6,6 +6,7 @@
 pub struct Member {
     pub name: &'static str,
     pub parent: &'static str,
+    /// An empty one stands last where there are kernels without it that we run on; its offset is then 0.
     pub paths: &'static [&'static str],
 }
 
@@ -23,10 +24,51 @@ macro_rules! with_members {
             DENTRY_D_PARENT = "dentry": "d_parent";
             DENTRY_D_SB = "dentry": "d_sb";
             DENTRY_D_NAME_NAME = "dentry": "d_name.name" | "__d_name.name";
+            DENTRY_D_ALIAS = "dentry": "d_u.d_alias" | "d_alias";
+            FILE_F_INODE = "file": "f_inode";
+            BACKING_FILE_USER_DENTRY = "backing_file": "user_path.dentry" | "";
             INODE_I_INO = "inode": "i_ino";
+            INODE_I_GENERATION = "inode": "i_generation";
+            INODE_I_DENTRY = "inode": "i_dentry.first";
             INODE_I_MODE = "inode": "i_mode";
             SUPER_BLOCK_S_DEV = "super_block": "s_dev";
             SUPER_BLOCK_S_FLAGS = "super_block": "s_flags";
+            SUPER_BLOCK_S_MAGIC = "super_block": "s_magic";
+            SUPER_BLOCK_S_ROOT = "super_block": "s_root";
+            SUPER_BLOCK_S_TYPE = "super_block": "s_type";
+            SUPER_BLOCK_S_USER_NS = "super_block": "s_user_ns";
+            FILE_SYSTEM_TYPE_FS_FLAGS = "file_system_type": "fs_flags";
+            PATH_DENTRY = "path": "dentry";
+            PATH_MNT = "path": "mnt";
+            MOUNT_MNT = "mount": "mnt";
+            MOUNT_GROUP_ID = "mount": "mnt_group_id";
+            MOUNT_PARENT = "mount": "mnt_parent";
+            PROC_INODE_PID = "proc_inode": "pid";
+            PROC_INODE_VFS_INODE = "proc_inode": "vfs_inode";
+            PID_NUMBERS = "pid": "numbers";
+            USER_NAMESPACE_LEVEL = "user_namespace": "level";
+            MNT_NAMESPACE_USER_NS = "mnt_namespace": "user_ns";
+            MNT_NAMESPACE_INUM = "mnt_namespace": "ns.inum";
+            NSPROXY_MNT_NS = "nsproxy": "mnt_ns";
+            TASK_NSPROXY = "task_struct": "nsproxy";
+            TASK_CRED = "task_struct": "cred";
+            VM_FILE = "vm_area_struct": "vm_file";
+            IATTR_IA_VALID = "iattr": "ia_valid";
+            KEY_SERIAL = "key": "serial";
+            SOCKET_STATE = "socket": "state";
+            SOCKET_FILE = "socket": "file";
+            SOCK_FAMILY = "sock": "__sk_common.skc_family";
+            SOCK_DADDR = "sock": "__sk_common.skc_daddr";
+            SOCK_DADDR6 = "sock": "__sk_common.skc_v6_daddr";
+            SOCK_RCV_SADDR = "sock": "__sk_common.skc_rcv_saddr";
+            SOCK_RCV_SADDR6 = "sock": "__sk_common.skc_v6_rcv_saddr";
+            SOCK_DPORT = "sock": "__sk_common.skc_dport";
+            SOCK_NUM = "sock": "__sk_common.skc_num";
+            SOCK_SK_SOCKET = "sock": "sk_socket";
+            UNIX_SOCK_PATH_DENTRY = "unix_sock": "path.dentry";
+            UNIX_SOCK_ADDR = "unix_sock": "addr";
+            UNIX_ADDRESS_LEN = "unix_address": "len";
+            UNIX_ADDRESS_NAME = "unix_address": "name";
             TASK_TGID = "task_struct": "tgid";
             TASK_FLAGS = "task_struct": "flags";
             TASK_SELF_EXEC_ID = "task_struct": "self_exec_id";
@@ -70,7 +112,11 @@ macro_rules! with_members {
 macro_rules! table {
     ($($name:ident = $parent:literal: $($path:literal)|+;)+) => {
         pub const MEMBERS: &[Member] = &[
-            $(Member { name: stringify!($name), parent: $parent, paths: &[$($path),+] }),+
+            $(Member {
+                name: stringify!($name),
+                parent: $parent,
+                paths: &[$($path),+],
+            }),+
         ];
     };
 }

@@ -35,8 +35,10 @@ pub mod rule {
     pub const FAMILIES_DEFAULT: u32 = 4;
     /// What belongs to agentwatch itself.
     pub const SELF: u32 = 5;
+    /// What the session's own processes, and file systems that it mounted, hold.
+    pub const OWN: u32 = 6;
     /// The rule of the first guard; the others follow in the order of [`super::guard`].
-    pub const GUARDS: u32 = 6;
+    pub const GUARDS: u32 = 7;
 }
 
 /// Operations on the host around a session, each refused unless the policy allows it.
@@ -149,6 +151,37 @@ pub struct Tag {
     pub _pad: u32,
 }
 const _: () = assert!(size_of::<Tag>() == 168);
+
+/// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
+/// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
+pub const BY_MAGIC: u32 = u32::MAX;
+
+/// What the programs know of the host; written by the daemon alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Host {
+    /// Changes with every place, name and child that is entered or removed: what was found before is looked for again.
+    pub generation: u32,
+    /// The daemon's process.
+    pub daemon: u32,
+    /// Number of the host's mount namespace.
+    pub mount_namespace: u32,
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Host>() == 16);
+
+/// A file as the kernel knows it: the answer to the daemon's asking for it by a watch that is never set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identified {
+    /// Counts the answers.
+    pub asked: u32,
+    pub dev: u32,
+    pub inode: u64,
+    pub generation: u32,
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Identified>() == 24);
 
 /// A file by identity, within a policy.
 #[repr(C)]
@@ -294,6 +327,6 @@ pub struct Prefix {
 const _: () = assert!(size_of::<Prefix>() == 4 + 12 * limits::PORT_RULES);
 
 pod!(
-    Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey, Name, PrefixKey,
+    Host, Identified, Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey, Name, PrefixKey,
     Prefix
 );

@@ -46,8 +46,9 @@ pub fn begin(what: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
     Some(Draft(scratch))
 }
 
+/// Takes a slot of scratch memory; [`give_back`] ends that.
 #[inline(always)]
-fn take() -> Option<*mut Scratch> {
+pub fn take() -> Option<*mut Scratch> {
     for slot in 0..4 {
         let scratch = SCRATCH.get_ptr_mut(slot)?;
         // SAFETY: an aligned field of a map's value; this processor's own, but a program can preempt another.
@@ -56,6 +57,12 @@ fn take() -> Option<*mut Scratch> {
         }
     }
     None
+}
+
+#[inline(always)]
+pub fn give_back(scratch: *mut Scratch) {
+    // SAFETY: the slot was the caller's.
+    unsafe { (&raw mut (*scratch).busy).write_volatile(0) };
 }
 
 #[inline(never)]
@@ -299,40 +306,37 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
         }
         seq = 0;
     }
-    // SAFETY: the slot was ours; this gives it back.
-    unsafe { (&raw mut (*scratch).busy).write_volatile(0) };
+    give_back(scratch);
     seq
 }
 
-/// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
-/// `Ok` says what the new event is to be entered under.
+/// What makes an action the same as another one, for folding.
 #[inline(always)]
-pub fn fold(
-    subject: &Subject,
-    kind: u32,
-    what: u32,
-    verdict: u32,
-    object: [u64; 3],
-) -> Result<FoldKey, ()> {
+pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 3]) -> FoldKey {
     let image = if subject.tag.is_null() {
         0
     } else {
         unsafe { (*subject.tag).image }
     };
-    let key = FoldKey {
+    FoldKey {
         session: subject.number,
         what: what | verdict << 16 | kind << 24,
         image,
         object,
-    };
+    }
+}
+
+/// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
+#[inline(always)]
+pub fn fold(subject: &Subject, key: &FoldKey) -> bool {
     let Some(entry) = FOLDS.get_ptr_mut(key) else {
-        return Ok(key);
+        return false;
     };
     add64(unsafe { &raw mut (*entry).count }, 1);
     unsafe { (&raw mut (*entry).last).write_volatile(bpf_ktime_get_boot_ns()) };
     add64(unsafe { &raw mut (*subject.session).made }, 1);
     add64(unsafe { &raw mut (*subject.session).folded }, 1);
-    Err(())
+    true
 }
 
 /// Lets further actions like this one be folded into the event `seq`.

@@ -22,17 +22,25 @@ macro_rules! define {
 }
 with_members!(define);
 
+/// Address of the sequence counter that every change of a directory's place passes; 0 where the kernel does not show it.
+#[unsafe(no_mangle)]
+static RENAME_LOCK: Global<u64> = Global::new(0);
+
 /// `FMODE_READ`, `FMODE_WRITE` (include/linux/fs.h).
 pub const FMODE_READ: u32 = 1;
 pub const FMODE_WRITE: u32 = 2;
 /// `FMODE_CREATED`: the open made the file.
 pub const FMODE_CREATED: u32 = 0x10_0000;
+/// `FMODE_BACKING`: a file that a file system opened behind one of its own.
+const FMODE_BACKING: u32 = 0x200_0000;
 /// `__FMODE_EXEC`, in `f_flags` when a file is opened to be executed.
 pub const OPEN_EXEC: u32 = 0x20;
 pub const O_TRUNC: u32 = 0o1000;
 pub const AT_FDCWD: i32 = -100;
 /// `SB_NOUSER`: a file system that nobody can mount (pipes, sockets, memory files).
 const SB_NOUSER: u64 = 1 << 31;
+/// include/linux/fs.h.
+const FS_USERNS_MOUNT: u32 = 8;
 /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// include/linux/sched.h.
@@ -103,6 +111,20 @@ impl File {
         // SAFETY: a direct load.
         unsafe { direct(self.0, &FILE_F_MODE) }
     }
+    /// The inode behind it, which is not its name's where a file system (an overlay) opened it behind one of its own.
+    #[inline(always)]
+    pub fn inode(self) -> u64 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &FILE_F_INODE) }
+    }
+    /// The file of another file system that this one was opened behind; address 0 for all others.
+    #[inline(always)]
+    pub fn in_front(self) -> DentryAt {
+        if self.mode() & FMODE_BACKING == 0 || BACKING_FILE_USER_DENTRY.load() == 0 {
+            return DentryAt(0);
+        }
+        DentryAt(member(self.0 as u64, &BACKING_FILE_USER_DENTRY))
+    }
 }
 
 /// A directory entry that the verifier knows.
@@ -148,6 +170,29 @@ impl Dentry {
             direct(super_block, &SUPER_BLOCK_S_DEV)
         }
     }
+    /// The inode itself, null for a name without a file.
+    #[inline(always)]
+    pub fn inode_pointer(self) -> *const c_void {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_INODE) }
+    }
+    /// Generation of the inode.
+    #[inline(always)]
+    pub fn generation(self) -> u32 {
+        let inode = self.inode_pointer();
+        if inode.is_null() {
+            0
+        } else {
+            // SAFETY: a direct load.
+            unsafe { direct(inode, &INODE_I_GENERATION) }
+        }
+    }
+    /// Address of its file system.
+    #[inline(always)]
+    pub fn super_block(self) -> SuperBlockAt {
+        // SAFETY: a direct load.
+        SuperBlockAt(unsafe { direct(self.0, &DENTRY_D_SB) })
+    }
     /// Whether its file system is one that nobody can mount: a pipe, a socket, a memory file.
     #[inline(always)]
     pub fn is_internal(self) -> bool {
@@ -173,13 +218,20 @@ impl DentryAt {
         member(self.0, &DENTRY_D_NAME_NAME)
     }
     #[inline(always)]
+    pub fn super_block(self) -> SuperBlockAt {
+        SuperBlockAt(member(self.0, &DENTRY_D_SB))
+    }
+    #[inline(always)]
     pub fn device(self) -> u32 {
-        let super_block: u64 = member(self.0, &DENTRY_D_SB);
-        member(super_block, &SUPER_BLOCK_S_DEV)
+        self.super_block().device()
+    }
+    #[inline(always)]
+    pub fn inode_address(self) -> u64 {
+        member(self.0, &DENTRY_D_INODE)
     }
     #[inline(always)]
     pub fn inode(self) -> u64 {
-        let inode: u64 = member(self.0, &DENTRY_D_INODE);
+        let inode = self.inode_address();
         if inode == 0 {
             0
         } else {
@@ -187,10 +239,203 @@ impl DentryAt {
         }
     }
     #[inline(always)]
+    pub fn generation(self) -> u32 {
+        let inode = self.inode_address();
+        if inode == 0 {
+            0
+        } else {
+            member(inode, &INODE_I_GENERATION)
+        }
+    }
+    #[inline(always)]
     pub fn is_dir(self) -> bool {
         let inode: u64 = member(self.0, &DENTRY_D_INODE);
         inode != 0 && member::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
     }
+}
+
+/// One of the names of an inode at an address; address 0 where it has none in memory.
+#[inline(always)]
+pub fn a_name_of(inode: u64) -> DentryAt {
+    let link: u64 = member(inode, &INODE_I_DENTRY);
+    DentryAt(if link == 0 {
+        0
+    } else {
+        link - DENTRY_D_ALIAS.load()
+    })
+}
+
+/// A file system by address.
+#[derive(Clone, Copy)]
+pub struct SuperBlockAt(pub u64);
+
+impl SuperBlockAt {
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        member(self.0, &SUPER_BLOCK_S_DEV)
+    }
+    #[inline(always)]
+    pub fn magic(self) -> u64 {
+        member(self.0, &SUPER_BLOCK_S_MAGIC)
+    }
+    #[inline(always)]
+    pub fn root(self) -> u64 {
+        member(self.0, &SUPER_BLOCK_S_ROOT)
+    }
+    /// Whether user namespaces may mount its kind: the kernel's own word for a file system that reaches nothing of the host.
+    #[inline(always)]
+    pub fn is_harmless(self) -> bool {
+        let kind: u64 = member(self.0, &SUPER_BLOCK_S_TYPE);
+        member::<u32>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
+    }
+}
+
+/// The process that a file of procfs is about, by its number on the host; 0 where it is about none.
+#[inline(always)]
+pub fn process_of(inode: u64) -> u32 {
+    let proc = inode
+        .wrapping_sub(PROC_INODE_VFS_INODE.load())
+        .wrapping_add(PROC_INODE_PID.load());
+    let pid: u64 = read(proc);
+    if pid == 0 { 0 } else { member(pid, &PID_NUMBERS) }
+}
+
+/// How often directories have been moved on this host, odd while one is; `None` where the kernel does not tell.
+#[inline(always)]
+pub fn moves() -> Option<u32> {
+    let address = RENAME_LOCK.load();
+    if address == 0 {
+        return None;
+    }
+    Some(read(address))
+}
+
+/// A `struct path` by address.
+#[derive(Clone, Copy)]
+pub struct PathAt(pub u64);
+
+impl PathAt {
+    #[inline(always)]
+    pub fn dentry(self) -> DentryAt {
+        DentryAt(member(self.0, &PATH_DENTRY))
+    }
+    #[inline(always)]
+    pub fn mount(self) -> MountAt {
+        let mnt: u64 = member(self.0, &PATH_MNT);
+        MountAt(mnt - MOUNT_MNT.load())
+    }
+}
+
+/// A `struct mount` by address.
+#[derive(Clone, Copy)]
+pub struct MountAt(pub u64);
+
+impl MountAt {
+    #[inline(always)]
+    pub fn of_vfsmount(address: u64) -> Self {
+        Self(address - MOUNT_MNT.load())
+    }
+    /// Whether what happens on it happens on other mounts too.
+    #[inline(always)]
+    pub fn is_shared(self) -> bool {
+        member::<u32>(self.0, &MOUNT_GROUP_ID) != 0
+    }
+    #[inline(always)]
+    pub fn parent(self) -> Self {
+        Self(member(self.0, &MOUNT_PARENT))
+    }
+}
+
+/// A socket (`struct sock`) by address.
+#[derive(Clone, Copy)]
+pub struct SockAt(pub u64);
+
+impl SockAt {
+    #[inline(always)]
+    pub fn family(self) -> u16 {
+        member(self.0, &SOCK_FAMILY)
+    }
+    /// The peer's address: IPv4 in network order, or IPv6 words.
+    #[inline(always)]
+    pub fn peer4(self) -> u32 {
+        member(self.0, &SOCK_DADDR)
+    }
+    #[inline(always)]
+    pub fn peer6(self) -> [u32; 4] {
+        let at = self.0 + SOCK_DADDR6.load();
+        [read(at), read(at + 4), read(at + 8), read(at + 12)]
+    }
+    #[inline(always)]
+    pub fn local4(self) -> u32 {
+        member(self.0, &SOCK_RCV_SADDR)
+    }
+    #[inline(always)]
+    pub fn local6(self) -> [u32; 4] {
+        let at = self.0 + SOCK_RCV_SADDR6.load();
+        [read(at), read(at + 4), read(at + 8), read(at + 12)]
+    }
+    /// In host byte order.
+    #[inline(always)]
+    pub fn peer_port(self) -> u16 {
+        u16::from_be(member(self.0, &SOCK_DPORT))
+    }
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        member(self.0, &SOCK_NUM)
+    }
+    /// Of a UNIX socket: the file that it is bound to.
+    #[inline(always)]
+    pub fn unix_dentry(self) -> DentryAt {
+        DentryAt(member(self.0, &UNIX_SOCK_PATH_DENTRY))
+    }
+    /// Of a UNIX socket: address and length of its name after the family, 0 where it has none.
+    #[inline(always)]
+    pub fn unix_name(self) -> (u64, u32) {
+        let address: u64 = member(self.0, &UNIX_SOCK_ADDR);
+        if address == 0 {
+            return (0, 0);
+        }
+        let len: u32 = member(address, &UNIX_ADDRESS_LEN);
+        (address + UNIX_ADDRESS_NAME.load() + 2, len.wrapping_sub(2))
+    }
+}
+
+/// The socket of a `struct socket` that the verifier knows, typed.
+#[inline(always)]
+pub fn sock_of(socket: *const c_void) -> *const c_void {
+    // SAFETY: a direct load.
+    unsafe { direct(socket, &SOCKET_SK) }
+}
+
+#[inline(always)]
+pub fn socket_type(socket: *const c_void) -> u32 {
+    // SAFETY: a direct load.
+    u32::from(unsafe { direct::<u16>(socket, &SOCKET_TYPE) })
+}
+
+/// What attributes an `iattr` at an address sets.
+#[inline(always)]
+pub fn attributes(iattr: u64) -> u32 {
+    member(iattr, &IATTR_IA_VALID)
+}
+
+/// The file of a memory area that the verifier knows.
+#[inline(always)]
+pub fn mapped_file(area: *const c_void) -> File {
+    // SAFETY: a direct load.
+    File(unsafe { direct(area, &VM_FILE) })
+}
+
+/// The serial number of a key at an address.
+#[inline(always)]
+pub fn key_serial(key: u64) -> u32 {
+    member(key, &KEY_SERIAL)
+}
+
+/// Whether a user namespace at an address is the host's.
+#[inline(always)]
+pub fn is_hosts_namespace(namespace: u64) -> bool {
+    member::<u32>(namespace, &USER_NAMESPACE_LEVEL) == 0
 }
 
 /// An open file by address.
@@ -320,6 +565,25 @@ impl TaskAt {
             status,
             last: live == 0,
         }
+    }
+    /// Whether it acts under other credentials than its own: inside an operation that a file system does on its behalf.
+    #[inline(always)]
+    pub fn acts_for_another(self) -> bool {
+        member::<u64>(self.0, &TASK_CRED) != member::<u64>(self.0, &TASK_REAL_CRED)
+    }
+    /// Number of its mount namespace, and whether that belongs to the host's user namespace.
+    #[inline(always)]
+    pub fn mount_namespace(self) -> (u32, bool) {
+        let proxy: u64 = member(self.0, &TASK_NSPROXY);
+        if proxy == 0 {
+            return (0, true);
+        }
+        let namespace: u64 = member(proxy, &NSPROXY_MNT_NS);
+        let owner: u64 = member(namespace, &MNT_NAMESPACE_USER_NS);
+        (
+            member(namespace, &MNT_NAMESPACE_INUM),
+            is_hosts_namespace(owner),
+        )
     }
     /// Id of its cgroup in the unified hierarchy.
     #[inline(always)]

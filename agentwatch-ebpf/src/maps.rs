@@ -4,20 +4,22 @@ use agentwatch_common::{
     event::{Fold, FoldKey, Scratch},
     limits,
     policy::{
-        Binding, Child, ChildKey, Name, NameKey, Place, PlaceKey, Policy, Prefix, PrefixKey,
+        Binding, Child, ChildKey, Host, Identified, Name, NameKey, Place, PlaceKey, Policy, Prefix, PrefixKey,
         Session, Tag,
     },
     stats,
 };
 use aya_ebpf::{
     bindings::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type,
-        task_struct,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
-    helpers::generated::bpf_task_storage_get,
+    helpers::generated::{bpf_inode_storage_get, bpf_sk_storage_get, bpf_task_storage_get},
     macros::btf_map,
 };
+
+use crate::verdict::Kept;
 
 /// Denials, holds and audits: bulk events cannot displace them.
 #[btf_map]
@@ -69,6 +71,23 @@ pub static NAMES: LpmTrie<NameKey, Name, { limits::NAMES }> = LpmTrie::new();
 #[btf_map]
 pub static PREFIXES: LpmTrie<PrefixKey, Prefix, { limits::PREFIXES }> = LpmTrie::new();
 
+/// What was found to hold in a directory, kept with it.
+#[btf_map]
+pub static DIRECTORIES: InodeStorage<Kept> = InodeStorage::new();
+/// Sessions by the sockets that they made.
+#[btf_map]
+pub static SOCKETS: SocketStorage<u32> = SocketStorage::new();
+/// Sessions by the address of other kernel objects that they made: file systems, keys, System V objects.
+#[btf_map]
+pub static OBJECTS: HashMap<u64, u32, { limits::OBJECTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+/// What is known of the host.
+#[btf_map]
+pub static HOST: Array<Host, 1> = Array::new();
+/// The file that the daemon asked for last.
+#[btf_map]
+pub static IDENTIFIED: Array<Identified, 1> = Array::new();
+
 /// Actions that happened before.
 #[btf_map]
 pub static FOLDS: HashMap<FoldKey, Fold, { limits::FOLDS }> = HashMap::new();
@@ -80,57 +99,78 @@ pub static SCRATCH: PerCpuArray<Scratch, 4> = PerCpuArray::new();
 #[btf_map]
 pub static STATS: PerCpuArray<u64, { stats::COUNT }> = PerCpuArray::new();
 
-/// A value per task, freed with it. aya-ebpf has the like for inodes and cgroups.
-#[repr(C)]
-pub struct TaskStorage<T> {
-    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE as usize],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+/// A value per kernel object of one kind, freed with it.
+macro_rules! local_storage {
+    ($(#[$doc:meta])* $name:ident: $kind:ident, $get:ident, $create:ident) => {
+        $(#[$doc])*
+        #[repr(C)]
+        pub struct $name<T> {
+            r#type: *const [i32; bpf_map_type::$kind as usize],
+            key: *const i32,
+            value: *const T,
+            max_entries: *const [i32; 0],
+            map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+        }
+
+        // SAFETY: the fields are placeholders for the loader and are never dereferenced.
+        unsafe impl<T> Sync for $name<T> {}
+
+        impl<T> $name<T> {
+            pub const fn new() -> Self {
+                Self {
+                    r#type: core::ptr::null(),
+                    key: core::ptr::null(),
+                    value: core::ptr::null(),
+                    max_entries: core::ptr::null(),
+                    map_flags: core::ptr::null(),
+                }
+            }
+
+            /// The object's value, null where it has none.
+            #[inline(always)]
+            pub fn get<O>(&self, object: *const O) -> *mut T {
+                // SAFETY: the verifier checks what `object` is.
+                unsafe {
+                    $get(self.as_ptr(), object.cast_mut().cast(), core::ptr::null_mut(), 0).cast()
+                }
+            }
+
+            /// The object's value, made from `initial`, or of zeroes where that is null, where it has none; null where memory
+            /// is short.
+            #[inline(always)]
+            pub fn get_or_insert<O>(&self, object: *const O, initial: *const T) -> *mut T {
+                // SAFETY: as above; the helper copies `initial`.
+                unsafe {
+                    $get(
+                        self.as_ptr(),
+                        object.cast_mut().cast(),
+                        initial.cast_mut().cast(),
+                        u64::from($create),
+                    )
+                    .cast()
+                }
+            }
+
+            #[inline(always)]
+            fn as_ptr(&self) -> *mut core::ffi::c_void {
+                core::ptr::from_ref(self).cast_mut().cast()
+            }
+        }
+    };
 }
 
-// SAFETY: the fields are placeholders for the loader and are never dereferenced.
-unsafe impl<T> Sync for TaskStorage<T> {}
-
-impl<T> TaskStorage<T> {
-    pub const fn new() -> Self {
-        Self {
-            r#type: core::ptr::null(),
-            key: core::ptr::null(),
-            value: core::ptr::null(),
-            max_entries: core::ptr::null(),
-            map_flags: core::ptr::null(),
-        }
-    }
-
-    /// The task's value, null where it has none.
-    #[inline(always)]
-    pub fn get(&self, task: *mut task_struct) -> *mut T {
-        // SAFETY: the verifier checks that `task` is a task.
-        unsafe { bpf_task_storage_get(self.as_ptr(), task.cast(), core::ptr::null_mut(), 0).cast() }
-    }
-
-    /// The task's value, made from `initial` where it has none; null where memory is short.
-    #[inline(always)]
-    pub fn get_or_insert(&self, task: *mut task_struct, initial: &mut T) -> *mut T {
-        // SAFETY: as above; the helper copies `initial`.
-        unsafe {
-            bpf_task_storage_get(
-                self.as_ptr(),
-                task.cast(),
-                core::ptr::from_mut(initial).cast(),
-                u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE),
-            )
-            .cast()
-        }
-    }
-
-    #[inline(always)]
-    fn as_ptr(&self) -> *mut core::ffi::c_void {
-        core::ptr::from_ref(self).cast_mut().cast()
-    }
-}
+local_storage!(
+    /// A value per task.
+    TaskStorage: BPF_MAP_TYPE_TASK_STORAGE, bpf_task_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE
+);
+local_storage!(
+    /// A value per inode.
+    InodeStorage: BPF_MAP_TYPE_INODE_STORAGE, bpf_inode_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE
+);
+local_storage!(
+    /// A value per socket.
+    SocketStorage: BPF_MAP_TYPE_SK_STORAGE, bpf_sk_storage_get, BPF_SK_STORAGE_GET_F_CREATE
+);
 
 /// Adds one to a counter.
 #[inline(always)]

@@ -141,23 +141,16 @@ pub fn inherit(task: *mut task_struct, number: u32, image: u64) -> Option<u32> {
         add_tasks(number, 1);
         return Some(number);
     }
-    let mut initial = Tag {
-        session: number,
-        fd: 0,
-        image,
-        pointer: 0,
-        flags: 0,
-        denied: 0,
-        addr: [0; 112],
-        addr_len: 0,
-        ended: 0,
-        exec_id: 0,
-        _pad: 0,
-    };
-    if TAGS.get_or_insert(task, &mut initial).is_null() {
+    let tag = TAGS.get_or_insert(task, core::ptr::null());
+    if tag.is_null() {
         // Out of memory. The task is outside the session now: user space sees the counter and reports it.
         count(stats::TAG_FAILED);
         return None;
+    }
+    // SAFETY: not null.
+    unsafe {
+        (*tag).image = image;
+        (*tag).session = number;
     }
     add_tasks(number, 1);
     Some(number)

@@ -1,17 +1,37 @@
 //! What the policy says: files by walking from the file up to the nearest place that has a rule, addresses by
 //! longest prefix.
 
+use core::ffi::c_void;
+
 use agentwatch_common::{
+    event::Scratch,
     limits,
-    policy::{OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, net, place, right, rule},
+    policy::{
+        BY_MAGIC, ChildKey, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey,
+        effect, flags, name, net, place, right, rule,
+    },
     stats,
 };
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::{
+    btf_maps::lpm_trie::Key,
+    helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+};
 
 use crate::{
-    kernel::Dentry,
-    maps::{PLACES, PREFIXES, count},
+    emit,
+    kernel::{self, Dentry, DentryAt, SuperBlockAt},
+    maps::{
+        BINDINGS, CHILDREN, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
+        SESSIONS, count,
+    },
+    session::{Subject, swap64},
 };
+
+/// include/uapi/linux/magic.h.
+const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+/// File systems that hold nothing but what is put into them: tmpfs, ramfs, FUSE, devpts, mqueue.
+const OWN_FILE_SYSTEMS: [u64; 5] = [0x0102_1994, 0x8584_58f6, 0x6573_5546, 0x1cd1, 0x1980_0202];
 
 /// What was decided, and by which rule.
 #[derive(Clone, Copy)]
@@ -33,83 +53,686 @@ pub const READ: Rights = 1 << right::READ;
 pub const WRITE: Rights = 1 << right::WRITE;
 pub const EXEC: Rights = 1 << right::EXEC;
 
+/// What was found to hold at a file.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Held {
+    pub place: Place,
+    /// How it came to hold: one of the `FOUND_…`.
+    pub found: u32,
+    /// Where `place` has [`place::CHILDREN`]: what the names below are entered under.
+    number: u64,
+    inode: u64,
+    dev: u32,
+    _pad: u32,
+}
+
+/// Nothing holds: denied.
+const FOUND_NOTHING: u32 = 0;
+/// A place of the file itself.
+const FOUND_HERE: u32 = 1;
+/// A rule on its name, or a name that was waited for.
+const FOUND_NAME: u32 = 2;
+/// The same of something above it.
+const FOUND_ABOVE: u32 = 3;
+
+impl Held {
+    #[inline(always)]
+    const fn nothing() -> Self {
+        Self {
+            place: Place {
+                effects: [effect::DENY; 3],
+                flags: 0,
+                rules: [rule::FILES_DEFAULT; 3],
+                pin_rule: 0,
+                socket_rule: 0,
+                generation: 0,
+            },
+            found: FOUND_NOTHING,
+            number: 0,
+            inode: 0,
+            dev: 0,
+            _pad: 0,
+        }
+    }
+    #[inline(always)]
+    fn has(&self, flag: u8) -> bool {
+        self.place.flags & flag != 0
+    }
+}
+
+/// What holds in a directory, kept with its inode until a policy changes or a directory moves.
+#[repr(C)]
+pub struct Kept {
+    /// Odd while it is written.
+    version: u64,
+    writing: u64,
+    policy: u32,
+    generation: u32,
+    moves: u32,
+    _pad: u32,
+    held: Held,
+}
+
 /// Decides on a file. The name's own directory decides where there is no file yet.
 ///
-/// What has no rule up to the root of its file system is denied, and so is what is too deep to tell.
+/// What has no rule up to the root of its file system is denied, and so is what cannot be told.
 #[inline(always)]
-pub fn file(policy: u32, dentry: Dentry, rights: Rights) -> Decision {
+pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
     // The task's own pipes, sockets and memory files. They are not executed: nothing says what they hold.
     if dentry.is_internal() && rights & EXEC == 0 {
+        return ALLOWED;
+    }
+    let mut held = Held::nothing();
+    hold(subject.policy, subject.flags, dentry.0, &mut held);
+    let decision = of(&held, rights);
+    if decision.allows() || rights & EXEC != 0 {
+        return decision;
+    }
+    if is_own_process(dentry.super_block(), dentry.inode_pointer() as u64, subject.number) {
         return Decision {
             effect: effect::ALLOW,
-            rule: rule::FILES_DEFAULT,
+            rule: rule::OWN,
         };
     }
-    let place = nearest(policy, dentry.0);
-    if place.is_null() {
-        return Decision {
-            effect: effect::DENY,
-            rule: rule::FILES_DEFAULT,
-        };
-    }
-    of_place(place, rights)
+    decision
+}
+
+/// The same of a directory entry by address, without what is kept; for programs whose pointers have no type.
+#[inline(always)]
+pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
+    let mut held = Held::nothing();
+    climb(subject.policy, subject.flags, dentry, &mut held);
+    of(&held, rights)
+}
+
+/// Everything that holds at a file.
+#[inline(always)]
+pub fn everything(subject: &Subject, dentry: Dentry) -> Held {
+    let mut held = Held::nothing();
+    hold(subject.policy, subject.flags, dentry.0, &mut held);
+    held
+}
+
+/// Everything that holds at a file by address.
+#[inline(always)]
+pub fn everything_at(subject: &Subject, dentry: u64) -> Held {
+    let mut held = Held::nothing();
+    climb(subject.policy, subject.flags, dentry, &mut held);
+    held
 }
 
 /// Decides on taking a name away, or putting another file in its place: needs writing, and that no protected place
 /// lies below.
 #[inline(always)]
-pub fn name(policy: u32, dentry: Dentry) -> Decision {
-    let decision = file(policy, dentry, WRITE);
-    let key = PlaceKey {
-        policy,
-        dev: dentry.device(),
-        inode: dentry.inode(),
-    };
-    if decision.allows()
-        && let Some(found) = PLACES.get_ptr(key)
-    {
-        // SAFETY: an entry of a map; user space replaces entries whole.
-        let found = unsafe { &*found };
-        if found.flags & place::PINNED != 0 {
-            return Decision {
-                effect: effect::DENY,
-                rule: found.pin_rule,
-            };
-        }
+pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
+    if dentry.is_internal() {
+        return ALLOWED;
+    }
+    let held = everything(subject, dentry);
+    let decision = of(&held, WRITE);
+    if decision.allows() && held.found == FOUND_HERE && held.has(place::PINNED) {
+        return Decision {
+            effect: effect::DENY,
+            rule: held.place.pin_rule,
+        };
     }
     decision
 }
 
-/// The nearest place upwards that has a rule; null where there is none. A function of its own, so that
-/// every way out of the loop looks the same to the verifier.
+/// Whether a file lies in a layer of an overlay that the host mounted.
+#[inline(always)]
+pub fn is_layer(subject: &Subject, dentry: Dentry) -> bool {
+    everything(subject, dentry).has(place::LAYER)
+}
+
+const ALLOWED: Decision = Decision {
+    effect: effect::ALLOW,
+    rule: rule::FILES_DEFAULT,
+};
+
+/// A file of procfs about a process of the session.
+#[inline(always)]
+fn is_own_process(super_block: SuperBlockAt, inode: u64, session: u32) -> bool {
+    if super_block.magic() != PROC_SUPER_MAGIC || inode == 0 {
+        return false;
+    }
+    let pid = kernel::process_of(inode);
+    // SAFETY: entries are replaced whole.
+    pid != 0 && unsafe { PROCESSES.get(pid) }.is_some_and(|number| *number == session)
+}
+
+/// What holds at a file: its own place, a rule on its name, or what holds in its directory.
 #[inline(never)]
-fn nearest(policy: u32, dentry: *const core::ffi::c_void) -> *const Place {
-    let mut entry = Dentry(dentry);
-    let mut key = PlaceKey {
-        policy,
-        dev: entry.device(),
-        inode: 0,
+fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 {
+    let dentry = Dentry(dentry);
+    let inode = dentry.inode();
+    if inode != 0 && here(policy, dentry.device(), inode, dentry.generation(), held) != 0 {
+        return 1;
+    }
+    let parent = dentry.parent();
+    if parent.address() == dentry.address() {
+        top(policy, dentry.address(), held);
+        return 1;
+    }
+    directory(policy, flags, parent.0, held);
+    if held.has(place::CHILDREN) && child(policy, dentry.address(), held) != 0 {
+        return 1;
+    }
+    if flags & flags::NAMES != 0 {
+        // A rule on the name is nearer than anything above.
+        named(policy, dentry.address(), held);
+    }
+    if held.found != FOUND_NAME && held.found != FOUND_NOTHING {
+        held.found = FOUND_ABOVE;
+    }
+    0
+}
+
+/// A place of this very file.
+#[inline(always)]
+fn here(policy: u32, dev: u32, inode: u64, generation: u32, held: &mut Held) -> u32 {
+    let Some(found) = PLACES.get_ptr(PlaceKey { policy, dev, inode }) else {
+        return 0;
     };
-    for _ in 0..limits::DEPTH {
-        key.inode = entry.inode();
-        if let Some(place) = PLACES.get_ptr(key) {
-            return place;
+    // SAFETY: an entry of a map; user space replaces entries whole.
+    let found = unsafe { &*found };
+    // The number of a file that is gone, given to another.
+    if found.generation != 0 && found.generation != generation {
+        return 0;
+    }
+    held.place = *found;
+    held.found = FOUND_HERE;
+    held.number = 0;
+    held.dev = dev;
+    held.inode = inode;
+    1
+}
+
+/// What holds for the names in a directory.
+#[inline(never)]
+fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 {
+    let Some(host) = HOST.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: a slot of an array map.
+    let generation = unsafe { (&raw const (*host).generation).read_volatile() };
+    let moves = kernel::moves();
+    let sequence = moves.unwrap_or(1);
+    let start = Dentry(dentry);
+    if kept(start, policy, generation, sequence, held) != 0 {
+        return 1;
+    }
+    let mut steps = NEAR;
+    if flags & flags::NAMES == 0 {
+        steps = near(policy, start, generation, sequence, held);
+        if steps < NEAR && steps > 0 && held.has(place::CHILDREN) {
+            descend(policy, start.address(), steps, held);
+        }
+    }
+    if steps >= NEAR {
+        steps = climb(policy, flags, start.address(), held);
+    }
+    if sequence & 1 == 0 && kernel::moves() == moves {
+        keep(start, policy, generation, sequence, held);
+    }
+    steps
+}
+
+/// Directories that [`near`] walks.
+const NEAR: u32 = 16;
+
+/// The nearest place at or above a directory, or what is kept of one on the way; how many steps above it stands, [`NEAR`] where
+/// it is further away.
+#[inline(always)]
+fn near(policy: u32, start: Dentry, generation: u32, sequence: u32, held: &mut Held) -> u32 {
+    let mut entry = start;
+    let mut steps = 0;
+    while steps < NEAR {
+        if here(policy, entry.device(), entry.inode(), entry.generation(), held) != 0 {
+            return steps;
+        }
+        if steps > 0 && kept(entry, policy, generation, sequence, held) != 0 {
+            return steps;
         }
         let parent = entry.parent();
         if parent.address() == entry.address() {
-            return core::ptr::null();
+            top(policy, entry.address(), held);
+            return steps;
         }
         entry = parent;
+        steps += 1;
     }
-    count(stats::TOO_DEEP);
-    core::ptr::null()
+    NEAR
+}
+
+/// Takes what is kept of a directory, where that is still true.
+#[inline(always)]
+fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Held) -> u32 {
+    let kept = DIRECTORIES.get(dentry.inode_pointer());
+    if kept.is_null() {
+        return 0;
+    }
+    // SAFETY: a map's value, which others write: it is read between two looks at its version.
+    unsafe {
+        let version = (&raw const (*kept).version).read_volatile();
+        if version & 1 != 0
+            || (&raw const (*kept).policy).read_volatile() != policy
+            || (&raw const (*kept).generation).read_volatile() != generation
+            || (&raw const (*kept).moves).read_volatile() != moves
+        {
+            return 0;
+        }
+        copy(&raw const (*kept).held, held);
+        if (&raw const (*kept).version).read_volatile() != version {
+            *held = Held::nothing();
+            return 0;
+        }
+        1
+    }
+}
+
+/// Copies word by word, past the stack.
+#[inline(always)]
+unsafe fn copy(from: *const Held, to: *mut Held) {
+    for word in 0..size_of::<Held>() / 8 {
+        // SAFETY: both are valid, and made of words.
+        unsafe {
+            to.cast::<u64>()
+                .add(word)
+                .write_volatile(from.cast::<u64>().add(word).read_volatile());
+        }
+    }
+}
+
+/// What a directory's storage begins as.
+static FRESH: Kept = Kept {
+    version: 1,
+    writing: 0,
+    policy: 0,
+    generation: 0,
+    moves: 0,
+    _pad: 0,
+    held: Held::nothing(),
+};
+
+/// Keeps what was found in a directory's inode; lets it be where another processor is about to.
+#[inline(always)]
+fn keep(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &Held) {
+    let kept = DIRECTORIES.get_or_insert(dentry.inode_pointer(), &raw const FRESH);
+    if kept.is_null() {
+        return;
+    }
+    // SAFETY: a map's value; whoever has set `writing` is the only one who writes it.
+    unsafe {
+        if swap64(&raw mut (*kept).writing, 1) != 0 {
+            return;
+        }
+        let version = (&raw const (*kept).version).read_volatile() | 1;
+        (&raw mut (*kept).version).write_volatile(version);
+        (&raw mut (*kept).policy).write_volatile(policy);
+        (&raw mut (*kept).generation).write_volatile(generation);
+        (&raw mut (*kept).moves).write_volatile(moves);
+        copy(held, &raw mut (*kept).held);
+        (&raw mut (*kept).version).write_volatile(version + 1);
+        (&raw mut (*kept).writing).write_volatile(0);
+    }
+}
+
+/// What holds at the root of a file system that no place stands above: one that the session mounted is its own.
+#[inline(never)]
+fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
+    let super_block = DentryAt(dentry).super_block();
+    // A file that has no name in memory, opened by its handle: nobody can tell where it is.
+    if super_block.root() != dentry {
+        return 0;
+    }
+    // SAFETY: entries are replaced whole.
+    let Some(owner) = (unsafe { OBJECTS.get(super_block.0) }) else {
+        return 0;
+    };
+    let owner = *owner;
+    let Some(binding) = BINDINGS.get_ptr(owner & (limits::SESSIONS as u32 - 1)) else {
+        return 0;
+    };
+    let Some(session) = SESSIONS.get(owner & (limits::SESSIONS as u32 - 1)) else {
+        return 0;
+    };
+    // SAFETY: a slot of an array map.
+    if session.number != owner || unsafe { (&raw const (*binding).policy).read_volatile() } != policy
+    {
+        return 0;
+    }
+    let magic = super_block.magic();
+    let is_overlay = magic == OVERLAYFS_SUPER_MAGIC;
+    if !is_overlay && !OWN_FILE_SYSTEMS.contains(&magic) {
+        return here(policy, BY_MAGIC, magic, 0, held);
+    }
+    held.place = Place {
+        // What an overlay shows is decided once more where it really is.
+        effects: [
+            effect::ALLOW,
+            effect::ALLOW,
+            if is_overlay { effect::ALLOW } else { effect::DENY },
+        ],
+        flags: 0,
+        rules: [rule::OWN; 3],
+        pin_rule: 0,
+        socket_rule: rule::OWN,
+        generation: 0,
+    };
+    held.found = FOUND_ABOVE;
+    1
+}
+
+/// A way up by address, for as many directories as there are.
+#[repr(C)]
+struct Climb {
+    entry: u64,
+    policy: u32,
+    flags: u32,
+    steps: u32,
+    done: u32,
+    held: *mut Held,
+}
+
+/// The same walk as [`directory`]'s without its limit and by address: what is too deep for it, and what has no type.
+#[inline(never)]
+fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
+    let mut climb = Climb {
+        entry: dentry,
+        policy,
+        flags,
+        steps: 0,
+        done: 0,
+        held,
+    };
+    // SAFETY: the callback takes a number and the context that stands here.
+    unsafe {
+        bpf_loop(
+            limits::DEEPEST as u32,
+            step_up as *mut c_void,
+            (&raw mut climb).cast(),
+            0,
+        )
+    };
+    if climb.done == 0 {
+        count(stats::TOO_DEEP);
+        return climb.steps;
+    }
+    if held.has(place::CHILDREN) && climb.steps > 0 {
+        descend(policy, dentry, climb.steps, held);
+    }
+    climb.steps
+}
+
+extern "C" fn step_up(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `climb` gave.
+    let climb = unsafe { &mut *context.cast::<Climb>() };
+    // SAFETY: it stands in the caller of `climb`.
+    let held = unsafe { &mut *climb.held };
+    let entry = DentryAt(climb.entry);
+    let inode = entry.inode();
+    if inode != 0
+        && here(
+            climb.policy,
+            entry.device(),
+            inode,
+            entry.generation(),
+            held,
+        ) != 0
+    {
+        climb.done = 1;
+        return 1;
+    }
+    if climb.flags & flags::NAMES != 0 && named(climb.policy, entry.0, held) != 0 {
+        climb.done = 1;
+        return 1;
+    }
+    let parent = entry.parent();
+    if parent.0 == entry.0 || parent.0 == 0 {
+        top(climb.policy, entry.0, held);
+        climb.done = 1;
+        return 1;
+    }
+    climb.entry = parent.0;
+    climb.steps += 1;
+    0
+}
+
+/// From a place that names below it have rules under, down again to `dentry`, `steps` below it, along the names that are waited for.
+#[inline(never)]
+fn descend(policy: u32, dentry: u64, steps: u32, held: &mut Held) -> u32 {
+    for level in 0..limits::MISSING as u32 {
+        if level >= steps || !held.has(place::CHILDREN) {
+            break;
+        }
+        let entry = above(dentry, steps - 1 - level);
+        if child(policy, entry, held) == 0 {
+            break;
+        }
+    }
+    // Names wait below the last component only where that is one of them.
+    0
+}
+
+#[repr(C)]
+struct Way {
+    entry: u64,
+}
+
+/// The directory entry `steps` above another.
+#[inline(never)]
+fn above(dentry: u64, steps: u32) -> u64 {
+    let mut way = Way { entry: dentry };
+    // SAFETY: as in `climb`.
+    unsafe { bpf_loop(steps, one_up as *mut c_void, (&raw mut way).cast(), 0) };
+    way.entry
+}
+
+extern "C" fn one_up(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `above` gave.
+    let way = unsafe { &mut *context.cast::<Way>() };
+    way.entry = DentryAt(way.entry).parent().0;
+    0
+}
+
+/// Whether a name is waited for in a directory where names are, and what it stands for.
+#[inline(never)]
+fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
+    let Some(scratch) = emit::take() else {
+        // Without room to look, nothing may pass.
+        *held = Held::nothing();
+        return 1;
+    };
+    // SAFETY: the slot is ours, and long enough.
+    let key = unsafe { &mut *(&raw mut (*scratch).data).cast::<ChildKey>() };
+    key.policy = policy;
+    if held.number == 0 {
+        key.dev = held.dev;
+        key.inode = held.inode;
+    } else {
+        key.dev = 0;
+        key.inode = held.number;
+    }
+    zero(&mut key.name);
+    // SAFETY: the helper writes at most the name's length.
+    unsafe {
+        bpf_probe_read_kernel_str(
+            key.name.as_mut_ptr().cast(),
+            limits::NAME as u32,
+            DentryAt(dentry).name() as *const _,
+        )
+    };
+    let found = CHILDREN.get_ptr(&*key);
+    let mut hit = 0;
+    if let Some(found) = found {
+        // SAFETY: an entry of a map; user space replaces entries whole.
+        let found = unsafe { &*found };
+        let flags = if found.number == 0 { 0 } else { place::CHILDREN };
+        if found.decides != 0 {
+            held.place = found.place;
+            held.found = FOUND_NAME;
+        }
+        held.place.flags = held.place.flags & !place::CHILDREN | flags;
+        held.number = found.number;
+        hit = 1;
+    } else {
+        held.place.flags &= !place::CHILDREN;
+    }
+    emit::give_back(scratch);
+    hit
+}
+
+/// Zeroes a name, eight bytes at a time.
+#[inline(always)]
+fn zero(name: &mut [u8; limits::NAME]) {
+    let words = name.as_mut_ptr().cast::<u64>();
+    for word in 0..limits::NAME / 8 {
+        // SAFETY: inside the name, which stands aligned in its key.
+        unsafe { words.add(word).write_volatile(0) };
+    }
+}
+
+/// Whether there is a rule on the name of a file.
+#[inline(never)]
+fn named(policy: u32, dentry: u64, held: &mut Held) -> u32 {
+    lookup_name(policy, name::SUFFIX, DentryAt(dentry).name(), u32::MAX, held)
+}
+
+/// Looks a name up among the rules on names: a file's by its end and then by its beginning, a socket's by its beginning.
+#[inline(always)]
+fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) -> u32 {
+    const RAW: usize = 512;
+    let Some(scratch) = emit::take() else {
+        *held = Held::nothing();
+        return 1;
+    };
+    // SAFETY: the slot is ours, and long enough for a key and a name behind it.
+    let (key, raw) = unsafe {
+        let data = (&raw mut (*scratch).data).cast::<u8>();
+        (&mut *data.cast::<Key<NameKey>>(), data.add(RAW))
+    };
+    let mut hit = 0;
+    // SAFETY: the helper writes at most a name's length.
+    let read = unsafe {
+        if len == u32::MAX {
+            bpf_probe_read_kernel_str(raw.cast(), limits::NAME as u32, address as *const _) - 1
+        } else {
+            let len = if len > 112 { 112 } else { len };
+            if bpf_probe_read_kernel(raw.cast(), len, address as *const _) == 0 {
+                i64::from(len)
+            } else {
+                -1
+            }
+        }
+    };
+    if read > 0 && read < limits::NAME as i64 {
+        let len = read as u32;
+        fill_name(scratch, policy, kind, len);
+        let mut found = NAMES.get(key);
+        if found.is_none() && kind == name::SUFFIX {
+            fill_name(scratch, policy, name::PREFIX, len);
+            found = NAMES.get(key);
+        }
+        if let Some(found) = found {
+            *held = Held::nothing();
+            held.place.effects = found.effects;
+            held.place.rules = found.rules;
+            held.place.socket_rule = found.rules[0];
+            if found.effects[right::EXEC] == effect::DENY {
+                held.place.flags = place::EXEC_DENIED;
+            }
+            held.found = FOUND_NAME;
+            hit = 1;
+        }
+    }
+    emit::give_back(scratch);
+    hit
+}
+
+/// Makes the key for a name that stands in scratch memory.
+#[inline(never)]
+fn fill_name(scratch: *mut Scratch, policy: u32, kind: u32, len: u32) -> u32 {
+    const RAW: usize = 512;
+    const KEY: usize = 12;
+    // SAFETY: the slot is ours; every index is below its length.
+    unsafe {
+        let data = (&raw mut (*scratch).data).cast::<u8>();
+        let words = data.cast::<u32>();
+        let used = if len >= limits::NAME_RULE as u32 {
+            limits::NAME_RULE as u32
+        } else {
+            len + 1
+        };
+        words.write_volatile(NAME_BASE + used * 8);
+        words.add(1).write_volatile(policy);
+        words.add(2).write_volatile(kind);
+        for i in 0..limits::NAME_RULE as u32 {
+            if i >= len {
+                break;
+            }
+            let from = if kind == name::SUFFIX { len - 1 - i } else { i };
+            let byte = data.add(RAW + (from as usize & 255)).read_volatile();
+            data.add(KEY + i as usize).write_volatile(byte);
+        }
+        // What stands behind the key is the name that was read: there is room for one more.
+        data.add(KEY + (len as usize & 127)).write_volatile(b'/');
+    }
+    0
+}
+
+/// Decides on a UNIX socket by its abstract name.
+#[inline(always)]
+pub fn abstract_name(subject: &Subject, address: u64, len: u32) -> Decision {
+    let mut held = Held::nothing();
+    if lookup_name(subject.policy, name::ABSTRACT, address, len, &mut held) == 0 {
+        return Decision {
+            effect: effect::DENY,
+            rule: rule::UNIX_DEFAULT,
+        };
+    }
+    Decision {
+        effect: held.place.effects[0],
+        rule: held.place.rules[0],
+    }
+}
+
+/// Decides on connecting to a UNIX socket by its file: where that may be written, or a rule names it.
+#[inline(always)]
+pub fn socket_file(held: &Held) -> Decision {
+    if held.has(place::SOCKET) && held.found == FOUND_HERE {
+        return Decision {
+            effect: effect::ALLOW,
+            rule: held.place.socket_rule,
+        };
+    }
+    Decision {
+        effect: held.place.effects[right::WRITE],
+        rule: held.place.rules[right::WRITE],
+    }
+}
+
+/// Decides on mapping a file as code: that needs no right to execute it, because libraries and what an interpreter reads are
+/// no commands, but a file that a rule keeps from being executed is not started by its loader either.
+#[inline(always)]
+pub fn code(held: &Held) -> Decision {
+    if held.has(place::EXEC_DENIED) {
+        return Decision {
+            effect: effect::DENY,
+            rule: held.place.rules[right::EXEC],
+        };
+    }
+    Decision {
+        effect: held.place.effects[right::READ],
+        rule: held.place.rules[right::READ],
+    }
 }
 
 /// The strictest decision among the rights that are asked for.
 #[inline(always)]
-fn of_place(place: *const Place, rights: Rights) -> Decision {
-    // SAFETY: an entry of a map; user space replaces entries whole.
-    let place = unsafe { &*place };
+pub fn of(held: &Held, rights: Rights) -> Decision {
+    let place = &held.place;
     let mut decision = Decision {
         effect: effect::ALLOW,
         rule: place.rules[right::READ],

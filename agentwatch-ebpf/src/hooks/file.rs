@@ -51,7 +51,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         (rights, bits)
     };
     let (rights, access) = subject.forget(rights, access);
-    let decision = policy::file(subject.policy, dentry, rights);
+    let decision = policy::file(&subject, dentry, rights);
     // A program that may run is recorded when it does.
     let execs = access & access::EXEC != 0;
     if execs && decision.allows() {
@@ -214,9 +214,9 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
         return 0;
     };
     let decision = if bits & access::DELETE != 0 {
-        policy::name(subject.policy, dentry)
+        policy::name(&subject, dentry)
     } else {
-        policy::file(subject.policy, dentry, policy::WRITE)
+        policy::file(&subject, dentry, policy::WRITE)
     };
     if dentry.is_internal() && decision.allows() {
         return 0;
@@ -229,9 +229,9 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let mut decision = policy::name(subject.policy, first);
+    let mut decision = policy::name(&subject, first);
     if decision.allows() {
-        decision = policy::name(subject.policy, second);
+        decision = policy::name(&subject, second);
     }
     let (outcome, result) = outcome(&subject, &decision);
     let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else {
@@ -282,69 +282,70 @@ fn answer(
     }
     record_file(
         subject,
-        what,
-        dentry.address(),
-        dentry.device(),
-        dentry.inode(),
-        outcome,
-        decision,
-        access,
-        flags,
-        -result,
+        &Action {
+            what,
+            verdict: outcome,
+            rule: decision.rule,
+            access,
+            flags,
+            errno: -result,
+            dentry: dentry.address(),
+            inode: dentry.inode(),
+            device: dentry.device(),
+        },
     );
     result
 }
 
-/// Records an action on one file; used by both backends.
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined: the fields of one record"
-)]
-pub fn record_file(
-    subject: &Subject,
-    what: u32,
-    dentry: u64,
-    device: u32,
-    inode: u64,
-    outcome: u32,
-    decision: Decision,
-    access: u32,
-    flags: u32,
-    errno: i32,
-) {
+/// An action on one file, as it is recorded.
+pub struct Action {
+    pub what: u32,
+    pub verdict: u32,
+    pub rule: u32,
+    pub access: u32,
+    pub flags: u32,
+    pub errno: i32,
+    pub dentry: u64,
+    pub inode: u64,
+    pub device: u32,
+}
+
+/// Records an action on one file; used by both backends. A function of its own, for its share of the stack.
+#[inline(never)]
+pub fn record_file(subject: &Subject, action: &Action) -> u32 {
+    let key = emit::key(
+        subject,
+        action.what,
+        action.access,
+        action.verdict,
+        [
+            u64::from(action.device),
+            action.inode,
+            u64::from(action.flags),
+        ],
+    );
     // A name without a file has no identity to fold by.
-    let key = if inode == 0 {
-        None
-    } else {
-        match emit::fold(
-            subject,
-            what,
-            access,
-            outcome,
-            [u64::from(device), inode, u64::from(flags)],
-        ) {
-            Ok(key) => Some(key),
-            Err(()) => return,
-        }
+    if action.inode != 0 && emit::fold(subject, &key) {
+        return 0;
+    }
+    let Some(mut draft) = emit::begin(action.what, subject, TaskAt::current()) else {
+        return 0;
     };
-    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
-        return;
-    };
-    draft.path(DentryAt(dentry));
+    draft.path(DentryAt(action.dentry));
     let record = draft.record();
-    record.verdict = outcome;
-    record.rule = decision.rule;
-    record.dev = device;
-    record.inode = inode;
-    record.access = access;
-    record.flags = flags;
-    record.errno = errno;
-    if key.is_some() {
+    record.verdict = action.verdict;
+    record.rule = action.rule;
+    record.dev = action.device;
+    record.inode = action.inode;
+    record.access = action.access;
+    record.flags = action.flags;
+    record.errno = action.errno;
+    if action.inode != 0 {
         record.state |= state::FOLDED;
     }
     let seq = draft.submit(subject);
-    if let Some(key) = key {
+    if action.inode != 0 {
         emit::remember(&key, seq);
     }
+    0
 }

@@ -146,9 +146,10 @@ pub fn record(
             | u64::from(socket_type) << 32
             | (errno as u64) << 48,
     ];
-    let Ok(key) = emit::fold(subject, what, 0, outcome, object) else {
+    let key = emit::key(subject, what, 0, outcome, object);
+    if emit::fold(subject, &key) {
         return;
-    };
+    }
     let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
         return;
     };

@@ -110,7 +110,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).image = u64::from(device) << 40 ^ inode };
 
-    let decision = policy::file(subject.policy, dentry, policy::EXEC);
+    let decision = policy::file_at(&subject, dentry.address(), policy::EXEC);
     let mut outcome = verdict::ALLOWED;
     if !decision.allows() {
         if subject.monitors() {

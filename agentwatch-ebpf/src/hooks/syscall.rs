@@ -14,12 +14,11 @@ use aya_ebpf::{
 use crate::{
     emit,
     hooks::{
-        file::{base, record_file, second_base},
+        file::{Action, base, record_file, second_base},
         socket::connected,
     },
     kernel::{AT_FDCWD, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, TaskAt},
     session::Subject,
-    verdict::Decision,
 };
 
 const O_ACCMODE: u32 = 3;
@@ -146,38 +145,26 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
             bits |= access::WRITE;
         }
         let created = mode & FMODE_CREATED != 0;
-        // Which rule allowed it, user space finds out: this program has no typed file to walk from.
-        let decision = Decision {
-            effect: 1,
-            rule: u32::MAX,
-        };
         let flags = file.flags();
+        // Which rule allowed it, user space finds out: this program has no typed file to walk from.
+        let mut action = Action {
+            what: kind::CREATE,
+            verdict: verdict::ALLOWED,
+            rule: u32::MAX,
+            access: access::CREATE,
+            flags: 0,
+            errno: 0,
+            dentry: dentry.0,
+            inode: dentry.inode(),
+            device: dentry.device(),
+        };
         if created {
-            record_file(
-                &subject,
-                kind::CREATE,
-                dentry.0,
-                dentry.device(),
-                dentry.inode(),
-                verdict::ALLOWED,
-                decision,
-                access::CREATE,
-                0,
-                0,
-            );
+            record_file(&subject, &action);
         }
-        record_file(
-            &subject,
-            kind::OPEN,
-            dentry.0,
-            dentry.device(),
-            dentry.inode(),
-            verdict::ALLOWED,
-            decision,
-            bits,
-            flags,
-            0,
-        );
+        action.what = kind::OPEN;
+        action.access = bits;
+        action.flags = flags;
+        record_file(&subject, &action);
         return 0;
     }
     failed(

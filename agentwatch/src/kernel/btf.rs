@@ -1,6 +1,6 @@
 //! Offsets of struct members, from the running kernel's BTF.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt as _, path::Path};
 
 use agentwatch_common::offsets::{MEMBERS, Member};
 use anyhow::{Context as _, Result, bail};
@@ -15,31 +15,35 @@ pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
     let types = TypeInformation::new(&file)
         .map_err(|error| anyhow::anyhow!("{error:?}"))
         .with_context(|| format!("parse the kernel's types in {}", path.display()))?;
+    // A name may stand for a function or a typedef too.
+    let structs: HashMap<String, _> = types
+        .get()
+        .iter()
+        .filter(|(_, variant)| matches!(variant, TypeVariant::Struct(_)))
+        .filter_map(|(id, _)| Some((types.name_of(*id)?, *id)))
+        .filter(|(name, _)| MEMBERS.iter().any(|member| member.parent == name))
+        .collect();
     MEMBERS
         .iter()
         .map(|member| {
-            let offset = offset(&types, member).with_context(|| {
-                format!(
-                    "struct {} of this kernel has no member {}",
-                    member.parent,
-                    member.paths.join(" or ")
-                )
-            })?;
-            Ok((member.name, offset))
+            match offset(&types, &structs, member) {
+                Ok(offset) => Ok((member.name, offset)),
+                Err(_) if member.paths.contains(&"") => Ok((member.name, 0)),
+                Err(error) => Err(error).with_context(|| {
+                    format!(
+                        "struct {} of this kernel has no member {}",
+                        member.parent,
+                        member.paths.join(" or ")
+                    )
+                }),
+            }
         })
         .collect()
 }
 
-fn offset(types: &TypeInformation, member: &Member) -> Result<u64> {
-    // A name may stand for a function or a typedef too.
-    let id = types
-        .get()
-        .iter()
-        .find(|(id, variant)| {
-            matches!(variant, TypeVariant::Struct(_))
-                && types.name_of(**id).as_deref() == Some(member.parent)
-        })
-        .map(|(id, _)| *id)
+fn offset(types: &TypeInformation, structs: &HashMap<String, u32>, member: &Member) -> Result<u64> {
+    let id = *structs
+        .get(member.parent)
         .with_context(|| format!("this kernel has no struct {}", member.parent))?;
     for path in member.paths {
         match types.offset_of(id, path) {

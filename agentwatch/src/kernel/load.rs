@@ -146,6 +146,8 @@ impl Kernel {
             // A member that no program ended up reading is not in the object.
             loader.override_global(name, offset, false);
         }
+        let rename_lock = probe::symbol("rename_lock");
+        loader.override_global("RENAME_LOCK", &rename_lock, false);
         let mut ebpf = loader.load(OBJECT).context(
             "load the programs' maps into the kernel; hint: this needs root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN",
         )?;
@@ -194,6 +196,7 @@ impl Kernel {
                 Backend::BpfLsm
             }
             Some(check) => {
+                tracing::info!("{}", check.detail);
                 checks.push(check);
                 attach_syscalls(&mut ebpf)?;
                 Backend::Landlock
@@ -313,7 +316,7 @@ fn lsm_refusal(ebpf: &mut Ebpf, btf: &Btf) -> Option<Check> {
     };
     if let Err(error) = lsm.load("file_open", btf) {
         return Some(
-            refused(State::Disabled, format!("the kernel refuses LSM programs: {}", brief(&error)))
+            refused(State::Disabled, format!("the kernel refuses LSM programs: {:#}", verifier(error)))
                 .hint("a kernel with CONFIG_BPF_LSM and BPF trampolines; until then files are held by Landlock"),
         );
     }
@@ -427,6 +430,9 @@ fn verifier(error: ProgramError) -> anyhow::Error {
     } = &error
     {
         let log = verifier_log.to_string();
+        if log.is_empty() {
+            return anyhow::anyhow!("{io_error}");
+        }
         let lines: Vec<_> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(30)..].join("\n");
         return anyhow::anyhow!("the verifier refuses it: {io_error}\n{tail}");

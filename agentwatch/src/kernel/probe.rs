@@ -124,3 +124,18 @@ pub fn landlock_abi() -> i64 {
     };
     version.max(0)
 }
+
+/// Address of a symbol of the kernel; 0 where it does not show it.
+pub fn symbol(name: &str) -> u64 {
+    let Ok(file) = fs::File::open("/proc/kallsyms") else {
+        return 0;
+    };
+    std::io::BufRead::lines(std::io::BufReader::new(file))
+        .map_while(Result::ok)
+        .find_map(|line| {
+            let mut words = line.split(' ');
+            let address = words.next()?;
+            (words.nth(1)? == name).then(|| u64::from_str_radix(address, 16).ok())?
+        })
+        .unwrap_or(0)
+}

@@ -25,6 +25,7 @@ pub const DEFAULT_RULES: [&str; rule::GUARDS as usize + guard::COUNT] = {
     rules[rule::UNIX_DEFAULT as usize] = "network.unix.default";
     rules[rule::FAMILIES_DEFAULT as usize] = "network.families.default";
     rules[rule::SELF as usize] = "agentwatch.self";
+    rules[rule::OWN as usize] = "session.own";
     let mut operation = 0;
     while operation < guard::COUNT {
         rules[rule::GUARDS as usize + operation] = guard::RULES[operation];
