@@ -19,10 +19,11 @@ use crate::{
         self, Examined, Report,
         compile::MAX_TEXT,
         default,
-        diagnostic::{Severity, Visible},
-        explain::{self, Answer},
-        model::{Access, Compiled, Context, Effect, NetOp},
+        diagnostic::{Severity, Visible, quote},
+        explain::{self, Answer, UnixPeer},
+        model::{Access, Compiled, Context, Effect, NetOp, UnixTarget},
         path::clean,
+        surface,
     },
 };
 
@@ -78,9 +79,9 @@ pub struct ExplainArgs {
     /// Ask about executing a path. Symbolic links are not followed
     #[arg(long, value_name = "PATH")]
     exec: Option<PathBuf>,
-    /// Ask about connecting to an IP address and port
-    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
-    connect: Option<SocketAddr>,
+    /// Ask about connecting to an IP address and port, or to a UNIX socket: `unix:PATH`, `unix:@NAME`
+    #[arg(long, value_name = "HOST:PORT|unix:…")]
+    connect: Option<String>,
     /// Ask about binding to a local IP address and port
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     listen: Option<SocketAddr>,
@@ -219,11 +220,38 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
             address.to_string(),
         )
     };
-    let (action, (answer, object)) = match (&args.open, &args.exec, args.connect, args.listen) {
+    let connect = match args
+        .connect
+        .as_deref()
+        .map(|text| peer(text, &context))
+        .transpose()
+    {
+        Ok(peer) => peer,
+        Err(error) => return Ok(unusable(&error)),
+    };
+    let (action, (answer, object)) = match (&args.open, &args.exec, connect, args.listen) {
         (Some(path), ..) if args.write => ("write", file(Access::Write, path)),
         (Some(path), ..) => ("read", file(Access::Read, path)),
         (_, Some(path), ..) => ("exec", file(Access::Exec, path)),
-        (.., Some(address), _) => ("connect", net(NetOp::Connect, address)),
+        (.., Some(Peer::Address(address)), _) => ("connect", net(NetOp::Connect, address)),
+        (.., Some(Peer::Unix(UnixTarget::Path(path))), _) => (
+            "connect",
+            (
+                explain::explain_unix(&compiled, UnixPeer::Path(&path)),
+                format!("unix:{}", path.display()),
+            ),
+        ),
+        (
+            ..,
+            Some(Peer::Unix(UnixTarget::Abstract(name) | UnixTarget::AbstractPrefix(name))),
+            _,
+        ) => (
+            "connect",
+            (
+                explain::explain_unix(&compiled, UnixPeer::Abstract(name.as_bytes())),
+                format!("unix:@{name}"),
+            ),
+        ),
         (.., Some(address)) => ("listen", net(NetOp::Listen, address)),
         (None, None, None, None) => {
             anyhow::bail!("nothing was asked; hint: give --open, --exec, --connect or --listen")
@@ -300,6 +328,31 @@ fn context(source: &PolicySource) -> anyhow::Result<Context> {
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::path::absolute(&path)
         .with_context(|| format!("cannot make {} an absolute path", path.display()))
+}
+
+/// Whom a program connects to.
+enum Peer {
+    Address(SocketAddr),
+    Unix(UnixTarget),
+}
+
+fn peer(text: &str, context: &Context) -> anyhow::Result<Peer> {
+    let Some(socket) = text.strip_prefix("unix:") else {
+        return endpoint(text).map(Peer::Address).map_err(|help| {
+            anyhow::anyhow!(
+                "{} cannot be connected to; hint: {help}, or unix:/PATH or unix:@NAME",
+                quote(text)
+            )
+        });
+    };
+    match surface::parse_unix(socket, context) {
+        Ok(UnixTarget::AbstractPrefix(_)) => anyhow::bail!(
+            "{} names many sockets; hint: ask about one, such as unix:@NAME",
+            quote(text)
+        ),
+        Ok(target) => Ok(Peer::Unix(target)),
+        Err(fault) => anyhow::bail!("{}; hint: {}", fault.message, fault.help),
+    }
 }
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
@@ -408,6 +461,16 @@ mod tests {
                 0,
                 "network.listen.default",
             ),
+            (
+                &["explain", &good, "--connect", "unix:/run/x.sock"],
+                0,
+                "denied: connect unix:/run/x.sock\n  by   deny    network.unix.default",
+            ),
+            (
+                &["explain", &good, "--connect", "unix:@x"],
+                0,
+                "denied: connect unix:@x",
+            ),
             (&["explain", &bad, "--open", "/"], INVALID, ""),
             (&["schema"], 0, "\"additionalProperties\": false"),
         ] {
@@ -429,10 +492,13 @@ mod tests {
             run(&["explain", "p", "--open", "/", "--exec", "/"]),
             Err(ErrorKind::ArgumentConflict)
         );
-        assert_eq!(
-            run(&["explain", "p", "--connect", "localhost:1"]),
-            Err(ErrorKind::ValueValidation)
-        );
+        for peer in ["localhost:1", "unix:", "unix:@", "unix:@a*", "unix:/a*"] {
+            assert_eq!(
+                run(&["explain", "--connect", peer]),
+                Ok((ExitCode::from(USAGE), String::new())),
+                "{peer}"
+            );
+        }
         assert!(run(&["explain", "p", "--exec", "/", "--write"]).is_err());
     }
 

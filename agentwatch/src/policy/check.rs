@@ -8,9 +8,11 @@ use toml::Spanned;
 use super::{
     diagnostic::{Diagnostic, Report, quote},
     file::{Entries, PolicyFile},
-    model::Context,
+    model::{Context, NamePattern, UnixTarget},
+    name,
     network::{self, Endpoint},
     path::{self, Fault},
+    surface,
 };
 use crate::event::model::Mode;
 
@@ -73,8 +75,28 @@ pub struct Checked<L, T> {
     pub span: Range<usize>,
 }
 
+impl<L: Copy, T> Checked<L, T> {
+    fn with<U>(self, target: U) -> Checked<L, U> {
+        Checked {
+            list: self.list,
+            index: self.index,
+            target,
+            text: self.text,
+            span: self.span,
+        }
+    }
+}
+
 pub type FileRule = Checked<FileList, PathBuf>;
+/// A rule of `files.deny` on names.
+pub type NameRule = Checked<FileList, NamePattern>;
 pub type NetRule = Checked<NetList, Endpoint>;
+/// The lists below have one name each.
+pub type UnixRule = Checked<(), UnixTarget>;
+/// The target is the family's bit.
+pub type FamilyRule = Checked<(), u32>;
+/// The target is the operation's index.
+pub type GuardRule = Checked<(), u32>;
 
 /// The rules of a policy, in the order of their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,7 +104,11 @@ pub struct Rules {
     pub name: Option<String>,
     pub mode: Mode,
     pub files: Vec<FileRule>,
+    pub names: Vec<NameRule>,
     pub network: Vec<NetRule>,
+    pub unix: Vec<UnixRule>,
+    pub families: Vec<FamilyRule>,
+    pub guards: Vec<GuardRule>,
 }
 
 /// Reads every entry. What is wrong goes into the report; rules that are wrong are left out.
@@ -107,37 +133,27 @@ pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules 
     let lists = file_lists
         .iter()
         .map(|(_, entries)| entries)
-        .chain(net_lists.iter().map(|(_, entries)| entries));
+        .chain(net_lists.iter().map(|(_, entries)| entries))
+        .chain([
+            &file.network.unix,
+            &file.network.families,
+            &file.guard.allow,
+        ]);
     if too_many(lists, report) {
         return rules;
     }
     for (list, entries) in file_lists {
-        read_list(
-            list,
-            list.name(),
-            entries,
-            &mut rules.files,
-            report,
-            |text| {
-                if list == FileList::ExecDeny
-                    && !text.is_empty()
-                    && !text.contains('/')
-                    && !matches!(text, "." | ".." | "~")
-                {
-                    return Err(Fault::new(
-                        format!(
-                            "{} is a bare name, and rules bind to the file that a path names",
-                            quote(text)
-                        ),
-                        format!(
-                            "write the path, such as `/usr/bin/{}`",
-                            text.chars().take(40).collect::<String>()
-                        ),
-                    ));
-                }
-                path::parse(text, context)
-            },
-        );
+        let mut targets = Vec::new();
+        read_list(list, list.name(), entries, &mut targets, report, |text| {
+            parse_file(list, text, context)
+        });
+        for rule in targets {
+            let (paths, names) = (&mut rules.files, &mut rules.names);
+            match rule.target.clone() {
+                FileTarget::Path(path) => paths.push(rule.with(path)),
+                FileTarget::Name(pattern) => names.push(rule.with(pattern)),
+            }
+        }
     }
     for (list, entries) in net_lists {
         read_list(
@@ -149,7 +165,85 @@ pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules 
             network::parse,
         );
     }
+    read_list(
+        (),
+        UNIX,
+        file.network.unix,
+        &mut rules.unix,
+        report,
+        |text| surface::parse_unix(text, context),
+    );
+    let families = file.network.families;
+    read_list(
+        (),
+        FAMILIES,
+        families,
+        &mut rules.families,
+        report,
+        surface::parse_family,
+    );
+    let guards = file.guard.allow;
+    read_list(
+        (),
+        GUARDS,
+        guards,
+        &mut rules.guards,
+        report,
+        surface::parse_guard,
+    );
     rules
+}
+
+/// Names of the lists that are neither about files nor about addresses.
+pub const UNIX: &str = "network.unix";
+pub const FAMILIES: &str = "network.families";
+pub const GUARDS: &str = "guard.allow";
+
+/// What an entry on files is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum FileTarget {
+    Path(PathBuf),
+    Name(NamePattern),
+}
+
+fn parse_file(list: FileList, text: &str, context: &Context) -> Result<FileTarget, Fault> {
+    if name::is_pattern(text) {
+        return match list {
+            FileList::Deny => name::parse(text).map(FileTarget::Name),
+            FileList::ExecDeny => Err(Fault::new(
+                format!("{} is a pattern, and `exec.deny` takes paths", quote(text)),
+                "a program can be copied to another name, so a name keeps nothing from being run: write the paths, or leave \
+                 the directories where copies can be made out of `files.exec`",
+            )),
+            FileList::Read | FileList::Write | FileList::Exec => Err(Fault::new(
+                format!(
+                    "the path holds the pattern character `{}`",
+                    text.chars()
+                        .find(|letter| name::PATTERN.contains(letter))
+                        .unwrap_or('*')
+                ),
+                "a session can give any file any name, so a name allows nothing: write the directory, and list what \
+                 differs inside it as rules of their own; `files.deny` takes patterns of names",
+            )),
+        };
+    }
+    if list == FileList::ExecDeny
+        && !text.is_empty()
+        && !text.contains('/')
+        && !matches!(text, "." | ".." | "~")
+    {
+        return Err(Fault::new(
+            format!(
+                "{} is a bare name, and rules bind to the file that a path names",
+                quote(text)
+            ),
+            format!(
+                "write the path, such as `/usr/bin/{}`",
+                text.chars().take(40).collect::<String>()
+            ),
+        ));
+    }
+    path::parse(text, context).map(FileTarget::Path)
 }
 
 /// Names stand in tables and in file names of reports.
@@ -268,7 +362,7 @@ error: the path holds the pattern character `*`
 3 | write = [\"src/*.rs\"]
   |          ^^^^^^^^^^
   |
-  = help: a rule binds to the file that its path names, and a pattern names none: write the directory, and list what differs inside it as rules of their own
+  = help: a session can give any file any name, so a name allows nothing: write the directory, and list what differs inside it as rules of their own; `files.deny` takes patterns of names
 
 error: domain names are not yet supported: `crates.io`
  --> p.toml:5:10

@@ -2,20 +2,26 @@
 //! Everything that rules mean together (merging, inheriting, order) is worked out here and nowhere else, so that the
 //! kernel only has to find the nearest place or the longest prefix. Pure: no I/O.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::Hash,
+    ops::Range,
+    path::Path,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    check::{self, FileList, FileRule, NetList, NetRule, Rules},
+    check::{self, Checked, FileList, FileRule, NameRule, NetList, NetRule, Rules},
     default,
     diagnostic::{Diagnostic, PolicyError, Report, Severity, quote},
-    file, lint,
+    explain, file, lint,
     model::{
-        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, FILES_DEFAULT, MAX_PORT_RULES,
-        NetOp, Place, PortRule, Prefix, Rule, RuleIndex,
+        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, FILES_DEFAULT, FamilyRule,
+        GuardRule, MAX_PORT_RULES, Name, NetOp, Place, PortRule, Prefix, Rule, RuleIndex, UnixRule,
+        UnixTarget,
     },
     network::Ports,
 };
@@ -88,42 +94,133 @@ pub fn examine(file_name: &str, text: &[u8], context: &Context) -> Examined {
 /// warnings are left empty.
 pub fn compile(rules: &Rules, file_name: &str, report: &mut Report) -> Compiled {
     let mut all: Vec<Rule> = DEFAULT_RULES.iter().map(|id| built_in(id)).collect();
-    let files = rules
-        .files
-        .iter()
-        .map(|rule| (rule.list.name(), rule.index, &rule.text, &rule.span));
-    let network = rules
-        .network
-        .iter()
-        .map(|rule| (rule.list.name(), rule.index, &rule.text, &rule.span));
-    for (list, index, text, span) in files.chain(network) {
+    let mut add = |list: &str, index: usize, text: &str, span: &Range<usize>| {
         all.push(Rule {
             id: format!("{list}[{index}]"),
             layer: Layer::Task,
             source: format!("{file_name}:{}", report.line(span.start)),
-            text: text.clone(),
+            text: text.to_owned(),
         });
+    };
+    // The order of `Bases`.
+    for rule in &rules.files {
+        add(rule.list.name(), rule.index, &rule.text, &rule.span);
     }
+    for rule in &rules.names {
+        add(rule.list.name(), rule.index, &rule.text, &rule.span);
+    }
+    for rule in &rules.network {
+        add(rule.list.name(), rule.index, &rule.text, &rule.span);
+    }
+    for rule in &rules.unix {
+        add(check::UNIX, rule.index, &rule.text, &rule.span);
+    }
+    for rule in &rules.families {
+        add(check::FAMILIES, rule.index, &rule.text, &rule.span);
+    }
+    for rule in &rules.guards {
+        add(check::GUARDS, rule.index, &rule.text, &rule.span);
+    }
+    let bases = Bases::of(rules);
+    let names = names(&rules.names, bases.names);
     Compiled {
         digest: String::new(),
         mode: rules.mode,
         rules: all,
-        places: places(&rules.files),
-        prefixes: prefixes(&rules.network, network_base(rules), report),
-        names: Vec::new(),
-        unix: Vec::new(),
-        families: Vec::new(),
-        guards: Vec::new(),
+        places: places(&rules.files, &names),
+        prefixes: prefixes(&rules.network, bases.network, report),
+        names,
+        unix: unix(rules, bases.unix),
+        families: first_of_each(&rules.families, bases.families)
+            .map(|(bit, rule)| FamilyRule { bit, rule })
+            .collect(),
+        guards: first_of_each(&rules.guards, bases.guards)
+            .map(|(operation, rule)| GuardRule { operation, rule })
+            .collect(),
         warnings: Vec::new(),
     }
 }
 
-/// Index in [`Compiled::rules`] of the first rule on files.
+/// Index in [`Compiled::rules`] of the first rule that is written, which is about a file.
 pub(super) const FILES_BASE: RuleIndex = DEFAULT_RULES.len() as RuleIndex;
 
-/// Index in [`Compiled::rules`] of the first rule on addresses.
-pub(super) fn network_base(rules: &Rules) -> RuleIndex {
-    FILES_BASE + rules.files.len() as RuleIndex
+/// Indexes in [`Compiled::rules`] of the first rule of each sort.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bases {
+    pub(super) names: RuleIndex,
+    pub(super) network: RuleIndex,
+    pub(super) unix: RuleIndex,
+    pub(super) families: RuleIndex,
+    pub(super) guards: RuleIndex,
+}
+
+impl Bases {
+    pub(super) fn of(rules: &Rules) -> Self {
+        let names = FILES_BASE + rules.files.len() as RuleIndex;
+        let network = names + rules.names.len() as RuleIndex;
+        let unix = network + rules.network.len() as RuleIndex;
+        let families = unix + rules.unix.len() as RuleIndex;
+        let guards = families + rules.families.len() as RuleIndex;
+        Self {
+            names,
+            network,
+            unix,
+            families,
+            guards,
+        }
+    }
+}
+
+fn names(rules: &[NameRule], base: RuleIndex) -> Vec<Name> {
+    let mut names: Vec<Name> = Vec::with_capacity(rules.len());
+    let mut seen = HashSet::new();
+    for (rule, index) in rules.iter().zip(base..) {
+        if seen.insert(&rule.target) {
+            names.push(Name {
+                pattern: rule.target.clone(),
+                decisions: [Decision {
+                    effect: Effect::Deny,
+                    rule: index,
+                }; 3],
+            });
+        }
+    }
+    names
+}
+
+/// A socket that `files.deny` names too is left out: the stricter rule wins.
+fn unix(rules: &Rules, base: RuleIndex) -> Vec<UnixRule> {
+    let denied: HashSet<&Path> = rules
+        .files
+        .iter()
+        .filter(|rule| rule.list == FileList::Deny)
+        .map(|rule| rule.target.as_path())
+        .collect();
+    first_of_each(&rules.unix, base)
+        .filter(|(target, _)| match target {
+            UnixTarget::Path(path) => !denied.contains(path.as_path()),
+            UnixTarget::Abstract(_) | UnixTarget::AbstractPrefix(_) => true,
+        })
+        .map(|(target, rule)| UnixRule {
+            target,
+            decision: Decision {
+                effect: Effect::Allow,
+                rule,
+            },
+        })
+        .collect()
+}
+
+fn first_of_each<L, T: Clone + Eq + Hash>(
+    rules: &[Checked<L, T>],
+    base: RuleIndex,
+) -> impl Iterator<Item = (T, RuleIndex)> {
+    let mut seen = HashSet::new();
+    rules
+        .iter()
+        .zip(base..)
+        .filter(move |(rule, _)| seen.insert(&rule.target))
+        .map(|(rule, index)| (rule.target.clone(), index))
 }
 
 /// What a list of addresses is about.
@@ -222,7 +319,7 @@ impl Stated {
     }
 }
 
-fn places(rules: &[FileRule]) -> Vec<Place> {
+fn places(rules: &[FileRule], names: &[Name]) -> Vec<Place> {
     let mut stated: BTreeMap<&Path, Stated> = BTreeMap::new();
     for (rule, index) in rules.iter().zip(FILES_BASE..) {
         stated
@@ -241,12 +338,19 @@ fn places(rules: &[FileRule]) -> Vec<Place> {
         {
             enclosing.pop();
         }
-        let inherited = enclosing.last().map_or(
-            [Decision {
-                effect: Effect::Deny,
-                rule: FILES_DEFAULT,
-            }; 3],
-            |(_, decisions)| *decisions,
+        // What a rule on names says between here and there comes first.
+        let around = enclosing.last().copied();
+        let inherited = explain::named(names, path, around.map(|(around, _)| around)).map_or_else(
+            || {
+                around.map_or(
+                    [Decision {
+                        effect: Effect::Deny,
+                        rule: FILES_DEFAULT,
+                    }; 3],
+                    |(_, decisions)| decisions,
+                )
+            },
+            |(_, name)| name.decisions,
         );
         let decisions = stated.decide(inherited);
         enclosing.push((path, decisions));
@@ -367,6 +471,10 @@ struct Canonical<'a> {
     rules: Vec<(&'a str, &'a str, Layer)>,
     places: &'a [Place],
     prefixes: &'a [Prefix],
+    names: &'a [Name],
+    unix: &'a [UnixRule],
+    families: &'a [FamilyRule],
+    guards: &'a [GuardRule],
 }
 
 fn digest(compiled: &Compiled) -> Result<String, serde_json::Error> {
@@ -379,6 +487,10 @@ fn digest(compiled: &Compiled) -> Result<String, serde_json::Error> {
             .collect(),
         places: &compiled.places,
         prefixes: &compiled.prefixes,
+        names: &compiled.names,
+        unix: &compiled.unix,
+        families: &compiled.families,
+        guards: &compiled.guards,
     };
     Ok(format!(
         "sha256:{}",

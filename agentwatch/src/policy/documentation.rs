@@ -23,6 +23,18 @@ fn blocks() -> Vec<(&'static str, String)> {
 }
 
 #[test]
+fn every_guard_and_family_is_on_the_page() {
+    use agentwatch_common::policy::guard;
+    for (name, about) in guard::NAMES.iter().zip(guard::ABOUT) {
+        let row = format!("| `{name}` | {about} |");
+        assert!(PAGE.contains(&row), "{row}");
+    }
+    for family in super::surface::families() {
+        assert!(PAGE.contains(&format!("`{family}`")), "{family}");
+    }
+}
+
+#[test]
 fn every_policy_on_the_page_means_what_it_says() {
     let context = Context {
         cwd: "/home/u/project".into(),
@@ -126,7 +138,7 @@ fn every_table_of_answers_is_true() {
         }
     }
     assert_eq!(
-        answers, 15,
+        answers, 22,
         "the page has lost answers, or writes them differently"
     );
 }

@@ -8,27 +8,142 @@ use std::{
     path::{Component, Path},
 };
 
+use agentwatch_common::policy::rule;
 use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
     model::{
-        Access, Compiled, Decision, Effect, FILES_DEFAULT, LISTEN_DEFAULT, NETWORK_DEFAULT, NetOp,
-        Place, Prefix, Rule, RuleIndex,
+        Access, Compiled, Decision, Effect, FAMILIES_DEFAULT, FILES_DEFAULT, LISTEN_DEFAULT,
+        NETWORK_DEFAULT, Name, NetOp, Place, Prefix, Rule, RuleIndex, UNIX_DEFAULT, UnixTarget,
     },
+    name,
     network::canonical,
 };
 
 /// What is decided for a path. The path has to be absolute and clean, as the kernel reports it; for any other the
 /// default rule answers, which denies.
+///
+/// From the file upwards, at each name of the path: a place at exactly that path decides; otherwise a rule on that name
+/// does; otherwise what is above is asked.
 pub fn decide_file(compiled: &Compiled, access: Access, path: &Path) -> Decision {
-    find_place(compiled, path).map_or(
+    let place = find_place(compiled, path);
+    if is_clean(path)
+        && let Some((_, name)) = named(
+            &compiled.names,
+            path,
+            place.map(|place| place.path.as_path()),
+        )
+    {
+        return name.decisions[access as usize];
+    }
+    place.map_or(
         Decision {
             effect: Effect::Deny,
             rule: FILES_DEFAULT,
         },
         |place| place.decisions[access as usize],
     )
+}
+
+/// The nearest name at or above a path, below `above`, that a rule is about: the path up to there, and the rule.
+pub(super) fn named<'p, 'n>(
+    names: &'n [Name],
+    path: &'p Path,
+    above: Option<&Path>,
+) -> Option<(&'p Path, &'n Name)> {
+    if names.is_empty() {
+        return None;
+    }
+    path.ancestors()
+        .take_while(|part| Some(*part) != above)
+        .find_map(|part| {
+            let text = part.file_name()?.as_encoded_bytes();
+            names
+                .iter()
+                .filter(|rule| name::matches(&rule.pattern, text))
+                .max_by_key(|rule| name::rank(&rule.pattern))
+                .map(|rule| (part, rule))
+        })
+}
+
+/// The other end of a UNIX socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnixPeer<'a> {
+    /// The socket's file. Absolute and clean, as for [`decide_file`].
+    Path(&'a Path),
+    /// The abstract name, without the NUL before it.
+    Abstract(&'a [u8]),
+}
+
+/// What is decided for connecting to a UNIX socket that the session did not make.
+pub fn decide_unix(compiled: &Compiled, peer: UnixPeer<'_>) -> Decision {
+    let named = match peer {
+        UnixPeer::Path(path) => compiled
+            .unix
+            .iter()
+            .find(|rule| matches!(&rule.target, UnixTarget::Path(target) if target == path))
+            .map(|rule| rule.decision)
+            .or_else(|| {
+                let write = decide_file(compiled, Access::Write, path);
+                (write.effect != Effect::Deny).then_some(write)
+            }),
+        UnixPeer::Abstract(name) => compiled
+            .unix
+            .iter()
+            .filter_map(|rule| match &rule.target {
+                UnixTarget::Abstract(whole) if whole.as_bytes() == name => {
+                    Some((whole.len() + 1, rule))
+                }
+                UnixTarget::AbstractPrefix(beginning) if name.starts_with(beginning.as_bytes()) => {
+                    Some((beginning.len(), rule))
+                }
+                _ => None,
+            })
+            .max_by_key(|(length, _)| *length)
+            .map(|(_, rule)| rule.decision),
+    };
+    named.unwrap_or(Decision {
+        effect: Effect::Deny,
+        rule: UNIX_DEFAULT,
+    })
+}
+
+/// What is decided for making a socket of a family, by its bit (`agentwatch_common::policy::family`); for families that every
+/// policy has it is not asked.
+pub fn decide_family(compiled: &Compiled, bit: u32) -> Decision {
+    compiled
+        .families
+        .iter()
+        .find(|family| family.bit == bit)
+        .map_or(
+            Decision {
+                effect: Effect::Deny,
+                rule: FAMILIES_DEFAULT,
+            },
+            |family| Decision {
+                effect: Effect::Allow,
+                rule: family.rule,
+            },
+        )
+}
+
+/// What is decided for an operation on the host around the session, by its index (`agentwatch_common::policy::guard`).
+pub fn decide_guard(compiled: &Compiled, operation: u32) -> Decision {
+    compiled
+        .guards
+        .iter()
+        .find(|guard| guard.operation == operation)
+        .map_or(
+            Decision {
+                effect: Effect::Deny,
+                rule: rule::GUARDS + operation,
+            },
+            |guard| Decision {
+                effect: Effect::Allow,
+                rule: guard.rule,
+            },
+        )
 }
 
 /// What is decided for an address. IPv4 in IPv6 clothes (`::ffff:192.0.2.7`) is judged as IPv4.
@@ -64,26 +179,69 @@ pub struct Answer<'a> {
 /// Explains a right on a path. See [`decide_file`] for the path's form.
 pub fn explain_file<'a>(compiled: &'a Compiled, access: Access, path: &Path) -> Answer<'a> {
     let mut chain = Chain::new(compiled);
-    let mut next = find_place(compiled, path);
-    while let Some(place) = next {
-        chain.push(
-            place.decisions[access as usize],
-            Some(place.path.display().to_string()),
-        );
-        next = place
-            .path
-            .parent()
-            .and_then(|parent| find_place(compiled, parent));
+    chain.push_file(access, path);
+    Answer {
+        decision: decide_file(compiled, access, path),
+        chain: chain.links,
+    }
+}
+
+/// Explains connecting to a UNIX socket.
+pub fn explain_unix<'a>(compiled: &'a Compiled, peer: UnixPeer<'_>) -> Answer<'a> {
+    let mut chain = Chain::new(compiled);
+    let decision = decide_unix(compiled, peer);
+    match peer {
+        UnixPeer::Path(path) => {
+            chain.push(decision, Some(path.display().to_string()));
+            let write = decide_file(compiled, Access::Write, path);
+            if write.effect != Effect::Deny {
+                chain.push(write, Some(path.display().to_string()));
+            }
+        }
+        UnixPeer::Abstract(name) => {
+            chain.push(
+                decision,
+                Some(format!("@{}", String::from_utf8_lossy(name))),
+            );
+        }
     }
     chain.push(
         Decision {
             effect: Effect::Deny,
-            rule: FILES_DEFAULT,
+            rule: UNIX_DEFAULT,
         },
         None,
     );
     Answer {
-        decision: decide_file(compiled, access, path),
+        decision,
+        chain: chain.links,
+    }
+}
+
+/// Explains making a socket of a family; see [`decide_family`].
+pub fn explain_family(compiled: &Compiled, bit: u32) -> Answer<'_> {
+    let default = Decision {
+        effect: Effect::Deny,
+        rule: FAMILIES_DEFAULT,
+    };
+    explain_short(compiled, decide_family(compiled, bit), default)
+}
+
+/// Explains an operation on the host; see [`decide_guard`].
+pub fn explain_guard(compiled: &Compiled, operation: u32) -> Answer<'_> {
+    let default = Decision {
+        effect: Effect::Deny,
+        rule: rule::GUARDS + operation,
+    };
+    explain_short(compiled, decide_guard(compiled, operation), default)
+}
+
+fn explain_short(compiled: &Compiled, decision: Decision, default: Decision) -> Answer<'_> {
+    let mut chain = Chain::new(compiled);
+    chain.push(decision, None);
+    chain.push(default, None);
+    Answer {
+        decision,
         chain: chain.links,
     }
 }
@@ -116,11 +274,7 @@ pub fn explain_net<'a>(
 
 /// The nearest place at or above a path.
 pub fn find_place<'a>(compiled: &'a Compiled, path: &Path) -> Option<&'a Place> {
-    let clean = path.is_absolute()
-        && path
-            .components()
-            .all(|component| component != Component::ParentDir);
-    if !clean {
+    if !is_clean(path) {
         return None;
     }
     let mut target = path;
@@ -136,6 +290,13 @@ pub fn find_place<'a>(compiled: &'a Compiled, path: &Path) -> Option<&'a Place> 
         }
         target = common(target, &candidate.path);
     }
+}
+
+fn is_clean(path: &Path) -> bool {
+    path.is_absolute()
+        && path
+            .components()
+            .all(|component| component != Component::ParentDir)
 }
 
 /// The place at exactly this prefix.
@@ -222,6 +383,40 @@ impl<'a> Chain<'a> {
         }
     }
 
+    /// Adds everything that has a say on a path, from the file upwards.
+    fn push_file(&mut self, access: Access, path: &Path) {
+        let mut rest = is_clean(path).then_some(path);
+        while let Some(from) = rest {
+            let place = find_place(self.compiled, from);
+            let above = place.map(|place| place.path.as_path());
+            let mut part = from;
+            while let Some((at, name)) = named(&self.compiled.names, part, above) {
+                let rule = name.decisions[access as usize];
+                if !self.seen.contains(&rule.rule) {
+                    self.push(rule, Some(at.display().to_string()));
+                }
+                match at.parent() {
+                    Some(parent) if Some(parent) != above => part = parent,
+                    _ => break,
+                }
+            }
+            if let Some(place) = place {
+                self.push(
+                    place.decisions[access as usize],
+                    Some(place.path.display().to_string()),
+                );
+            }
+            rest = place.and_then(|place| place.path.parent());
+        }
+        self.push(
+            Decision {
+                effect: Effect::Deny,
+                rule: FILES_DEFAULT,
+            },
+            None,
+        );
+    }
+
     /// Adds what a place further out says.
     fn push(&mut self, decision: Decision, at: Option<String>) {
         // What is inherited from the built-in rule is its word wherever it is heard.
@@ -255,6 +450,103 @@ mod tests {
             )
         };
         answer.chain.iter().map(text).collect()
+    }
+
+    fn compiled(text: &str) -> Compiled {
+        let context = Context {
+            cwd: "/w".into(),
+            home: "/home/u".into(),
+        };
+        load("p.toml", text.as_bytes(), &context).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn names_and_places_meet_in_the_chain() {
+        let compiled =
+            compiled("[files]\nwrite = [\"/w\", \"/w/a.d/in\"]\ndeny = [\"**/*.d\", \"**/x*\"]\n");
+        for (path, expected) in [
+            (
+                "/w/a.d/in/x/b.d/f",
+                &[
+                    "Deny files.deny[0] /w/a.d/in/x/b.d",
+                    "Deny files.deny[1] /w/a.d/in/x",
+                    "Allow files.write[1] /w/a.d/in",
+                    "Allow files.write[0] /w",
+                    "Deny files.default -",
+                ][..],
+            ),
+            (
+                "/w/a.d/out",
+                &[
+                    "Deny files.deny[0] /w/a.d",
+                    "Allow files.write[0] /w",
+                    "Deny files.default -",
+                ],
+            ),
+            ("/x", &["Deny files.deny[1] /x", "Deny files.default -"]),
+            ("x", &["Deny files.default -"]),
+        ] {
+            let answer = explain_file(&compiled, Access::Read, Path::new(path));
+            assert_eq!(chain(&answer), expected, "{path}");
+            assert_eq!(
+                compiled.rules[answer.decision.rule as usize].id,
+                answer.chain[0].rule.id
+            );
+        }
+    }
+
+    #[test]
+    fn sockets_families_and_operations_are_explained() {
+        let compiled = compiled(
+            "[files]\nwrite = [\"/w\"]\nread = [\"/run\"]\ndeny = [\"/run/no\"]\n[network]\nunix = [\"/run/x\", \"@a*\", \"@ab\", \"/run/no\"]\nfamilies = [\"packet\"]\n[guard]\nallow = [\"ptrace\"]\n",
+        );
+        let path = |path| UnixPeer::Path(Path::new(path));
+        for (peer, expected) in [
+            (
+                path("/run/x"),
+                &[
+                    "Allow network.unix[0] /run/x",
+                    "Deny network.unix.default -",
+                ][..],
+            ),
+            (path("/run/x/y"), &["Deny network.unix.default -"]),
+            (path("/run/no"), &["Deny network.unix.default -"]),
+            (
+                path("/w/s"),
+                &["Allow files.write[0] /w/s", "Deny network.unix.default -"],
+            ),
+            (
+                UnixPeer::Abstract(b"ab"),
+                &["Allow network.unix[2] @ab", "Deny network.unix.default -"],
+            ),
+            (
+                UnixPeer::Abstract(b"abc"),
+                &["Allow network.unix[1] @abc", "Deny network.unix.default -"],
+            ),
+            (UnixPeer::Abstract(b"b"), &["Deny network.unix.default -"]),
+        ] {
+            assert_eq!(chain(&explain_unix(&compiled, peer)), expected, "{peer:?}");
+        }
+        assert_eq!(
+            chain(&explain_family(&compiled, libc::AF_PACKET as u32)),
+            [
+                "Allow network.families[0] -",
+                "Deny network.families.default -"
+            ]
+        );
+        assert_eq!(
+            chain(&explain_family(&compiled, 40)),
+            ["Deny network.families.default -"]
+        );
+        use agentwatch_common::policy::guard;
+        assert_eq!(
+            chain(&explain_guard(&compiled, guard::PTRACE)),
+            ["Allow guard.allow[0] -", "Deny guard.ptrace -"]
+        );
+        assert_eq!(
+            chain(&explain_guard(&compiled, guard::BPF)),
+            ["Deny guard.bpf -"]
+        );
     }
 
     #[test]

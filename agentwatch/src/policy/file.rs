@@ -27,6 +27,8 @@ pub struct PolicyFile {
     pub network: NetworkTable,
     /// Rules on executables.
     pub exec: ExecTable,
+    /// Operations on the host around the session.
+    pub guard: GuardTable,
 }
 
 /// A list of rules, each with its place in the text.
@@ -45,7 +47,7 @@ pub struct FilesTable {
     /// Paths whose files may be executed.
     #[schemars(with = "Vec<String>")]
     pub exec: Entries,
-    /// Paths that may not be used at all.
+    /// Paths that may not be used at all, and names that may not be wherever they stand: `**/.env`, `**/*.pem`, `**/id_*`.
     #[schemars(with = "Vec<String>")]
     pub deny: Entries,
 }
@@ -63,6 +65,12 @@ pub struct NetworkTable {
     /// Local addresses that may be bound.
     #[schemars(with = "Vec<String>")]
     pub listen: Entries,
+    /// UNIX sockets that may be connected to: paths, `@NAME` and `@BEGINNING*`.
+    #[schemars(with = "Vec<String>")]
+    pub unix: Entries,
+    /// Families of sockets that may be made besides UNIX, TCP, UDP and netlink.
+    #[schemars(with = "Vec<String>")]
+    pub families: Entries,
 }
 
 /// The `[exec]` table.
@@ -72,6 +80,15 @@ pub struct ExecTable {
     /// Executables, by path, that may not be executed.
     #[schemars(with = "Vec<String>")]
     pub deny: Entries,
+}
+
+/// The `[guard]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct GuardTable {
+    /// Guarded operations that are allowed, by name.
+    #[schemars(with = "Vec<String>")]
+    pub allow: Entries,
 }
 
 /// The JSON Schema of policy files, for editors.
@@ -136,20 +153,30 @@ pub fn read(text: &str, report: &mut Report) -> PolicyFile {
                     allow,
                     deny,
                     listen,
+                    unix,
+                    families,
                 } = &mut file.network;
-                section(
-                    &NETWORK,
-                    key,
-                    value,
-                    &mut [("allow", allow), ("deny", deny), ("listen", listen)],
-                    report,
-                );
+                let lists = &mut [
+                    ("allow", allow),
+                    ("deny", deny),
+                    ("listen", listen),
+                    ("unix", unix),
+                    ("families", families),
+                ];
+                section(&NETWORK, key, value, lists, report);
             }
             "exec" => section(
                 &EXEC,
                 key,
                 value,
                 &mut [("deny", &mut file.exec.deny)],
+                report,
+            ),
+            "guard" => section(
+                &GUARD,
+                key,
+                value,
+                &mut [("allow", &mut file.guard.allow)],
                 report,
             ),
             unknown => report.push(unknown_key(&TOP, unknown, key.span())),
@@ -170,10 +197,9 @@ struct Keys {
 
 const TOP: Keys = Keys {
     table: "",
-    known: &["name", "mode", "files", "network", "exec"],
+    known: &["name", "mode", "files", "network", "exec", "guard"],
     planned: &[
-        "extends", "layer", "limits", "trace", "redact", "approval", "guard", "unix", "commands",
-        "managed",
+        "extends", "layer", "limits", "trace", "redact", "approval", "commands", "managed",
     ],
 };
 const FILES: Keys = Keys {
@@ -183,13 +209,19 @@ const FILES: Keys = Keys {
 };
 const NETWORK: Keys = Keys {
     table: "network",
-    known: &["allow", "deny", "listen"],
-    planned: &["approve", "domains", "dns", "unix", "families", "sni"],
+    known: &["allow", "deny", "listen", "unix", "families"],
+    planned: &["approve", "domains", "dns", "sni"],
 };
 const EXEC: Keys = Keys {
     table: "exec",
     known: &["deny"],
     planned: &["allow", "approve", "argv"],
+};
+
+const GUARD: Keys = Keys {
+    table: "guard",
+    known: &["allow"],
+    planned: &["approve"],
 };
 
 type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
@@ -317,7 +349,7 @@ fn unknown_key(keys: &Keys, key: &str, span: Range<usize>) -> Diagnostic {
     let fault = Diagnostic::error(format!("there is no key {}", quote(&full)), span);
     // A key that belongs to a table and stands at the top is more often misplaced than misspelt.
     if keys.table.is_empty()
-        && let Some(home) = [&FILES, &NETWORK, &EXEC]
+        && let Some(home) = [&FILES, &NETWORK, &EXEC, &GUARD]
             .into_iter()
             .find(|table| table.known.contains(&key))
     {
@@ -332,7 +364,7 @@ fn unknown_key(keys: &Keys, key: &str, span: Range<usize>) -> Diagnostic {
 }
 
 /// "did you mean" where a known word is near, and the list of them where none is.
-fn suggestion(word: &str, known: &[&str], intro: &str) -> String {
+pub(super) fn suggestion(word: &str, known: &[&str], intro: &str) -> String {
     let near = known
         .iter()
         .map(|candidate| (distance(word, candidate), candidate))
@@ -432,7 +464,7 @@ error: there is no key `network.foo`
 5 | foo = []
   | ^^^
   |
-  = help: the keys of [network] are `allow`, `deny`, `listen`"
+  = help: the keys of [network] are `allow`, `deny`, `listen`, `unix`, `families`"
         );
     }
 
@@ -506,6 +538,7 @@ error: there is no key `network.foo`
             ("/$defs/FilesTable/properties", &FILES),
             ("/$defs/NetworkTable/properties", &NETWORK),
             ("/$defs/ExecTable/properties", &EXEC),
+            ("/$defs/GuardTable/properties", &GUARD),
         ] {
             let mut known = table.known.to_vec();
             known.sort_unstable();

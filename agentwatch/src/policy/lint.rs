@@ -5,10 +5,10 @@ use std::{collections::HashMap, net::IpAddr, path::Path};
 
 use super::{
     check::{FileList, FileRule, NetList, NetRule, Rules},
-    compile::{network_base, operation},
+    compile::{Bases, operation},
     diagnostic::{Diagnostic, Report, quote},
     explain::{decide_file, decide_net, enclosing_prefix, find_prefix},
-    model::{Access, Compiled, Effect, NetOp, PortRule, RuleIndex},
+    model::{Access, Compiled, Effect, NetOp, PortRule, RuleIndex, UnixTarget},
     network::Ports,
 };
 use crate::event::model::Mode;
@@ -19,6 +19,7 @@ const NARROWEST_WINS: &str = "the most specific rule decides, so a deny only tak
 pub fn lint(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     lint_files(rules, compiled, report);
     lint_network(rules, compiled, report);
+    lint_unix(rules, compiled, report);
     let allowing = |effect| effect == Effect::Allow;
     let any = compiled
         .places
@@ -106,6 +107,39 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     }
 }
 
+fn lint_unix(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    for rule in &rules.unix {
+        let UnixTarget::Path(path) = &rule.target else {
+            continue;
+        };
+        let denied = rules
+            .files
+            .iter()
+            .find(|other| other.list == FileList::Deny && other.target == *path);
+        if let Some(over) = denied {
+            report.push(
+                Diagnostic::warning(
+                    format!("{} in `network.unix` changes nothing: it is also in `files.deny`, and the stricter rule wins", quote(&rule.text)),
+                    rule.span.clone(),
+                )
+                .related(over.span.clone(), "here")
+                .help("take one of them out"),
+            );
+        } else if decide_file(compiled, Access::Write, path).effect == Effect::Allow {
+            report.push(
+                Diagnostic::warning(
+                    format!(
+                        "{} in `network.unix` changes nothing: `files.write` covers it",
+                        quote(&rule.text)
+                    ),
+                    rule.span.clone(),
+                )
+                .help("a socket that may be written may be connected to: take it out"),
+            );
+        }
+    }
+}
+
 /// Whether everything that a deny takes away is denied anyway.
 fn is_idle<'a>(
     rule: &FileRule,
@@ -129,7 +163,7 @@ fn is_idle<'a>(
 }
 
 fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
-    let base = network_base(rules);
+    let base = Bases::of(rules).network;
     // The allows of each prefix; a policy without errors has few that are not covered by others.
     let mut allows: HashMap<ipnet::IpNet, Vec<Ports>> = HashMap::new();
     for rule in rules

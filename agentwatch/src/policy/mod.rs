@@ -12,8 +12,10 @@ pub mod explain;
 pub mod file;
 mod lint;
 pub mod model;
+pub mod name;
 pub mod network;
 pub mod path;
+pub mod surface;
 
 #[cfg(test)]
 mod documentation;
@@ -23,4 +25,4 @@ mod properties;
 pub use compile::{Examined, examine, load};
 pub use default::default_policy;
 pub use diagnostic::{Diagnostic, PolicyError, Report};
-pub use explain::{decide_file, decide_net};
+pub use explain::{decide_family, decide_file, decide_guard, decide_net, decide_unix};

@@ -14,6 +14,9 @@ use super::{
     model::{Access, Compiled, Context, Decision, Effect, NetOp},
 };
 
+/// Patterns over the same few names.
+const PATTERNS: [&str; 6] = ["**/a", "*-", "**/a*", "**/b", "*a", "**/é*"];
+
 const LISTS: [&str; 5] = [
     "files.read",
     "files.write",
@@ -45,8 +48,34 @@ fn paths() -> impl Strategy<Value = String> {
 
 type FileLists = [Vec<String>; 5];
 
+/// Patterns stand among the paths of `files.deny`.
 fn file_policy() -> impl Strategy<Value = FileLists> {
-    prop::array::uniform5(prop::collection::vec(paths(), 0..6))
+    let patterns = prop::sample::subsequence(PATTERNS.to_vec(), 0..3);
+    (
+        prop::array::uniform5(prop::collection::vec(paths(), 0..6)),
+        patterns,
+    )
+        .prop_map(|(mut lists, patterns)| {
+            lists[3].extend(patterns.into_iter().map(str::to_owned));
+            lists
+        })
+}
+
+/// The pattern that is asked first about a name: by its end, by its beginning, the longer one each.
+fn reference_name(lists: &FileLists, name: &str) -> Option<String> {
+    let found = lists[3].iter().enumerate().filter_map(|(index, text)| {
+        let pattern = text.strip_prefix("**/").unwrap_or(text);
+        let rank = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+            _ if text.starts_with('/') => None,
+            (Some(end), _) => name.ends_with(end).then_some((1, end.len())),
+            (_, Some(beginning)) => name.starts_with(beginning).then_some((0, beginning.len())),
+            _ => (name == pattern).then_some((1, name.len() + 1)),
+        };
+        rank.map(|rank| (rank, index))
+    });
+    found
+        .max_by_key(|(rank, _)| *rank)
+        .map(|(_, index)| format!("files.deny[{index}]"))
 }
 
 fn file_text(lists: &FileLists) -> String {
@@ -80,6 +109,10 @@ fn reference_file(lists: &FileLists, access: Access, path: &Path) -> (Effect, St
         };
         if let Some(word) = word {
             return word;
+        }
+        let name = place.file_name().and_then(|name| name.to_str());
+        if let Some(rule) = name.and_then(|name| reference_name(lists, name)) {
+            return (Effect::Deny, rule);
         }
     }
     (Effect::Deny, "files.default".to_owned())

@@ -98,6 +98,16 @@ pub fn plan(policy: &Compiled) -> Plan {
             });
         }
     }
+    // Wherever something is allowed a file of that name can be, or be made.
+    if !plan.grants.is_empty() {
+        for name in &policy.names {
+            let rule = &policy.rules[name.decisions[Access::Read as usize].rule as usize];
+            plan.missing.push(format!(
+                "{} ({}) closes a name wherever it stands: Landlock cannot",
+                rule.id, rule.text
+            ));
+        }
+    }
     plan.missing.sort();
     plan.missing.dedup();
     plan
@@ -205,6 +215,16 @@ mod tests {
                 except: vec!["/etc/shadow".into()]
             }]
         );
+    }
+
+    #[test]
+    fn a_rule_on_names_is_missing() {
+        let plan = planned("[files]\nread = ['/usr']\ndeny = ['**/.env', '/usr/x']\n");
+        assert_eq!(
+            plan.missing,
+            ["files.deny[0] (**/.env) closes a name wherever it stands: Landlock cannot"]
+        );
+        assert!(planned("[files]\ndeny = ['**/.env']\n").missing.is_empty());
     }
 
     #[test]

@@ -116,6 +116,171 @@ fn the_nearest_place_decides_and_states_everything() {
 }
 
 #[test]
+fn a_name_wins_over_the_places_around_it_and_not_over_its_own() {
+    let policy = compiled(
+        r#"
+        [files]
+        read = ["/usr", "/w/x/.env", "/w/keys.d/open"]
+        write = ["/w"]
+        exec = ["/w", "/w/y/.env", "/w/z.d/tools"]
+        deny = ["**/.env", "*.d", "**/id_*", "**/id_rsa"]
+        [exec]
+        deny = ["/w/y/id_ed"]
+        "#,
+    );
+    for (path, expected) in [
+        (
+            "/w/env",
+            "r files.write[0], w files.write[0], x files.exec[0]",
+        ),
+        (
+            "/w/.env",
+            "- files.deny[0], - files.deny[0], - files.deny[0]",
+        ),
+        (
+            "/w/.env/below/it",
+            "- files.deny[0], - files.deny[0], - files.deny[0]",
+        ),
+        (
+            "/usr/.env",
+            "- files.deny[0], - files.deny[0], - files.deny[0]",
+        ),
+        (
+            "/elsewhere/.env",
+            "- files.deny[0], - files.deny[0], - files.deny[0]",
+        ),
+        // A place that names the very file decides, but only what it states.
+        (
+            "/w/x/.env",
+            "r files.read[1], - files.read[1], - files.read[1]",
+        ),
+        (
+            "/w/y/.env",
+            "- files.deny[0], - files.deny[0], x files.exec[1]",
+        ),
+        (
+            "/w/z.d/tools/t",
+            "- files.deny[1], - files.deny[1], x files.exec[2]",
+        ),
+        (
+            "/w/y/id_ed",
+            "- files.deny[2], - files.deny[2], - exec.deny[0]",
+        ),
+        // The nearest name or place wins.
+        (
+            "/w/keys.d/shut",
+            "- files.deny[1], - files.deny[1], - files.deny[1]",
+        ),
+        (
+            "/w/keys.d/open/f",
+            "r files.read[2], - files.read[2], - files.read[2]",
+        ),
+        (
+            "/w/keys.d/open/id_x",
+            "- files.deny[2], - files.deny[2], - files.deny[2]",
+        ),
+        (
+            "/w/id_rsa",
+            "- files.deny[3], - files.deny[3], - files.deny[3]",
+        ),
+        (
+            "/w/id_rsa.pub",
+            "- files.deny[2], - files.deny[2], - files.deny[2]",
+        ),
+        // By its end before by its beginning.
+        (
+            "/w/id_rsa.d",
+            "- files.deny[1], - files.deny[1], - files.deny[1]",
+        ),
+        // What is not absolute and clean.
+        (".env", "- files.default, - files.default, - files.default"),
+    ] {
+        assert_eq!(rights(&policy, path), expected, "{path}");
+    }
+    assert_eq!(policy.names.len(), 4);
+}
+
+#[test]
+fn sockets_families_and_operations_are_compiled() {
+    let policy = compiled(
+        r#"
+        [files]
+        read = ["/run"]
+        deny = ["/run/docker.sock"]
+        [network]
+        unix = ["/run/x.sock", "@app", "@app-*", "/run/docker.sock", "/run/./x.sock"]
+        families = ["raw", "packet"]
+        [guard]
+        allow = ["ptrace", "signal"]
+        "#,
+    );
+    let id = |rule: RuleIndex| policy.rules[rule as usize].id.as_str();
+    let unix: Vec<_> = policy
+        .unix
+        .iter()
+        .map(|rule| (&rule.target, id(rule.decision.rule)))
+        .collect();
+    assert_eq!(
+        unix,
+        [
+            (&UnixTarget::Path("/run/x.sock".into()), "network.unix[0]"),
+            (&UnixTarget::Abstract("app".into()), "network.unix[1]"),
+            (
+                &UnixTarget::AbstractPrefix("app-".into()),
+                "network.unix[2]"
+            ),
+        ]
+    );
+    let families: Vec<_> = policy
+        .families
+        .iter()
+        .map(|rule| (rule.bit, id(rule.rule)))
+        .collect();
+    assert_eq!(
+        families,
+        [(63, "network.families[0]"), (17, "network.families[1]")]
+    );
+    let guards: Vec<_> = policy
+        .guards
+        .iter()
+        .map(|rule| (rule.operation, id(rule.rule)))
+        .collect();
+    assert_eq!(guards, [(1, "guard.allow[0]"), (2, "guard.allow[1]")]);
+    let warnings = policy.warnings.join("\n");
+    assert!(
+        warnings.contains("`/run/docker.sock` in `network.unix` changes nothing"),
+        "{warnings}"
+    );
+    assert!(
+        warnings.contains("`/run/./x.sock` is listed twice in `network.unix`"),
+        "{warnings}"
+    );
+}
+
+#[test]
+fn patterns_stand_in_files_deny_alone() {
+    for (text, expected) in [
+        (
+            "[files]\nwrite = [\"*.rs\"]",
+            "a session can give any file any name",
+        ),
+        (
+            "[files]\nread = [\"**/.env\"]",
+            "a session can give any file any name",
+        ),
+        ("[files]\ndeny = [\"/etc/*.key\"]", "several names"),
+        ("[exec]\ndeny = [\"**/curl\"]", "copied to another name"),
+        ("[network]\nfamilies = [\"icmp\"]", "write `other`"),
+        ("[guard]\nallow = [\"ptraec\"]", "did you mean `ptrace`?"),
+    ] {
+        let error = load("p.toml", text.as_bytes(), &context())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}
+
+#[test]
 fn a_rule_names_its_line() {
     let policy = compiled("[files]\nread = [\n  \"/usr\",\n  \"~/x\",\n]\n");
     let rule = &policy.rules[DEFAULT_RULES.len() + 1];
@@ -279,6 +444,10 @@ fn the_digest_is_of_the_meaning() {
         "[files]\nwrite = [\"/usr\"]\n",
         "mode = \"monitor\"\n[files]\nread = [\"/usr\"]\n",
         "[files]\nread = [\"/usr\"]\n[network]\nallow = [\"*\"]\n",
+        "[files]\nread = [\"/usr\"]\ndeny = [\"**/.env\"]\n",
+        "[files]\nread = [\"/usr\"]\n[network]\nunix = [\"@x\"]\n",
+        "[files]\nread = [\"/usr\"]\n[network]\nfamilies = [\"raw\"]\n",
+        "[files]\nread = [\"/usr\"]\n[guard]\nallow = [\"bpf\"]\n",
     ] {
         assert_ne!(base, digest("p.toml", other), "{other}");
     }

@@ -1,0 +1,150 @@
+//! Rules on names: what a file is called, wherever it stands. Only what the kernel can look up exactly is a pattern here: a
+//! whole name, or its beginning or its end. It must never be used to say what is allowed, because a session can give any
+//! file any name.
+
+use super::{
+    diagnostic::quote,
+    model::{MAX_NAME_PATTERN, NamePattern},
+    path::Fault,
+};
+
+/// Characters that make a path a pattern.
+pub const PATTERN: [char; 3] = ['*', '?', '['];
+
+/// Whether a rule's text is a pattern, and not a path.
+pub fn is_pattern(text: &str) -> bool {
+    text.contains(PATTERN)
+}
+
+/// Reads a pattern: `**/NAME`, `*END`, `**/*END`, `BEGINNING*`, `**/BEGINNING*`.
+pub fn parse(text: &str) -> Result<NamePattern, Fault> {
+    let name = text.strip_prefix("**/").unwrap_or(text);
+    if let Some(character) = name
+        .chars()
+        .find(|character| matches!(character, '?' | '['))
+    {
+        return Err(Fault::new(
+            format!("the name holds the pattern character `{character}`"),
+            "the kernel looks names up by their beginning or their end: write one `*` at one of the two, such as `**/*.pem`",
+        ));
+    }
+    if name.contains('/') {
+        return Err(Fault::new(
+            format!("{} is a pattern over several names of a path", quote(text)),
+            "a pattern is about one name, wherever it stands, such as `**/.env` or `**/*.pem`; \
+             what is in a directory is closed by the directory's path",
+        ));
+    }
+    let (kind, part): (fn(String) -> NamePattern, &str) =
+        match (name.strip_prefix('*'), name.strip_suffix('*')) {
+            (Some(end), _) if !end.contains('*') => (NamePattern::Suffix, end),
+            (_, Some(beginning)) if !beginning.contains('*') => (NamePattern::Prefix, beginning),
+            (None, None) if !name.contains('*') => (NamePattern::Exact, name),
+            _ => {
+                return Err(Fault::new(
+                    format!(
+                        "{} does not have its one `*` at the beginning or the end of the name",
+                        quote(text)
+                    ),
+                    "write `**/*END` or `**/BEGINNING*`, each as a rule",
+                ));
+            }
+        };
+    if part.is_empty()
+        || matches!(part, "." | "..") && kind(String::new()) == NamePattern::Exact(String::new())
+    {
+        return Err(Fault::new(
+            format!("{} names everything or nothing", quote(text)),
+            "what no rule allows is denied anyway: take it out, or write a part of the name",
+        ));
+    }
+    if part.contains('\0') {
+        return Err(Fault::new(
+            "the name holds a NUL character",
+            "no file can have such a name: take it out",
+        ));
+    }
+    if part.len() > MAX_NAME_PATTERN {
+        return Err(Fault::new(
+            format!(
+                "the pattern has {} bytes, more than the {MAX_NAME_PATTERN} that the kernel compares",
+                part.len()
+            ),
+            "write a shorter part of the name",
+        ));
+    }
+    Ok(kind(part.to_owned()))
+}
+
+/// Whether a name is one that the pattern means.
+pub fn matches(pattern: &NamePattern, name: &[u8]) -> bool {
+    match pattern {
+        NamePattern::Exact(whole) => name == whole.as_bytes(),
+        NamePattern::Suffix(end) => name.ends_with(end.as_bytes()),
+        NamePattern::Prefix(beginning) => name.starts_with(beginning.as_bytes()),
+    }
+}
+
+/// Which of two patterns that match one name is asked first, the greater: by what ends it before what begins it, as the
+/// kernel looks them up, and the longer one of each; a whole name is longer than all its ends.
+pub fn rank(pattern: &NamePattern) -> (bool, usize) {
+    match pattern {
+        NamePattern::Exact(whole) => (true, whole.len() + 1),
+        NamePattern::Suffix(end) => (true, end.len()),
+        NamePattern::Prefix(beginning) => (false, beginning.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_read() {
+        use NamePattern::{Exact, Prefix, Suffix};
+        for (text, expected) in [
+            ("**/.env", Exact(".env".into())),
+            ("*.pem", Suffix(".pem".into())),
+            ("**/*.pem", Suffix(".pem".into())),
+            ("id_*", Prefix("id_".into())),
+            ("**/.env.*", Prefix(".env.".into())),
+            ("**/é", Exact("é".into())),
+        ] {
+            assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_up_is_refused() {
+        let long = format!("*{}", "n".repeat(MAX_NAME_PATTERN + 1));
+        for (text, message) in [
+            ("*", "everything or nothing"),
+            ("**", "does not have its one"),
+            ("**/", "everything or nothing"),
+            ("**/..", "everything or nothing"),
+            ("**/*", "everything or nothing"),
+            ("a*b", "does not have its one"),
+            ("*a*", "does not have its one"),
+            ("**a", "does not have its one"),
+            ("src/*.rs", "several names"),
+            ("/etc/*", "several names"),
+            ("**/.ssh/*", "several names"),
+            ("~/**/x", "several names"),
+            ("**/x?", "`?`"),
+            ("*.[ch]", "`[`"),
+            (&long, "119"),
+        ] {
+            let fault = parse(text).expect_err(text);
+            assert!(fault.message.contains(message), "{text}: {}", fault.message);
+            assert!(!fault.help.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_longer_match_comes_first() {
+        let read = |text: &str| parse(text).unwrap();
+        assert!(rank(&read("**/.env")) > rank(&read("*.env")));
+        assert!(rank(&read("*a.pem")) > rank(&read("*.pem")));
+        assert!(rank(&read("*m")) > rank(&read("id_rsa*")));
+    }
+}
