@@ -43,6 +43,8 @@ pub fn begin(what: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
         return None;
     };
     fill(scratch, what, subject.number, task.0);
+    // SAFETY: the slot is ours.
+    unsafe { (*scratch).record.policy = subject.policy };
     Some(Draft(scratch))
 }
 
@@ -98,7 +100,7 @@ fn fill(scratch: *mut Scratch, kind: u32, session: u32, task: u64) -> u64 {
     record.name_len = 0;
     record.path_len = 0;
     record.second_len = 0;
-    record._pad2 = 0;
+    record.policy = 0;
     0
 }
 
@@ -324,6 +326,8 @@ pub fn fold(
         what: what | verdict << 16 | kind << 24,
         image,
         object,
+        policy: subject.policy,
+        _pad: 0,
     };
     let Some(entry) = FOLDS.get_ptr_mut(key) else {
         return Ok(key);

@@ -20,7 +20,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, pin::Pins};
 use config::Config;
 
 /// Where a daemon keeps what it needs.
@@ -46,7 +46,19 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     }
     let _lock = lock(&paths)?;
     let listener = control::listen(&paths.runtime)?;
-    let (kernel, rings) = Kernel::load()?;
+    let started = std::time::Instant::now();
+    let pins = match Pins::open(&paths.runtime) {
+        Ok(pins) => Some(pins),
+        Err(error) => {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "nothing can be pinned: sessions end with this daemon"
+            );
+            None
+        }
+    };
+    let (kernel, rings) = Kernel::load(pins)?;
+    tracing::info!(programs = ?kernel.taken, milliseconds = started.elapsed().as_millis(), "the programs are in force");
     for check in &kernel.checks {
         tracing::info!(check = check.name, state = ?check.state, "{}", check.detail);
     }

@@ -1,5 +1,7 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
+mod resume;
+
 use std::{
     collections::HashMap as StdMap,
     net::IpAddr,
