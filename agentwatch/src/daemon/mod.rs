@@ -8,6 +8,9 @@ mod control;
 mod engine;
 mod forward;
 mod launch;
+mod reckon;
+mod registry;
+mod release;
 mod spool;
 mod supervise;
 
@@ -22,6 +25,7 @@ use tokio::{
 
 use crate::kernel::{Kernel, pin::Pins};
 use config::Config;
+pub use release::release;
 
 /// Where a daemon keeps what it needs.
 #[derive(Clone, Debug)]
@@ -73,8 +77,25 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes)?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
-    let engine = engine::Engine::new(kernel, rings, events, &config, figures)?;
-    let engine = tokio::spawn(engine.run(orders, stopped.clone()));
+    let mut engine = engine::Engine::new(
+        kernel,
+        rings,
+        events,
+        &config,
+        figures.clone(),
+        registry::Registry::open(&paths.state)?,
+    )?;
+    let (ask, wanted) = mpsc::unbounded_channel();
+    engine.take_over(&registry::Registry::open(&paths.state)?, ask)?;
+    let (answers, found) = mpsc::channel(16);
+    let reckoner = tokio::spawn(reckon::run(
+        paths.runtime.clone(),
+        figures,
+        wanted,
+        answers,
+        stopped.clone(),
+    ));
+    let engine = tokio::spawn(engine.run(orders, found, stopped.clone()));
     let control = tokio::spawn(control::serve(listener, commands));
     tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
 
@@ -98,6 +119,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         .await
         .context("wait for the forwarder")?
         .map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
+    reckoner.await.context("wait for the reckoner")?;
     supervisor.await.context("wait for the collector")?;
     let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
     outcome.context("the engine panicked")?

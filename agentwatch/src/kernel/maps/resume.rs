@@ -32,6 +32,28 @@ impl Maps {
         policies.chain(sessions).max().unwrap_or(0)
     }
 
+    /// Removes a policy of which only the number is known.
+    pub fn remove_policy_number(&mut self, number: u32) {
+        let mut bound = Bound {
+            number,
+            ..Bound::default()
+        };
+        bound.places = self
+            .places
+            .keys()
+            .flatten()
+            .filter(|key| key.policy == number)
+            .collect();
+        bound.prefixes = self
+            .prefixes
+            .keys()
+            .flatten()
+            .map(|key| (key.prefix_len(), key.data()))
+            .filter(|(_, key)| key.policy == number)
+            .collect();
+        self.remove_policy(&bound);
+    }
+
     /// Removes what belongs to none of these sessions and policies, and says what there is of each policy, so that it can be
     /// taken out again.
     pub fn keep_only(
