@@ -108,7 +108,8 @@ pub struct Record {
     pub name_len: u32,
     pub path_len: u32,
     pub second_len: u32,
-    pub _pad2: u32,
+    /// Which of the session's policies decided: key of its rules.
+    pub policy: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 184 && align_of::<Record>() == 8);
@@ -133,8 +134,11 @@ pub struct FoldKey {
     pub image: u64,
     /// Device and inode, or address and port.
     pub object: [u64; 3],
+    /// Which of the session's policies decided: what another one decides is an event of its own.
+    pub policy: u32,
+    pub _pad: u32,
 }
-const _: () = assert!(size_of::<FoldKey>() == 40);
+const _: () = assert!(size_of::<FoldKey>() == 48);
 
 /// How often it happened.
 #[repr(C)]

@@ -106,7 +106,7 @@ impl Image {
         {
             base.symlink(&format!("usr/bin/{applet}"), "busybox");
         }
-        for name in ["act", "scenarios", "cost", "landlocked"] {
+        for name in ["act", "scenarios", "cost", "landlocked", "outlive"] {
             base.program(&format!("{}/{name}", &PROGRAMS[1..]), &guest.program(name))?;
         }
         base.tree(

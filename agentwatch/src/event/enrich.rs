@@ -28,12 +28,51 @@ use agentwatch_common::event::{Record, access, kind, state, verdict};
 
 /// What enriching needs of a session.
 pub struct Subject {
+    /// Key of the policy's rules in the kernel.
+    pub number: u32,
     pub reference: SessionRef,
     pub policy: Arc<Compiled>,
+    /// What was in force before: records can still be on their way that it decided.
+    pub before: Vec<Before>,
     /// Path of a cgroup by its id, for those that have been seen.
     pub cgroups: HashMap<u64, Arc<str>>,
     /// Whether file rules are held by Landlock.
     pub landlock: bool,
+}
+
+/// A policy that was in force.
+pub struct Before {
+    pub number: u32,
+    pub reference: SessionRef,
+    pub policy: Arc<Compiled>,
+}
+
+/// Policies that are no longer in force and are remembered, a session.
+const BEFORE: usize = 4;
+
+impl Subject {
+    /// Another policy is in force from now on.
+    pub fn reload(&mut self, number: u32, reference: SessionRef, policy: Arc<Compiled>) {
+        if self.before.len() >= BEFORE {
+            self.before.remove(0);
+        }
+        self.before.push(Before {
+            number: std::mem::replace(&mut self.number, number),
+            reference: std::mem::replace(&mut self.reference, reference),
+            policy: std::mem::replace(&mut self.policy, policy),
+        });
+    }
+
+    /// The session and the policy as they were when this policy decided; `None` for one that has been forgotten.
+    pub fn decided_by(&self, number: u32) -> Option<(&SessionRef, &Arc<Compiled>)> {
+        if number == self.number {
+            return Some((&self.reference, &self.policy));
+        }
+        self.before
+            .iter()
+            .find(|before| before.number == number)
+            .map(|before| (&before.reference, &before.policy))
+    }
 }
 
 /// Turns records into events.
@@ -93,8 +132,15 @@ impl Enricher {
             self.processes.executed(key, self.executed(decoded));
         }
         let process = self.process(record, key, subject);
-        let mut event = self.own(&subject.reference, kind);
-        event.id = format!("{}-{}", subject.reference.id, record.seq);
+        let decided = subject
+            .decided_by(record.policy)
+            .map(|(reference, policy)| (reference.clone(), policy.clone()));
+        let (reference, policy) = match decided {
+            Some((reference, policy)) => (reference, Some(policy)),
+            None => (subject.reference.clone(), None),
+        };
+        let mut event = self.own(&reference, kind);
+        event.id = format!("{}-{}", reference.id, record.seq);
         event.seq = record.seq;
         event.ktime_ns = record.ktime;
         event.time = wall(record.ktime);
@@ -105,10 +151,9 @@ impl Enricher {
             verdict::AUDITED => Verdict::Audited,
             _ => Verdict::Allowed,
         };
-        event.rule = subject
-            .policy
-            .rules
-            .get(record.rule as usize)
+        event.rule = policy
+            .as_ref()
+            .and_then(|policy| policy.rules.get(record.rule as usize))
             .map(crate::policy::model::Rule::reference);
         match kind {
             Kind::Exit => event.exit = Some(exit_of(record)),
@@ -120,8 +165,11 @@ impl Enricher {
             event.target = Some(self.target(decoded));
         }
         event.process = Some(process);
-        if subject.landlock && event.file.is_some() {
-            judge(&mut event, record, subject);
+        if subject.landlock
+            && event.file.is_some()
+            && let Some(policy) = &policy
+        {
+            judge(&mut event, record, policy);
         }
         if kind == Kind::Exit {
             self.processes.ended(key);
@@ -245,7 +293,7 @@ fn named_at(directory: &Path, name: &[u8]) -> PathBuf {
 }
 
 /// Finds the rule for a session whose files Landlock holds: it says no, and names none.
-fn judge(event: &mut Event, record: &Record, subject: &Subject) {
+fn judge(event: &mut Event, record: &Record, policy: &Compiled) {
     let Some(file) = &event.file else { return };
     let rights: Vec<Access> = [
         (access::READ | access::LIST, Access::Read),
@@ -277,9 +325,8 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
             .into_iter()
             .flatten()
         {
-            let decision = decide_file(&subject.policy, right, path);
-            let rule = subject
-                .policy
+            let decision = decide_file(policy, right, path);
+            let rule = policy
                 .rules
                 .get(decision.rule as usize)
                 .map(crate::policy::model::Rule::reference);
@@ -294,7 +341,7 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
                 event.rule = rule;
                 return;
             }
-            if subject.reference.mode == Mode::Monitor
+            if event.session.mode == Mode::Monitor
                 && event.verdict == Verdict::Allowed
                 && record.errno == 0
             {

@@ -313,9 +313,24 @@ pub enum Lifecycle {
         /// How well the policy is held.
         coverage: Coverage,
     },
+    /// Another policy, or another mode, was put in force.
+    Reloaded {
+        /// Digest of the policy that is in force from here on.
+        policy: String,
+        /// Whether it is enforced or only recorded.
+        mode: Mode,
+        /// How well the policy is held.
+        coverage: Coverage,
+        /// What is missing, a sentence each.
+        missing: Vec<String>,
+        /// Who did it.
+        uid: u32,
+    },
     /// The session ended.
     Ended {
-        /// Why: `exited`, `detached`, `empty`, `killed`.
+        /// Why: `exited`, `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),
+        /// `host_restarted`, `lost` (it was gone from the kernel when a daemon came to take it over), `daemon_stopped` (where
+        /// nothing could be pinned).
         reason: String,
         /// Exit code of the command, for a session that `run` made.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -345,9 +360,11 @@ pub struct Loss {
     pub from: u64,
     /// Last lost sequence number.
     pub to: u64,
-    /// Why: `ring_full` (the kernel's ring had no room), `spool_full` (the collector was away for too long),
-    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew: `from`, `to` and
-    /// `events` are 0, since what is gone is not known).
+    /// Why: `ring_full` (the kernel's ring had no room), `daemon_killed` (a daemon that was killed had them in memory),
+    /// `host_restarted` and `lost` (what a session did after the last event that is known of, when it ended like that),
+    /// `record_damaged` (what was known of a session that is still enforced cannot be read), `spool_full` (the collector was away for too long),
+    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew). Where what is gone
+    /// is not known, `from`, `to` and `events` are 0.
     pub reason: String,
     /// How many events are missing.
     pub events: u64,

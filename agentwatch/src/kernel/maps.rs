@@ -1,5 +1,7 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
+mod resume;
+
 use std::{
     collections::HashMap as StdMap,
     net::IpAddr,
@@ -208,7 +210,9 @@ impl Maps {
             self.places
                 .insert(key, value, 0)
                 .context("enter a file rule into the kernel")?;
-            bound.places.push(key);
+            if !bound.places.contains(&key) {
+                bound.places.push(key);
+            }
         }
         bound.missing = still;
         Ok(())
@@ -290,6 +294,16 @@ impl Maps {
         }
     }
 
+    /// Waits until no program goes by what was read before.
+    pub fn wait_for_programs(&self) {
+        const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+        // SAFETY: takes no pointer. The kernel waits for a grace period of RCU, inside which every program runs whole.
+        let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+        if done != 0 {
+            tracing::debug!("membarrier is not to be had here: the wait before it has to do");
+        }
+    }
+
     /// The session that a process belongs to, or belonged to.
     pub fn process_session(&self, pid: u32) -> Option<u32> {
         self.processes.get(&pid, 0).ok()
@@ -301,12 +315,20 @@ impl Maps {
     }
 
     pub fn remove_folds(&mut self, session: u32) {
+        self.remove_folds_where(|key| key.session == session);
+    }
+
+    /// Of a policy that is no longer in force.
+    pub fn remove_folds_of(&mut self, policy: u32) {
+        self.remove_folds_where(|key| key.policy == policy);
+    }
+
+    fn remove_folds_where(&mut self, which: impl Fn(&FoldKey) -> bool) {
         let keys: Vec<FoldKey> = self
             .folds
-            .iter()
+            .keys()
             .flatten()
-            .filter(|(key, _)| key.session == session)
-            .map(|(key, _)| key)
+            .filter(|key| which(key))
             .collect();
         for key in keys {
             if let Err(error) = self.folds.remove(&key) {

@@ -6,6 +6,7 @@ pub mod btf;
 pub mod files;
 pub mod load;
 pub mod maps;
+pub mod pin;
 pub mod probe;
 pub mod ring;
 

@@ -5,5 +5,6 @@
 
 mod faults;
 mod harness;
+mod outlive;
 mod sessions;
 mod workloads;
