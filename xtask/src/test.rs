@@ -437,8 +437,18 @@ impl Summary {
                 .collect(),
         );
         println!("\n{}", table::render(&heads, &rows));
-        for (case, (places, reason)) in &self.failed_cases {
-            println!("failed: {case} on {}: {reason}", places.join(", "));
+        // Cases of one family that failed alike are one line.
+        let failed: Vec<_> = self.failed_cases.iter().collect();
+        let family = |name: &str| name.split('/').next().map(str::to_owned);
+        for alike in failed.chunk_by(|one, next| one.1 == next.1 && family(one.0) == family(next.0))
+        {
+            let names: Vec<&str> = alike.iter().map(|(name, _)| name.as_str()).collect();
+            let (places, reason) = alike[0].1;
+            println!(
+                "failed: {} on {}: {reason}",
+                names.join(", "),
+                places.join(", ")
+            );
         }
     }
 

@@ -162,8 +162,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |_| held(|fd| process::execute_at(fd, "", libc::AT_EMPTY_PATH)),
     },
     Operation {
+        name: "held-exec-by-name",
+        usage: "(execve of /proc/self/fd/N)",
+        run: |_| {
+            held(|fd| {
+                let words = [&*format!("/proc/self/fd/{fd}"), "exit", "0"];
+                process::execute(&words.map(str::to_owned))
+            })
+        },
+    },
+    Operation {
         name: "copy-to",
-        usage: "PATH range|sendfile|splice|clone (from the held descriptor)",
+        usage: "PATH range|sendfile|splice (from the held descriptor)",
         run: copy_to,
     },
     Operation {
@@ -174,7 +184,12 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "receive",
         usage: "SOCKET PATH (asks the process outside for a descriptor of PATH, and reads from it)",
-        run: receive,
+        run: |args| receive(args, true),
+    },
+    Operation {
+        name: "receive-only",
+        usage: "SOCKET PATH (the same without reading)",
+        run: |args| receive(args, false),
     },
     Operation {
         name: "inherited",
@@ -306,7 +321,7 @@ fn handle_open(args: &[String]) -> Outcome {
     Ok(())
 }
 
-fn receive(args: &[String]) -> Outcome {
+fn receive(args: &[String], read: bool) -> Outcome {
     let [socket, path] = arguments(args)?;
     let mut stream = UnixStream::connect(socket)
         .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
@@ -329,7 +344,9 @@ fn receive(args: &[String]) -> Outcome {
         Some(fd) => {
             // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
             let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-            file.read_exact(&mut [0])?;
+            if read {
+                file.read_exact(&mut [0])?;
+            }
             keep(file.into());
             Ok(())
         }

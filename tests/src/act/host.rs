@@ -189,7 +189,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         usage: "PATH (a setting: reads it and writes it back)",
         run: |args| {
             let [path] = arguments(args)?;
-            let text = std::fs::read(path).map_err(|error| Failure::Usage(error.to_string()))?;
+            let text = std::fs::read(path)?;
             OpenOptions::new()
                 .write(true)
                 .open(path)?

@@ -55,6 +55,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "utsns",
+        usage: "(new user and UTS namespace)",
+        run: |_| enter_user_namespace(CloneFlags::CLONE_NEWUTS),
+    },
+    Operation {
         name: "netns",
         usage: "(new user and network namespace, with its loopback up)",
         run: |_| {
@@ -63,12 +68,20 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
-        name: "bind",
+        name: "bind-mount",
         usage: "FROM TO (mount --rbind)",
         run: |args| {
             let [from, to] = arguments(args)?;
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
             mount(Some(from), to, NONE, flags, NONE)
+        },
+    },
+    Operation {
+        name: "move-mount",
+        usage: "FROM TO (mount --move)",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            mount(Some(from), to, NONE, MsFlags::MS_MOVE, NONE)
         },
     },
     Operation {

@@ -73,6 +73,19 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "exec-memfd",
+        usage: "PATH (a copy of it in memory)",
+        run: |args| {
+            let bytes = std::fs::read(arguments::<1>(args)?[0])?;
+            let name = c"copy";
+            let fd = super::sys!(libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC))?;
+            // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+            let mut file = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+            file.write_all(&bytes)?;
+            execute_at(fd, "", libc::AT_EMPTY_PATH)
+        },
+    },
+    Operation {
         name: "setsid",
         usage: "",
         run: |_| Ok(nix::unistd::setsid().map(drop)?),

@@ -150,9 +150,7 @@ fn all(options: &Options) -> Result<bool> {
             reports.len(),
             started.elapsed().as_millis()
         );
-        for case in &reports {
-            good &= report_case(case);
-        }
+        good &= report_cases(&reports);
         if !daemon.is_alive() {
             daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
         }
@@ -163,16 +161,25 @@ fn all(options: &Options) -> Result<bool> {
     Ok(good)
 }
 
-/// Prints a line for machines, and one for people where it did not go well; whether it did.
-fn report_case(case: &Report) -> bool {
-    if case.status == "fail" {
+/// Prints a line for machines for each case, and one for people for what went wrong in the same way; whether nothing did.
+fn report_cases(reports: &[Report]) -> bool {
+    let failed: Vec<&Report> = reports
+        .iter()
+        .filter(|report| report.status == "fail")
+        .collect();
+    for alike in failed.chunk_by(|one, next| one.reason == next.reason) {
+        let cases: Vec<&str> = alike.iter().map(|report| report.case.as_str()).collect();
+        let (family, user) = (&alike[0].family, &alike[0].user);
         println!(
-            "FAIL {}/{} ({}): {}",
-            case.family, case.case, case.user, case.reason
+            "FAIL {family}/{} ({user}): {}",
+            cases.join(", "),
+            alike[0].reason
         );
     }
-    println!("@case {}", json!(case));
-    case.status != "fail"
+    for report in reports {
+        println!("@case {}", json!(report));
+    }
+    failed.is_empty()
 }
 
 fn timed(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) -> (Verdict, u128) {

@@ -178,6 +178,7 @@ impl Family {
                 let named = |text: &str| text.replace("{id}", &case.id);
                 let mut file = file.clone();
                 file.path = named(&file.path);
+                file.content = named(&file.content);
                 file.symlink = file.symlink.as_deref().map(named);
                 file.hardlink = file.hardlink.as_deref().map(named);
                 file

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     fcntl::OFlag,
-    mount::MntFlags,
+    mount::{MntFlags, MsFlags},
     sys::{
         socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr},
         stat::Mode,
@@ -57,6 +57,10 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
         make_chain(&path, levels, file.level_length.unwrap_or(1), owner)?;
     } else if file.path.ends_with('/') {
         fs::create_dir_all(&path)?;
+        if file.tmpfs {
+            let (none, flags) = (None::<&str>, MsFlags::empty());
+            nix::mount::mount(none, &path, Some("tmpfs"), flags, none)?;
+        }
     } else if let Some(text) = &file.symlink {
         std::os::unix::fs::symlink(text.replace("{dir}", &dir.to_string_lossy()), &path)?;
     } else if let Some(to) = &file.hardlink {

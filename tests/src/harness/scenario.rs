@@ -70,6 +70,9 @@ pub struct FileFixture {
     pub levels: Option<u32>,
     /// How long the name of each of them is.
     pub level_length: Option<usize>,
+    /// Mounts a tmpfs there, where the host sees it.
+    #[serde(default)]
+    pub tmpfs: bool,
 }
 
 /// A socket that the harness holds open outside the session. Its port is `{port.NAME}`.
