@@ -37,7 +37,7 @@ pub fn serve(dir: &Path) -> Result<()> {
         .truncate(true)
         .read(true)
         .write(true)
-        .open(dir.join("kept"))?;
+        .open(dir.join("in/kept"))?;
     let posix = format!("/dev/shm/agentwatch-outside-{own}");
     fs::write(&posix, "x")?;
     let values = make(own).map_err(|failure| anyhow::anyhow!("{failure}"))?;

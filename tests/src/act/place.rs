@@ -55,6 +55,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "pidns",
+        usage: "(new user and pid namespace: the next child is its first process)",
+        run: |_| enter_user_namespace(CloneFlags::CLONE_NEWPID),
+    },
+    Operation {
         name: "utsns",
         usage: "(new user and UTS namespace)",
         run: |_| enter_user_namespace(CloneFlags::CLONE_NEWUTS),

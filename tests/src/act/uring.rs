@@ -34,6 +34,20 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "io_uring-as-stored",
+        usage: "PATH (for reading, under credentials that were registered before)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let mut ring = IoUring::new(2)?;
+            let stored = ring.submitter().register_personality()?;
+            let entry = opcode::OpenAt::new(CWD, path.as_ptr())
+                .flags(libc::O_RDONLY | libc::O_CLOEXEC)
+                .build()
+                .personality(stored);
+            submit_to(&mut ring, &entry).map(drop)
+        },
+    },
+    Operation {
         name: "io_uring-mkdir",
         usage: "PATH",
         run: |args| {
@@ -153,7 +167,10 @@ fn unlink(args: &[String]) -> Outcome {
 
 /// Submits one entry and waits for its result. What the entry points to must outlive the call.
 fn submit(entry: &squeue::Entry) -> Result<i32, Failure> {
-    let mut ring = IoUring::new(2)?;
+    submit_to(&mut IoUring::new(2)?, entry)
+}
+
+fn submit_to(ring: &mut IoUring, entry: &squeue::Entry) -> Result<i32, Failure> {
     // SAFETY: the callers keep the paths that the entry points to alive until this function returns, and it
     // returns only after the completion.
     unsafe { ring.submission().push(entry) }.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -66,8 +66,10 @@ pub struct Case {
     pub users: Option<Vec<String>>,
     /// The first kernel that can do this without agentwatch.
     pub since: Option<String>,
+    /// `ok`, an errno's name, `exit:N`, `signal:N`.
     #[serde(default = "ok")]
     pub unconfined: String,
+    /// The same, or `denied` where either errno of a refusal is right.
     #[serde(default = "ok")]
     pub confined: String,
     /// What must be in the record of just this operation. Verdict and errno follow from `confined` where they are not said.
@@ -109,7 +111,7 @@ fn load(path: &Path) -> Result<Family> {
         .into_owned();
     let mut seen = std::collections::HashSet::new();
     for case in &mut family.cases {
-        let refused = matches!(case.confined.as_str(), "EACCES" | "EPERM");
+        let refused = matches!(case.confined.as_str(), "EACCES" | "EPERM" | "denied");
         ensure!(seen.insert(case.id.clone()), "{} stands twice", case.id);
         ensure!(
             !refused || case.unconfined != case.confined,
@@ -124,7 +126,7 @@ fn load(path: &Path) -> Result<Family> {
         if let Some(event) = &mut case.event {
             let verdict = if refused { "denied" } else { "allowed" };
             event.verdict.get_or_insert_with(|| verdict.to_owned());
-            if refused {
+            if refused && case.confined != "denied" {
                 event.errno.get_or_insert_with(|| case.confined.clone());
             }
         }
@@ -313,6 +315,7 @@ fn try_run(
         let named = family.cases_of(user, kernel, &values);
         fixture::make_files(&dir, &family.all_files(&named), &stage.act, uid)?;
         listeners.open_unix(&fixtures, &dir)?;
+        cgroup.clear();
         let mut values = values.clone();
         let outside = match family.outside {
             true => Some(Outside::start(stage, &dir, uid, &mut values)?),
@@ -397,7 +400,7 @@ fn judge(
         if let Some(event) = case
             .event
             .as_ref()
-            .filter(|_| done.outcome == case.confined)
+            .filter(|_| run::is_expected(&case.confined, &done.outcome))
         {
             *alike.entry(key(event)).or_default() += 1;
         }
@@ -420,7 +423,7 @@ fn judge(
                 .iter()
                 .filter(|event| during(event, within))
                 .collect();
-            if within.outcome != case.confined {
+            if !run::is_expected(&case.confined, &within.outcome) {
                 return Some(format!(
                     "in the session: {} instead of {} ({}){}",
                     within.outcome,
@@ -559,8 +562,19 @@ impl OutsideCgroup {
     }
 }
 
+impl OutsideCgroup {
+    /// Takes away what a case has made in it.
+    fn clear(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            // Only directories are removed so: the files of a cgroup are its own.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
 impl Drop for OutsideCgroup {
     fn drop(&mut self) {
+        self.clear();
         if !self.path.is_empty() {
             let _ = fs::remove_dir(&self.path);
         }

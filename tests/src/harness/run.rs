@@ -218,7 +218,7 @@ fn leave_out(scenario: &mut Scenario, doctor: &Doctor) -> Vec<String> {
     out
 }
 
-fn is_expected(expected: &str, result: &str) -> bool {
+pub(super) fn is_expected(expected: &str, result: &str) -> bool {
     match expected {
         "denied" => matches!(result, "EACCES" | "EPERM"),
         other => other == result,
