@@ -66,6 +66,8 @@ pub struct Case {
     pub users: Option<Vec<String>>,
     /// The first kernel that can do this without agentwatch.
     pub since: Option<String>,
+    /// The first kernel that no longer can.
+    pub until: Option<String>,
     /// `ok`, an errno's name, `exit:N`, `signal:N`.
     #[serde(default = "ok")]
     pub unconfined: String,
@@ -154,6 +156,11 @@ impl Family {
                         .as_deref()
                         .and_then(version)
                         .is_none_or(|since| kernel >= since)
+                    && case
+                        .until
+                        .as_deref()
+                        .and_then(version)
+                        .is_none_or(|until| kernel < until)
             })
             .enumerate()
             .map(|(number, case)| {
@@ -626,6 +633,7 @@ mod tests {
             act: "stat /".into(),
             users: None,
             since: None,
+            until: None,
             unconfined: ok(),
             confined: confined.into(),
             event,
@@ -654,8 +662,14 @@ mod tests {
         let cases = [case("EACCES", Some(denied_open()))];
         let event = json!({"kind": "open", "verdict": "denied", "ktime_ns": 15, "count": 1});
         let within = [done("EACCES", 10, 20)];
-        let judged =
-            |without: &str| judge(&cases, &[done(without, 1, 2)], &within, &[event.clone()]);
+        let judged = |without: &str| {
+            judge(
+                &cases,
+                &[done(without, 1, 2)],
+                &within,
+                std::slice::from_ref(&event),
+            )
+        };
         assert_eq!(judged("ok"), [None]);
         assert!(judged("EACCES")[0].as_ref().unwrap().contains("without"));
     }
