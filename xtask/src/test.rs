@@ -438,15 +438,18 @@ impl Summary {
         );
         println!("\n{}", table::render(&heads, &rows));
         // Cases of one family that failed alike are one line.
-        let failed: Vec<_> = self.failed_cases.iter().collect();
-        let family = |name: &str| name.split('/').next().map(str::to_owned);
-        for alike in failed.chunk_by(|one, next| one.1 == next.1 && family(one.0) == family(next.0))
-        {
-            let names: Vec<&str> = alike.iter().map(|(name, _)| name.as_str()).collect();
-            let (places, reason) = alike[0].1;
+        let mut alike: BTreeMap<(&str, &Vec<String>, &String), Vec<&str>> = BTreeMap::new();
+        for (name, (places, reason)) in &self.failed_cases {
+            let (family, case) = name.split_once('/').unwrap_or((name, ""));
+            alike
+                .entry((family, places, reason))
+                .or_default()
+                .push(case);
+        }
+        for ((family, places, reason), cases) in alike {
             println!(
-                "failed: {} on {}: {reason}",
-                names.join(", "),
+                "failed: {family}/{} on {}: {reason}",
+                cases.join(", "),
                 places.join(", ")
             );
         }
