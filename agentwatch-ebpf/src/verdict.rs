@@ -721,7 +721,7 @@ pub fn abstract_name(subject: &Subject, address: u64, len: u32) -> Decision {
 /// Decides on connecting to a UNIX socket by its file: where that may be written, or a rule names it.
 #[inline(always)]
 pub fn socket_file(held: &Held) -> Decision {
-    if has(held, place::SOCKET) && held.found == found::HERE {
+    if has(held, place::SOCKET) && held.found != found::ABOVE {
         return Decision {
             effect: effect::ALLOW,
             rule: held.place.socket_rule,

@@ -61,7 +61,19 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
             None
         }
     };
-    let (kernel, rings) = Kernel::load(pins)?;
+    let pinned = pins.as_ref().map(|pins| pins.dir().to_owned());
+    let (mut kernel, rings) = Kernel::load(pins)?;
+    kernel.maps.protect(crate::kernel::bind::Own {
+        directories: [
+            Some(paths.state.clone()),
+            Some(paths.runtime.clone()),
+            pinned,
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        socket: Some(paths.runtime.join(crate::wire::control::CONTROL_SOCKET)),
+    });
     tracing::info!(programs = ?kernel.taken, milliseconds = started.elapsed().as_millis(), "the programs are in force");
     for check in &kernel.checks {
         tracing::info!(check = check.name, state = ?check.state, "{}", check.detail);

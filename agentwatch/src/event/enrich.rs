@@ -14,7 +14,7 @@ use super::{
     decode::{Decoded, until_nul},
     flags::open_flags,
     host::{Host, wall},
-    model::{Event, Exit, File, Kind, Mode, Net, Process, SessionRef, Verdict},
+    model::{Event, Exit, File, Guard, Kind, Mode, Net, Process, SessionRef, Verdict},
     process::{Known, ProcessKey, Processes},
 };
 use crate::{
@@ -24,7 +24,10 @@ use crate::{
         model::{Access, Compiled, Effect},
     },
 };
-use agentwatch_common::event::{Record, access, kind, state, verdict};
+use agentwatch_common::{
+    event::{Record, access, kind, state, verdict},
+    policy::guard,
+};
 
 /// What enriching needs of a session.
 pub struct Subject {
@@ -157,7 +160,30 @@ impl Enricher {
             .map(crate::policy::model::Rule::reference);
         match kind {
             Kind::Exit => event.exit = Some(exit_of(record)),
-            Kind::Connect | Kind::Bind => event.net = Some(net_of(decoded, &process)),
+            Kind::Connect | Kind::Bind => {
+                let mut net = net_of(decoded, &process);
+                if decoded.record.inode != 0 {
+                    // A UNIX socket that was found by its file.
+                    let path = self.mounts.name(record.dev, &decoded.path);
+                    net.path = Some(path.to_string_lossy().into_owned());
+                }
+                event.net = Some(net);
+            }
+            Kind::Guard => {
+                event.guard = Some(guard_of(record));
+                if record.flags == agentwatch_common::event::GUARD_SOCKET {
+                    event.net = Some(net_of(decoded, &process));
+                } else if record.path_len > 0 || record.dev != 0 {
+                    event.file = Some(File {
+                        path: self
+                            .mounts
+                            .name(record.dev, &decoded.path)
+                            .to_string_lossy()
+                            .into_owned(),
+                        ..File::default()
+                    });
+                }
+            }
             Kind::Exec => event.file = Some(self.exec_file(decoded)),
             _ => event.file = Some(self.file(decoded)),
         }
@@ -376,8 +402,77 @@ fn kind_of(tag: u32) -> Option<Kind> {
         kind::ATTR => Kind::Attr,
         kind::CONNECT => Kind::Connect,
         kind::BIND => Kind::Bind,
+        kind::GUARD => Kind::Guard,
         _ => return None,
     })
+}
+
+fn guard_of(record: &Record) -> Guard {
+    let operation = guard::NAMES.get(record.flags as usize);
+    let detail = match record.flags {
+        guard::CAPABILITY => Some(capability(record.inode)),
+        guard::SIGNAL | guard::BPF | guard::KEYRING => Some(record.inode.to_string()),
+        _ => None,
+    };
+    Guard {
+        operation: operation.copied().unwrap_or("socket").to_owned(),
+        pid: u32::try_from(record.second_inode)
+            .ok()
+            .filter(|pid| *pid != 0),
+        detail,
+    }
+}
+
+/// A capability by its name in capabilities(7).
+fn capability(number: u64) -> String {
+    /// From 0 (include/uapi/linux/capability.h).
+    const NAMES: [&str; 41] = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ];
+    usize::try_from(number)
+        .ok()
+        .and_then(|number| NAMES.get(number))
+        .map_or_else(|| number.to_string(), |name| format!("CAP_{name}"))
 }
 
 fn exit_of(record: &Record) -> Exit {
@@ -461,6 +556,11 @@ fn access_names(record: &Record) -> Vec<String> {
         (access::DELETE, "delete"),
         (access::ATTR, "attr"),
         (access::LIST, "list"),
+        (access::TRUNCATE, "truncate"),
+        (access::XATTR, "xattr"),
+        (access::MAP, "map"),
+        (access::RECEIVE, "receive"),
+        (access::WATCH, "watch"),
     ]
     .into_iter()
     .filter(|(bit, _)| record.access & bit != 0)

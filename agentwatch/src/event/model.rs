@@ -61,6 +61,9 @@ pub struct Event {
     /// The peer or the local address of a socket.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub net: Option<Net>,
+    /// What was tried on the host around the session (`guard`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub guard: Option<Guard>,
     /// How a process ended (`exit`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exit: Option<Exit>,
@@ -230,7 +233,8 @@ pub struct File {
     pub dev: u64,
     /// Inode number; 0 where the file was not found.
     pub inode: u64,
-    /// What was asked for: `read`, `write`, `append`, `truncate`, `create`, `exec`, `list`, `delete`, `attr`.
+    /// What was asked for: `read`, `write`, `append`, `truncate`, `create`, `exec`, `list`, `delete`, `attr`,
+    /// `xattr`, `map` (as code), `receive` (a descriptor from another process), `watch`.
     pub access: Vec<String>,
     /// Open flags by their names in open(2), but for the access mode.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -257,6 +261,20 @@ pub struct Net {
     /// Domain name that the address was leased for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub domain: Option<String>,
+}
+
+/// An operation on the host around the session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Guard {
+    /// Which: `mount`, `ptrace`, `signal`, `priority`, `bpf`, `perf`, `capability`, `keyring`, `ipc`, `terminal`,
+    /// `credentials`, or `socket` for a socket of a family that the policy does not name.
+    pub operation: String,
+    /// Process id of the process that it was about, in the host's namespace.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<u32>,
+    /// What exactly: a signal's number, a capability's name, a bpf command's number, a key's serial number.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub detail: Option<String>,
 }
 
 /// How a process ended.

@@ -338,7 +338,7 @@ impl Kernel {
 
         let verdicts = ring(&mut ebpf, "VERDICTS")?;
         let bulk = ring(&mut ebpf, "BULK")?;
-        let maps = Maps::take(&mut ebpf)?;
+        let maps = Maps::take(&mut ebpf, file_backend == Backend::BpfLsm)?;
         let kernel = Self {
             ebpf,
             pins: None,

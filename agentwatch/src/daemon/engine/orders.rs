@@ -383,6 +383,18 @@ impl Engine {
             None => (cgroup::create(&self.kernel.cgroup_root, &id)?, true),
         };
         let started = self.enter_kernel(number, &plan, &holding, &path);
+        let started = started.and_then(|(bound, id)| {
+            if bound.gaps.is_empty() || plan.accept_degraded {
+                return Ok((bound, id));
+            }
+            let gaps = bound.gaps.join("\n  - ");
+            self.kernel.maps.remove_cgroups(number);
+            self.kernel.maps.remove_policy(&bound);
+            self.kernel.maps.close_session(number)?;
+            Err(anyhow::anyhow!(
+                "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
+            ))
+        });
         let (bound, cgroup_id) = match started {
             Ok(parts) => parts,
             Err(error) => {

@@ -51,6 +51,19 @@ impl Maps {
             .map(|key| (key.prefix_len(), key.data()))
             .filter(|(_, key)| key.policy == number)
             .collect();
+        bound.children = self
+            .children
+            .keys()
+            .flatten()
+            .filter(|key| key.policy == number)
+            .collect();
+        bound.names = self
+            .names
+            .keys()
+            .flatten()
+            .map(|key| (key.prefix_len(), key.data()))
+            .filter(|(_, key)| key.policy == number)
+            .collect();
         self.remove_policy(&bound);
     }
 
@@ -75,6 +88,17 @@ impl Maps {
             let (len, key) = (key.prefix_len(), key.data());
             entry(&mut kept, &mut stray, policies, key.policy)
                 .prefixes
+                .push((len, key));
+        }
+        for key in self.children.keys().flatten() {
+            entry(&mut kept, &mut stray, policies, key.policy)
+                .children
+                .push(key);
+        }
+        for key in self.names.keys().flatten() {
+            let (len, key) = (key.prefix_len(), key.data());
+            entry(&mut kept, &mut stray, policies, key.policy)
+                .names
                 .push((len, key));
         }
         for bound in stray.values() {
