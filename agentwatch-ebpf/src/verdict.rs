@@ -766,6 +766,13 @@ pub fn code(held: &Held) -> Decision {
             rule: held.place.rules[right::EXEC],
         };
     }
+    let exec = Decision {
+        effect: held.place.effects[right::EXEC],
+        rule: held.place.rules[right::EXEC],
+    };
+    if exec.allows() {
+        return exec;
+    }
     Decision {
         effect: held.place.effects[right::READ],
         rule: held.place.rules[right::READ],

@@ -39,6 +39,16 @@ pub struct Holding {
     pub landlock: bool,
 }
 
+impl Holding {
+    /// Adds what is missing besides.
+    pub fn lack(&mut self, missing: &[String]) {
+        if !missing.is_empty() {
+            self.missing.extend_from_slice(missing);
+            self.coverage = Coverage::Degraded;
+        }
+    }
+}
+
 pub fn holding(
     backend: Backend,
     landlock_abi: i64,

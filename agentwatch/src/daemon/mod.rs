@@ -96,6 +96,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         &config,
         figures.clone(),
         registry::Registry::open(&paths.state)?,
+        &paths.runtime,
     )?;
     let (ask, wanted) = mpsc::unbounded_channel();
     engine.take_over(&registry::Registry::open(&paths.state)?, ask)?;

@@ -333,13 +333,17 @@ impl Engine {
 
     /// Puts a session into the kernel, its rules before its processes.
     fn start(&mut self, plan: Plan<'_>) -> Result<u32, Refusal> {
-        let holding = launch::holding(
+        let mut holding = launch::holding(
             self.kernel.file_backend,
             probe::landlock_abi(),
             plan.origin,
             plan.mode,
             &plan.policy,
         );
+        if plan.mode == Mode::Enforce {
+            self.prove();
+            holding.lack(&self.proof.failures);
+        }
         if !holding.missing.is_empty() && !plan.accept_degraded {
             return Err(Refusal::new(format!(
                 "this kernel cannot hold the whole policy:\n  - {}",
