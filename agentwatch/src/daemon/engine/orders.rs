@@ -229,7 +229,7 @@ impl Engine {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
             warnings,
-            landlock: live.holding.landlock.then(|| (**policy).clone()),
+            landlock: live.holding.landlock.then(|| Box::new((**policy).clone())),
         })
     }
 
