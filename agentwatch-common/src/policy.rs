@@ -24,6 +24,8 @@ pub mod flags {
     pub const LANDLOCK: u32 = 1 << 1;
     /// The policy has rules on names: every file's own name is looked up.
     pub const NAMES: u32 = 1 << 2;
+    /// From this bit on: how often the session was taken over.
+    pub const EPOCH_SHIFT: u32 = 16;
 }
 
 /// Rules that stand first in every policy.
