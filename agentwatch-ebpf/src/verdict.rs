@@ -580,6 +580,9 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         if found.decides != 0 {
             held.place = found.place;
             held.found = found::NAME;
+        } else {
+            held.place.flags &= !(place::PINNED | place::SOCKET);
+            held.found = found::ABOVE;
         }
         held.place.flags = held.place.flags & !place::CHILDREN | flags;
         held.number = found.number;
@@ -750,9 +753,19 @@ pub fn socket_file(held: &Held) -> Decision {
             rule: held.place.socket_rule,
         };
     }
-    Decision {
+    let write = Decision {
         effect: held.place.effects[right::WRITE],
         rule: held.place.rules[right::WRITE],
+    };
+    // What closes the file closes the socket; what only grants less says nothing of sockets.
+    let closed =
+        held.place.effects[right::READ] == effect::DENY && write.rule != rule::FILES_DEFAULT;
+    if write.allows() || closed {
+        return write;
+    }
+    Decision {
+        effect: effect::DENY,
+        rule: rule::UNIX_DEFAULT,
     }
 }
 
