@@ -327,6 +327,6 @@ pub struct Prefix {
 const _: () = assert!(size_of::<Prefix>() == 4 + 12 * limits::PORT_RULES);
 
 pod!(
-    Host, Identified, Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey, Name, PrefixKey,
-    Prefix
+    Host, Identified, Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey,
+    Name, PrefixKey, Prefix
 );

@@ -297,7 +297,11 @@ pub fn process_of(inode: u64) -> u32 {
         .wrapping_sub(PROC_INODE_VFS_INODE.load())
         .wrapping_add(PROC_INODE_PID.load());
     let pid: u64 = read(proc);
-    if pid == 0 { 0 } else { member(pid, &PID_NUMBERS) }
+    if pid == 0 {
+        0
+    } else {
+        member(pid, &PID_NUMBERS)
+    }
 }
 
 /// How often directories have been moved on this host, odd while one is; `None` where the kernel does not tell.

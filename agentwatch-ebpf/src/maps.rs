@@ -4,8 +4,8 @@ use agentwatch_common::{
     event::{Fold, FoldKey, Scratch},
     limits,
     policy::{
-        Binding, Child, ChildKey, Host, Identified, Name, NameKey, Place, PlaceKey, Policy, Prefix, PrefixKey,
-        Session, Tag,
+        Binding, Child, ChildKey, Host, Identified, Name, NameKey, Place, PlaceKey, Policy, Prefix,
+        PrefixKey, Session, Tag,
     },
     stats,
 };

@@ -129,7 +129,11 @@ pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
     if decision.allows() || rights & EXEC != 0 {
         return decision;
     }
-    if is_own_process(dentry.super_block(), dentry.inode_pointer() as u64, subject.number) {
+    if is_own_process(
+        dentry.super_block(),
+        dentry.inode_pointer() as u64,
+        subject.number,
+    ) {
         return Decision {
             effect: effect::ALLOW,
             rule: rule::OWN,
@@ -289,7 +293,14 @@ fn near(policy: u32, start: Dentry, generation: u32, sequence: u32, held: &mut H
     let mut entry = start;
     let mut steps = 0;
     while steps < NEAR {
-        if here(policy, entry.device(), entry.inode(), entry.generation(), held) != 0 {
+        if here(
+            policy,
+            entry.device(),
+            entry.inode(),
+            entry.generation(),
+            held,
+        ) != 0
+        {
             return steps;
         }
         if steps > 0 && kept(entry, policy, generation, sequence, held) != 0 {
@@ -399,7 +410,8 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         return 0;
     };
     // SAFETY: a slot of an array map.
-    if session.number != owner || unsafe { (&raw const (*binding).policy).read_volatile() } != policy
+    if session.number != owner
+        || unsafe { (&raw const (*binding).policy).read_volatile() } != policy
     {
         return 0;
     }
@@ -413,7 +425,11 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         effects: [
             effect::ALLOW,
             effect::ALLOW,
-            if is_overlay { effect::ALLOW } else { effect::DENY },
+            if is_overlay {
+                effect::ALLOW
+            } else {
+                effect::DENY
+            },
         ],
         flags: 0,
         rules: [rule::OWN; 3],
@@ -569,7 +585,11 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     if let Some(found) = found {
         // SAFETY: an entry of a map; user space replaces entries whole.
         let found = unsafe { &*found };
-        let flags = if found.number == 0 { 0 } else { place::CHILDREN };
+        let flags = if found.number == 0 {
+            0
+        } else {
+            place::CHILDREN
+        };
         if found.decides != 0 {
             held.place = found.place;
             held.found = FOUND_NAME;
@@ -597,7 +617,13 @@ fn zero(name: &mut [u8; limits::NAME]) {
 /// Whether there is a rule on the name of a file.
 #[inline(never)]
 fn named(policy: u32, dentry: u64, held: &mut Held) -> u32 {
-    lookup_name(policy, name::SUFFIX, DentryAt(dentry).name(), u32::MAX, held)
+    lookup_name(
+        policy,
+        name::SUFFIX,
+        DentryAt(dentry).name(),
+        u32::MAX,
+        held,
+    )
 }
 
 /// Looks a name up among the rules on names: a file's by its end and then by its beginning, a socket's by its beginning.

@@ -5,7 +5,7 @@ use std::{fmt, os::unix::net::UnixStream, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    policy::{default, model::Context},
+    policy::{default, model::Context, sources},
     wire::{
         blocking,
         control::{CONTROL_SOCKET, PolicyText, Request, Response},
@@ -51,14 +51,21 @@ pub fn ask(stream: &UnixStream, request: &Request) -> Result<Response> {
     }
 }
 
-/// The text of a policy, read with the asker's own rights; the default one where none is named.
+/// The text of a policy and of what it extends, read with the asker's own rights; the default one where none is named.
 pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
-    let context = Context { cwd, home: home() };
+    let context = Context {
+        cwd,
+        home: home(),
+        tmp: std::env::temp_dir(),
+        uid: nix::unistd::getuid().as_raw(),
+    };
     let Some(file) = file else {
         return Ok(PolicyText {
             file: String::new(),
             text: default::TEXT.to_owned(),
+            directory: context.cwd.clone(),
+            included: Vec::new(),
             context,
         });
     };
@@ -69,10 +76,14 @@ pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
             error.utf8_error().valid_up_to()
         )
     })?;
+    let directory = super::policy::directory_of(file, &context.cwd);
+    let included = sources::gather(&text, &directory, &context, super::policy::read_included);
     Ok(PolicyText {
         file: name,
         text,
         context,
+        directory,
+        included,
     })
 }
 

@@ -23,8 +23,10 @@ use crate::{
         explain::{self, Answer, UnixPeer},
         model::{Access, Compiled, Context, Effect, NetOp, UnixTarget},
         path::clean,
+        sources::{self, Sources},
         surface,
     },
+    session::managed,
 };
 
 /// Exit code for a policy with errors.
@@ -54,6 +56,9 @@ pub struct PolicySource {
     /// Directory that `~` in the policy stands for
     #[arg(long, value_name = "DIR", env = "HOME", hide_env_values = true)]
     home: Option<PathBuf>,
+    /// Directory of the administrator's policies, which hold for every session
+    #[arg(long, value_name = "DIR", default_value = managed::DEFAULT)]
+    managed_dir: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -129,6 +134,24 @@ pub fn read_policy(file: &Path) -> anyhow::Result<(String, Vec<u8>)> {
     }
     .with_context(|| format!("cannot read the policy {name}"))?;
     Ok((name, text))
+}
+
+/// The directory that a policy file's `extends` starts from.
+pub fn directory_of(file: &Path, cwd: &Path) -> PathBuf {
+    let whole = clean(&cwd.join(file));
+    match whole.parent() {
+        Some(parent) if file.as_os_str() != "-" => parent.to_owned(),
+        _ => cwd.to_owned(),
+    }
+}
+
+/// Reads a file that a policy extends: its text, or why there is none.
+pub fn read_included(file: &Path) -> Result<String, String> {
+    let (_, text) = read_policy(file).map_err(|error| error.root_cause().to_string())?;
+    if text.len() > MAX_TEXT {
+        return Err(format!("it is longer than {MAX_TEXT} bytes"));
+    }
+    String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())
 }
 
 fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -301,11 +324,31 @@ fn answer_text(compiled: &Compiled, action: &str, object: &str, answer: &Answer<
 
 fn examine(source: &PolicySource, context: &Context) -> anyhow::Result<(String, Examined)> {
     let Some(file) = &source.file else {
-        let examined = policy::examine("", default::TEXT.as_bytes(), context);
+        let managed = managed::read(&source.managed_dir)?;
+        let examined = policy::examine_all(&Sources {
+            managed: &managed,
+            ..Sources::alone("", default::TEXT.as_bytes(), context)
+        });
         return Ok((default::NAME.to_owned(), examined));
     };
     let (name, text) = read_policy(file)?;
-    let examined = policy::examine(&name, &text, context);
+    let directory = directory_of(file, &context.cwd);
+    let included = sources::gather(
+        &String::from_utf8_lossy(&text),
+        &directory,
+        context,
+        read_included,
+    );
+    let managed = managed::read(&source.managed_dir)?;
+    let examined = policy::examine_all(&Sources {
+        file: &name,
+        text: &text,
+        directory: &directory,
+        included: &included,
+        context,
+        managed: &managed,
+        managed_context: context,
+    });
     Ok((name, examined))
 }
 
@@ -322,6 +365,8 @@ fn context(source: &PolicySource) -> anyhow::Result<Context> {
     Ok(Context {
         cwd: absolute(cwd)?,
         home,
+        tmp: env::temp_dir(),
+        uid: nix::unistd::getuid().as_raw(),
     })
 }
 
@@ -508,6 +553,7 @@ mod tests {
         let context = Context {
             cwd: "/".into(),
             home: "/".into(),
+            ..Default::default()
         };
         let compiled = policy::load("p.toml", text.as_bytes(), &context).unwrap();
         let answer = explain::explain_file(&compiled, Access::Write, Path::new("/w/ro/x"));

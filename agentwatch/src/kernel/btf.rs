@@ -25,18 +25,16 @@ pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
         .collect();
     MEMBERS
         .iter()
-        .map(|member| {
-            match offset(&types, &structs, member) {
-                Ok(offset) => Ok((member.name, offset)),
-                Err(_) if member.paths.contains(&"") => Ok((member.name, 0)),
-                Err(error) => Err(error).with_context(|| {
-                    format!(
-                        "struct {} of this kernel has no member {}",
-                        member.parent,
-                        member.paths.join(" or ")
-                    )
-                }),
-            }
+        .map(|member| match offset(&types, &structs, member) {
+            Ok(offset) => Ok((member.name, offset)),
+            Err(_) if member.paths.contains(&"") => Ok((member.name, 0)),
+            Err(error) => Err(error).with_context(|| {
+                format!(
+                    "struct {} of this kernel has no member {}",
+                    member.parent,
+                    member.paths.join(" or ")
+                )
+            }),
         })
         .collect()
 }

@@ -456,6 +456,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         load("p.toml", text.as_bytes(), &context).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -554,6 +555,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         let text = "[files]\nread = [\"/w/ro\"]\nwrite = [\"/w\"]\nexec = [\"/w/ro/bin\"]\ndeny = [\"/w/ro/bin/x\"]\n\
             [network]\nallow = [\"10.0.0.0/8\", \"10.1.0.0/16:80\", \"*\"]\ndeny = [\"10.1.2.0/24\"]\n";

@@ -199,6 +199,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         plan(&load("test.toml", text.as_bytes(), &context).unwrap())
     }

@@ -2,4 +2,5 @@
 
 pub mod cgroup;
 pub mod landlock;
+pub mod managed;
 pub mod watch;

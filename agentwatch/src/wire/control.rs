@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{event::model::Mode, policy::model::Context, wire::collector::SessionRow};
+use crate::{
+    event::model::Mode,
+    policy::{model::Context, sources::Included},
+    wire::collector::SessionRow,
+};
 
 /// Name of the control socket below `RUNTIME_DIR`.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -17,6 +21,12 @@ pub struct PolicyText {
     pub file: String,
     pub text: String,
     pub context: Context,
+    /// What files in `extends` are named from.
+    #[serde(default)]
+    pub directory: PathBuf,
+    /// The files that it extends.
+    #[serde(default)]
+    pub included: Vec<Included>,
 }
 
 /// A request.

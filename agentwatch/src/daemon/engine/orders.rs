@@ -284,6 +284,7 @@ impl Engine {
         let context = policy::model::Context {
             cwd: "/".into(),
             home: "/root".into(),
+            ..Default::default()
         };
         let examined = policy::examine(&file.to_string_lossy(), &text, &context);
         let Examined {
