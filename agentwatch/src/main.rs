@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Command::Attach(args) => args.run(&runtime_dir),
         Command::Detach(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
-        Command::Policy(command) => command.run(),
+        Command::Policy(command) => command.run(&runtime_dir),
         command => threaded(command, &runtime_dir),
     };
     result.unwrap_or_else(|error| {

@@ -1,5 +1,9 @@
-//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. It works on files alone: it must
-//! never talk to a daemon, and needs neither a kernel that enforces nor rights of any kind.
+//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. `check`, `explain`, `test`, `presets`
+//! and `schema` work on files alone: they must never talk to a daemon, and need neither a kernel that enforces nor rights
+//! of any kind. The others ask the history.
+
+mod history;
+mod show;
 
 use std::{
     env, fs,
@@ -41,6 +45,10 @@ pub enum PolicyCommand {
     Check(CheckArgs),
     /// Say what a policy decides about one action, and which rules lead there
     Explain(ExplainArgs),
+    /// List the presets that policies can extend, or print one
+    Presets(show::PresetsArgs),
+    /// Show the policy that a session was started with, rule by rule, from the history
+    Show(show::ShowArgs),
     /// Print the JSON Schema of policy files
     Schema,
 }
@@ -94,16 +102,18 @@ pub struct ExplainArgs {
 
 impl PolicyCommand {
     /// Runs the command. Errors are for what went wrong around it, such as a closed standard output.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        match self.run_to(&mut io::stdout().lock()) {
+    pub fn run(self, runtime_dir: &Path) -> anyhow::Result<ExitCode> {
+        match self.run_to(runtime_dir, &mut io::stdout().lock()) {
             // A reader that has left is no error.
             Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
             result => result,
         }
     }
 
-    fn run_to(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    fn run_to(self, runtime_dir: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         match self {
+            PolicyCommand::Presets(args) => show::presets(&args, out),
+            PolicyCommand::Show(args) => show::show(&args, runtime_dir, out),
             PolicyCommand::Check(args) => check(&args, out),
             PolicyCommand::Explain(args) => explain(&args, out),
             PolicyCommand::Schema => {
@@ -455,7 +465,7 @@ mod tests {
         let cli = Cli::try_parse_from(std::iter::once(&"policy").chain(args))
             .map_err(|error| error.kind())?;
         let mut out = Vec::new();
-        let code = cli.command.run_to(&mut out).unwrap();
+        let code = cli.command.run_to(Path::new("/nowhere"), &mut out).unwrap();
         Ok((code, String::from_utf8(out).unwrap()))
     }
 
@@ -517,6 +527,10 @@ mod tests {
                 "denied: connect unix:@x",
             ),
             (&["explain", &bad, "--open", "/"], INVALID, ""),
+            (&["presets"], 0, "base"),
+            (&["presets", "preset:base"], 0, "# "),
+            (&["presets", "bsae"], USAGE, ""),
+            (&["show", "x"], USAGE, ""),
             (&["schema"], 0, "\"additionalProperties\": false"),
         ] {
             let (found, out) = run(args).unwrap();

@@ -2,6 +2,7 @@
 
 mod live;
 mod orders;
+mod policies;
 
 use std::{
     collections::HashMap,
@@ -61,6 +62,8 @@ pub struct Engine {
     /// Number of the newest session; also of its policy.
     last_number: u32,
     watches: Vec<Watch>,
+    /// Where the administrator's policies are.
+    managed_dir: std::path::PathBuf,
     /// Watched cgroups that could not become sessions, so that it is said once.
     refused: Vec<std::path::PathBuf>,
     outbox: mpsc::Sender<Event>,
@@ -101,6 +104,7 @@ impl Engine {
             sessions: HashMap::new(),
             last_number: 0,
             watches,
+            managed_dir: config.managed_dir.0.clone(),
             refused: Vec::new(),
             outbox,
             ready: Vec::new(),

@@ -381,3 +381,23 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn the_floor_is_found_under_a_links_target() {
+    use super::explain::managed_over;
+    let policy = compiled(
+        "[files]\nread = [\"/srv\"]\ndeny = [\"**/x\"]\n",
+        &[],
+        &["[files]\ndeny = [\"/srv/closed\", \"**/.env\"]\n"],
+    );
+    for (path, denied) in [
+        ("/srv/closed/x", true),
+        ("/srv/a/.env/x", true),
+        ("/srv/a/x", false),
+        ("/elsewhere", false),
+    ] {
+        let over = managed_over(&policy, Path::new(path));
+        assert_eq!(over.iter().all(Option::is_some), denied, "{path}");
+        assert_eq!(over.iter().any(Option::is_some), denied, "{path}");
+    }
+}

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::event::model::{Layer, Mode, RuleRef};
+use crate::event::model::{Layer, Mode, PolicyRecord, RuleRef};
 
 /// Index of a rule in [`Compiled::rules`].
 pub type RuleIndex = u32;
@@ -64,10 +64,11 @@ impl Access {
 }
 
 /// One rule as its author wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rule {
     /// Id, such as `files.deny[2]`.
     pub id: String,
+    /// Who wrote it.
     pub layer: Layer,
     /// `FILE:LINE`, empty for built-in rules.
     pub source: String,
@@ -310,6 +311,31 @@ pub struct Compiled {
     pub floor: Floor,
     /// Warnings that do not keep the policy from being used, rendered for a person.
     pub warnings: Vec<String>,
+}
+
+/// Bytes of rules, as JSON, that the record of a session holds: with the rest of its event well below a frame.
+const RECORDED: usize = 3 << 20;
+
+impl Compiled {
+    /// What the record of a session keeps of the policy.
+    pub fn record(&self) -> PolicyRecord {
+        let written = self.rules.get(DEFAULT_RULES.len()..).unwrap_or_default();
+        let mut bytes = 0;
+        let rules: Vec<Rule> = written
+            .iter()
+            .take_while(|rule| {
+                bytes += serde_json::to_vec(rule).map_or(0, |json| json.len());
+                bytes <= RECORDED
+            })
+            .cloned()
+            .collect();
+        PolicyRecord {
+            task: self.task.clone(),
+            limits: self.limits,
+            left_out: (written.len() - rules.len()) as u64,
+            rules,
+        }
+    }
 }
 
 /// What a policy's relative parts refer to.

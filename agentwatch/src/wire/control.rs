@@ -69,7 +69,7 @@ pub enum Response {
         session: String,
         name: String,
         warnings: Vec<String>,
-        landlock: Option<crate::policy::model::Compiled>,
+        landlock: Option<Box<crate::policy::model::Compiled>>,
     },
     Sessions {
         sessions: Vec<SessionRow>,

@@ -5,5 +5,6 @@
 
 mod faults;
 mod harness;
+mod layers;
 mod sessions;
 mod workloads;
