@@ -16,6 +16,7 @@ pub mod kind {
     pub const ATTR: u32 = 9;
     pub const CONNECT: u32 = 10;
     pub const BIND: u32 = 11;
+    pub const GUARD: u32 = 12;
 }
 
 /// The value of [`Record::verdict`].
@@ -37,7 +38,15 @@ pub mod access {
     pub const DELETE: u32 = 1 << 4;
     pub const ATTR: u32 = 1 << 5;
     pub const LIST: u32 = 1 << 6;
+    pub const TRUNCATE: u32 = 1 << 7;
+    pub const XATTR: u32 = 1 << 8;
+    pub const MAP: u32 = 1 << 9;
+    pub const RECEIVE: u32 = 1 << 10;
+    pub const WATCH: u32 = 1 << 11;
 }
+
+/// The value of [`Record::flags`] of a `GUARD` record that is no guard's of `policy::guard`: a socket that may not be made.
+pub const GUARD_SOCKET: u32 = 64;
 
 /// Bits of [`Record::state`].
 pub mod state {
@@ -80,10 +89,12 @@ pub struct Record {
     pub comm: [u8; 16],
     pub state: u32,
     pub access: u32,
-    /// Open flags, or the exit status as wait(2) gives it.
+    /// Open flags, the exit status as wait(2) gives it, or the operation of a guard.
     pub flags: u32,
     pub dev: u32,
+    /// Of a guard: which of its kind (a capability, a command, a signal).
     pub inode: u64,
+    /// Of a guard: the process that it was about.
     pub second_inode: u64,
     pub second_dev: u32,
     pub family: u16,
@@ -97,7 +108,8 @@ pub struct Record {
     pub name_len: u32,
     pub path_len: u32,
     pub second_len: u32,
-    pub _pad2: u32,
+    /// Which of the session's policies decided: key of its rules.
+    pub policy: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 184 && align_of::<Record>() == 8);
@@ -122,8 +134,11 @@ pub struct FoldKey {
     pub image: u64,
     /// Device and inode, or address and port.
     pub object: [u64; 3],
+    /// Which of the session's policies decided: what another one decides is an event of its own.
+    pub policy: u32,
+    pub _pad: u32,
 }
-const _: () = assert!(size_of::<FoldKey>() == 40);
+const _: () = assert!(size_of::<FoldKey>() == 48);
 
 /// How often it happened.
 #[repr(C)]

@@ -9,7 +9,7 @@ pub const PLACES: usize = 1 << 18;
 /// Address prefixes of all policies in force.
 pub const PREFIXES: usize = 1 << 16;
 /// Names of all policies in force that have rules before anything has them.
-pub const CHILDREN: usize = 1 << 14;
+pub const CHILDREN: usize = 1 << 17;
 /// Rules on names, of all policies in force.
 pub const NAMES: usize = 1 << 14;
 /// Bytes of a rule on names.

@@ -52,6 +52,8 @@ macro_rules! with_members {
             NSPROXY_MNT_NS = "nsproxy": "mnt_ns";
             TASK_NSPROXY = "task_struct": "nsproxy";
             TASK_CRED = "task_struct": "cred";
+            TASK_STATUS = "task_struct": "thread_info.status" | "";
+            PT_REGS_SYSCALL = "pt_regs": "orig_ax" | "syscallno";
             VM_FILE = "vm_area_struct": "vm_file";
             IATTR_IA_VALID = "iattr": "ia_valid";
             KEY_SERIAL = "key": "serial";

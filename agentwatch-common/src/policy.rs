@@ -149,8 +149,11 @@ pub struct Tag {
     /// Which of the task's executions was recorded last.
     pub exec_id: u32,
     pub _pad: u32,
+    /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
+    /// tell apart what it may be.
+    pub held: Held,
 }
-const _: () = assert!(size_of::<Tag>() == 168);
+const _: () = assert!(size_of::<Tag>() == 224);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
@@ -225,6 +228,34 @@ pub struct Place {
     pub generation: u32,
 }
 const _: () = assert!(size_of::<Place>() == 28);
+
+/// The value of [`Held::found`].
+pub mod found {
+    /// Nothing holds: denied.
+    pub const NOTHING: u32 = 0;
+    /// A place of the file itself.
+    pub const HERE: u32 = 1;
+    /// A rule on its name, or a name that was waited for.
+    pub const NAME: u32 = 2;
+    /// The same of something above it.
+    pub const ABOVE: u32 = 3;
+}
+
+/// What was found to hold at a file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    pub place: Place,
+    /// How it came to hold: see [`found`].
+    pub found: u32,
+    /// Where `place` has [`place::CHILDREN`]: what the names below are entered under.
+    pub number: u64,
+    pub inode: u64,
+    pub dev: u32,
+    /// How far above the file it was found.
+    pub steps: u32,
+}
+const _: () = assert!(size_of::<Held>() == 56);
 
 /// A name in a directory that has a rule before anything has the name.
 #[repr(C)]

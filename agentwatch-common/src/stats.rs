@@ -22,5 +22,6 @@ counters! {
     CGROUP_FULL = "cgroup_map_full",
     PROCESS_FULL = "process_map_full",
     READ_FAILED = "read_failed",
+    OBJECTS_FULL = "objects_map_full",
     TOO_DEEP = "too_deep",
 }

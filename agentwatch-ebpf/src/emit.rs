@@ -43,6 +43,8 @@ pub fn begin(what: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
         return None;
     };
     fill(scratch, what, subject.number, task.0);
+    // SAFETY: the slot is ours.
+    unsafe { (*scratch).record.policy = subject.policy };
     Some(Draft(scratch))
 }
 
@@ -105,7 +107,7 @@ fn fill(scratch: *mut Scratch, kind: u32, session: u32, task: u64) -> u64 {
     record.name_len = 0;
     record.path_len = 0;
     record.second_len = 0;
-    record._pad2 = 0;
+    record.policy = 0;
     0
 }
 
@@ -323,6 +325,8 @@ pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 
         what: what | verdict << 16 | kind << 24,
         image,
         object,
+        policy: subject.policy,
+        _pad: 0,
     }
 }
 

@@ -10,7 +10,10 @@ use agentwatch_common::{stats, with_members};
 use aya_ebpf::{
     Global,
     bindings::task_struct,
-    helpers::{bpf_get_current_task, bpf_get_current_task_btf, generated::bpf_probe_read_kernel},
+    helpers::{
+        bpf_get_current_task, bpf_get_current_task_btf,
+        generated::{bpf_probe_read_kernel, bpf_task_pt_regs},
+    },
 };
 
 use crate::maps::count;
@@ -41,6 +44,12 @@ pub const AT_FDCWD: i32 = -100;
 const SB_NOUSER: u64 = 1 << 31;
 /// include/linux/fs.h.
 const FS_USERNS_MOUNT: u32 = 8;
+const SB_KERNMOUNT: u64 = 1 << 22;
+const S_IFSOCK: u16 = 0o140000;
+/// arch/x86/include/asm/thread_info.h.
+const TS_COMPAT: u32 = 2;
+/// Of a system call of the 32-bit kind, whose numbers mean something else.
+pub const COMPAT_SYSCALL: u64 = u64::MAX;
 /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// include/linux/sched.h.
@@ -163,6 +172,12 @@ impl Dentry {
         }
     }
     #[inline(always)]
+    pub fn is_socket(self) -> bool {
+        let inode = self.inode_pointer();
+        // SAFETY: a direct load.
+        !inode.is_null() && unsafe { direct::<u16>(inode, &INODE_I_MODE) } & S_IFMT == S_IFSOCK
+    }
+    #[inline(always)]
     pub fn device(self) -> u32 {
         // SAFETY: direct loads.
         unsafe {
@@ -281,6 +296,11 @@ impl SuperBlockAt {
     #[inline(always)]
     pub fn root(self) -> u64 {
         member(self.0, &SUPER_BLOCK_S_ROOT)
+    }
+    /// Whether the kernel mounted it for itself (`SB_KERNMOUNT`).
+    #[inline(always)]
+    pub fn is_kernels(self) -> bool {
+        member::<u64>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_KERNMOUNT != 0
     }
     /// Whether user namespaces may mount its kind: the kernel's own word for a file system that reaches nothing of the host.
     #[inline(always)]
@@ -459,6 +479,12 @@ impl FileAt {
     pub fn mode(self) -> u32 {
         member(self.0, &FILE_F_MODE)
     }
+    /// The socket behind the descriptor; the caller knows that it is one.
+    #[inline(always)]
+    pub fn sock(self) -> SockAt {
+        let socket: u64 = member(self.0, &FILE_PRIVATE_DATA);
+        SockAt(member(socket, &SOCKET_SK))
+    }
     /// Type of the socket behind the descriptor; the caller knows that it is one.
     #[inline(always)]
     pub fn socket_type(self) -> u32 {
@@ -618,6 +644,31 @@ impl CgroupAt {
             member(parent, &KERNFS_NODE_ID)
         }
     }
+}
+
+/// Number of the system call that the current task is in.
+#[inline(always)]
+pub fn system_call() -> u64 {
+    let task = current();
+    if TASK_STATUS.load() != 0 && member::<u32>(task as u64, &TASK_STATUS) & TS_COMPAT != 0 {
+        return COMPAT_SYSCALL;
+    }
+    // SAFETY: the current task.
+    let registers = unsafe { bpf_task_pt_regs(task) };
+    member(registers as u64, &PT_REGS_SYSCALL)
+}
+
+/// The directory entry of a `struct path` that the verifier knows.
+#[inline(always)]
+pub fn path_dentry(path: *const c_void) -> Dentry {
+    // SAFETY: a direct load.
+    Dentry(unsafe { direct(path, &PATH_DENTRY) })
+}
+
+/// The argument of a hook as a number: some are null where the verifier of older kernels believes that they are not.
+#[inline(always)]
+pub fn raw_argument(context: *const c_void, n: usize) -> u64 {
+    read(context as u64 + 8 * n as u64)
 }
 
 /// The current task, typed.

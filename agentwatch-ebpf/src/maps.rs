@@ -11,7 +11,7 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     bindings::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
@@ -101,7 +101,7 @@ pub static STATS: PerCpuArray<u64, { stats::COUNT }> = PerCpuArray::new();
 
 /// A value per kernel object of one kind, freed with it.
 macro_rules! local_storage {
-    ($(#[$doc:meta])* $name:ident: $kind:ident, $get:ident, $create:ident) => {
+    ($(#[$doc:meta])* $name:ident: $kind:ident, $get:ident, $create:ident, $flags:expr) => {
         $(#[$doc])*
         #[repr(C)]
         pub struct $name<T> {
@@ -109,7 +109,7 @@ macro_rules! local_storage {
             key: *const i32,
             value: *const T,
             max_entries: *const [i32; 0],
-            map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+            map_flags: *const [i32; $flags as usize],
         }
 
         // SAFETY: the fields are placeholders for the loader and are never dereferenced.
@@ -161,15 +161,18 @@ macro_rules! local_storage {
 
 local_storage!(
     /// A value per task.
-    TaskStorage: BPF_MAP_TYPE_TASK_STORAGE, bpf_task_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE
+    TaskStorage: BPF_MAP_TYPE_TASK_STORAGE, bpf_task_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE,
+    BPF_F_NO_PREALLOC
 );
 local_storage!(
     /// A value per inode.
-    InodeStorage: BPF_MAP_TYPE_INODE_STORAGE, bpf_inode_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE
+    InodeStorage: BPF_MAP_TYPE_INODE_STORAGE, bpf_inode_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE,
+    BPF_F_NO_PREALLOC
 );
 local_storage!(
-    /// A value per socket.
-    SocketStorage: BPF_MAP_TYPE_SK_STORAGE, bpf_sk_storage_get, BPF_SK_STORAGE_GET_F_CREATE
+    /// A value per socket, and the same for those that are accepted from it.
+    SocketStorage: BPF_MAP_TYPE_SK_STORAGE, bpf_sk_storage_get, BPF_SK_STORAGE_GET_F_CREATE,
+    (BPF_F_NO_PREALLOC | BPF_F_CLONE)
 );
 
 /// Adds one to a counter.

@@ -1,6 +1,9 @@
 //! Who acts: membership by a tag in task storage, given on entering a session's cgroup and inherited at fork.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
+use core::{
+    hint::black_box,
+    intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg},
+};
 
 use agentwatch_common::{
     limits,
@@ -104,6 +107,33 @@ impl Subject {
     pub fn monitors(&self) -> bool {
         self.flags & flags::MONITOR != 0
     }
+}
+
+/// What the kernel is told: `-errno`, or 0. The verifier has to see that it is one of the two, which it cannot once the compiler
+/// has made arithmetic of the choice.
+#[inline(always)]
+pub fn answer(refused: bool, errno: i32) -> i32 {
+    if refused {
+        black_box(-i64::from(errno)) as i32
+    } else {
+        0
+    }
+}
+
+/// The session of a task, 0 for none.
+#[inline(always)]
+pub fn of_task(task: *mut task_struct) -> u32 {
+    let tag = TAGS.get(task);
+    if !tag.is_null() {
+        // SAFETY: not null.
+        return unsafe { (*tag).session };
+    }
+    let tag = TAGS.get(leader(task));
+    if tag.is_null() {
+        return 0;
+    }
+    // SAFETY: not null.
+    unsafe { (*tag).session }
 }
 
 /// The session of a cgroup, 0 for none.

@@ -7,8 +7,8 @@ use agentwatch_common::{
     event::Scratch,
     limits,
     policy::{
-        BY_MAGIC, ChildKey, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey,
-        effect, flags, name, net, place, right, rule,
+        BY_MAGIC, ChildKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
+        PrefixKey, effect, flags, found, name, net, place, right, rule,
     },
     stats,
 };
@@ -53,52 +53,31 @@ pub const READ: Rights = 1 << right::READ;
 pub const WRITE: Rights = 1 << right::WRITE;
 pub const EXEC: Rights = 1 << right::EXEC;
 
-/// What was found to hold at a file.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Held {
-    pub place: Place,
-    /// How it came to hold: one of the `FOUND_…`.
-    pub found: u32,
-    /// Where `place` has [`place::CHILDREN`]: what the names below are entered under.
-    number: u64,
-    inode: u64,
-    dev: u32,
-    _pad: u32,
+/// Nothing holds, so far: denied.
+#[inline(always)]
+fn clear(held: &mut Held) {
+    *held = NOTHING;
 }
 
-/// Nothing holds: denied.
-const FOUND_NOTHING: u32 = 0;
-/// A place of the file itself.
-const FOUND_HERE: u32 = 1;
-/// A rule on its name, or a name that was waited for.
-const FOUND_NAME: u32 = 2;
-/// The same of something above it.
-const FOUND_ABOVE: u32 = 3;
+const NOTHING: Held = Held {
+    place: Place {
+        effects: [effect::DENY; 3],
+        flags: 0,
+        rules: [rule::FILES_DEFAULT; 3],
+        pin_rule: 0,
+        socket_rule: 0,
+        generation: 0,
+    },
+    found: found::NOTHING,
+    number: 0,
+    inode: 0,
+    dev: 0,
+    steps: 0,
+};
 
-impl Held {
-    #[inline(always)]
-    const fn nothing() -> Self {
-        Self {
-            place: Place {
-                effects: [effect::DENY; 3],
-                flags: 0,
-                rules: [rule::FILES_DEFAULT; 3],
-                pin_rule: 0,
-                socket_rule: 0,
-                generation: 0,
-            },
-            found: FOUND_NOTHING,
-            number: 0,
-            inode: 0,
-            dev: 0,
-            _pad: 0,
-        }
-    }
-    #[inline(always)]
-    fn has(&self, flag: u8) -> bool {
-        self.place.flags & flag != 0
-    }
+#[inline(always)]
+fn has(held: &Held, flag: u8) -> bool {
+    held.place.flags & flag != 0
 }
 
 /// What holds in a directory, kept with its inode until a policy changes or a directory moves.
@@ -123,9 +102,7 @@ pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
     if dentry.is_internal() && rights & EXEC == 0 {
         return ALLOWED;
     }
-    let mut held = Held::nothing();
-    hold(subject.policy, subject.flags, dentry.0, &mut held);
-    let decision = of(&held, rights);
+    let decision = of(everything(subject, dentry), rights);
     if decision.allows() || rights & EXEC != 0 {
         return decision;
     }
@@ -145,24 +122,24 @@ pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
 /// The same of a directory entry by address, without what is kept; for programs whose pointers have no type.
 #[inline(always)]
 pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
-    let mut held = Held::nothing();
-    climb(subject.policy, subject.flags, dentry, &mut held);
-    of(&held, rights)
+    of(everything_at(subject, dentry), rights)
 }
 
 /// Everything that holds at a file.
 #[inline(always)]
-pub fn everything(subject: &Subject, dentry: Dentry) -> Held {
-    let mut held = Held::nothing();
-    hold(subject.policy, subject.flags, dentry.0, &mut held);
+pub fn everything(subject: &Subject, dentry: Dentry) -> &Held {
+    // SAFETY: the subject was found by its tag, and the task is in the middle of this.
+    let held = unsafe { &mut (*subject.tag).held };
+    hold(subject.policy, subject.flags, dentry.0, held);
     held
 }
 
 /// Everything that holds at a file by address.
 #[inline(always)]
-pub fn everything_at(subject: &Subject, dentry: u64) -> Held {
-    let mut held = Held::nothing();
-    climb(subject.policy, subject.flags, dentry, &mut held);
+pub fn everything_at(subject: &Subject, dentry: u64) -> &Held {
+    // SAFETY: as above.
+    let held = unsafe { &mut (*subject.tag).held };
+    climb(subject.policy, subject.flags, dentry, held);
     held
 }
 
@@ -174,8 +151,8 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
         return ALLOWED;
     }
     let held = everything(subject, dentry);
-    let decision = of(&held, WRITE);
-    if decision.allows() && held.found == FOUND_HERE && held.has(place::PINNED) {
+    let decision = of(held, WRITE);
+    if decision.allows() && held.found == found::HERE && has(held, place::PINNED) {
         return Decision {
             effect: effect::DENY,
             rule: held.place.pin_rule,
@@ -187,13 +164,20 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
 /// Whether a file lies in a layer of an overlay that the host mounted.
 #[inline(always)]
 pub fn is_layer(subject: &Subject, dentry: Dentry) -> bool {
-    everything(subject, dentry).has(place::LAYER)
+    has(everything(subject, dentry), place::LAYER)
 }
 
 const ALLOWED: Decision = Decision {
     effect: effect::ALLOW,
     rule: rule::FILES_DEFAULT,
 };
+
+/// Whether the session mounted a file system.
+#[inline(always)]
+pub fn is_own(super_block: SuperBlockAt, session: u32) -> bool {
+    // SAFETY: entries are replaced whole.
+    unsafe { OBJECTS.get(super_block.0) }.is_some_and(|owner| *owner == session)
+}
 
 /// A file of procfs about a process of the session.
 #[inline(always)]
@@ -209,6 +193,7 @@ fn is_own_process(super_block: SuperBlockAt, inode: u64, session: u32) -> bool {
 /// What holds at a file: its own place, a rule on its name, or what holds in its directory.
 #[inline(never)]
 fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 {
+    clear(held);
     let dentry = Dentry(dentry);
     let inode = dentry.inode();
     if inode != 0 && here(policy, dentry.device(), inode, dentry.generation(), held) != 0 {
@@ -220,15 +205,15 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
         return 1;
     }
     directory(policy, flags, parent.0, held);
-    if held.has(place::CHILDREN) && child(policy, dentry.address(), held) != 0 {
+    if has(held, place::CHILDREN) && child(policy, dentry.address(), held) != 0 {
         return 1;
     }
     if flags & flags::NAMES != 0 {
         // A rule on the name is nearer than anything above.
         named(policy, dentry.address(), held);
     }
-    if held.found != FOUND_NAME && held.found != FOUND_NOTHING {
-        held.found = FOUND_ABOVE;
+    if held.found != found::NAME && held.found != found::NOTHING {
+        held.found = found::ABOVE;
     }
     0
 }
@@ -246,7 +231,7 @@ fn here(policy: u32, dev: u32, inode: u64, generation: u32, held: &mut Held) -> 
         return 0;
     }
     held.place = *found;
-    held.found = FOUND_HERE;
+    held.found = found::HERE;
     held.number = 0;
     held.dev = dev;
     held.inode = inode;
@@ -270,17 +255,18 @@ fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) ->
     let mut steps = NEAR;
     if flags & flags::NAMES == 0 {
         steps = near(policy, start, generation, sequence, held);
-        if steps < NEAR && steps > 0 && held.has(place::CHILDREN) {
-            descend(policy, start.address(), steps, held);
+        held.steps = steps;
+        if steps < NEAR && steps > 0 && has(held, place::CHILDREN) {
+            descend(policy, start.address(), held);
         }
     }
     if steps >= NEAR {
-        steps = climb(policy, flags, start.address(), held);
+        climb(policy, flags, start.address(), held);
     }
     if sequence & 1 == 0 && kernel::moves() == moves {
         keep(start, policy, generation, sequence, held);
     }
-    steps
+    0
 }
 
 /// Directories that [`near`] walks.
@@ -336,7 +322,7 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
         }
         copy(&raw const (*kept).held, held);
         if (&raw const (*kept).version).read_volatile() != version {
-            *held = Held::nothing();
+            clear(held);
             return 0;
         }
         1
@@ -364,7 +350,7 @@ static FRESH: Kept = Kept {
     generation: 0,
     moves: 0,
     _pad: 0,
-    held: Held::nothing(),
+    held: NOTHING,
 };
 
 /// Keeps what was found in a directory's inode; lets it be where another processor is about to.
@@ -437,7 +423,7 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         socket_rule: rule::OWN,
         generation: 0,
     };
-    held.found = FOUND_ABOVE;
+    held.found = found::ABOVE;
     1
 }
 
@@ -447,7 +433,6 @@ struct Climb {
     entry: u64,
     policy: u32,
     flags: u32,
-    steps: u32,
     done: u32,
     held: *mut Held,
 }
@@ -455,11 +440,11 @@ struct Climb {
 /// The same walk as [`directory`]'s without its limit and by address: what is too deep for it, and what has no type.
 #[inline(never)]
 fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
+    clear(held);
     let mut climb = Climb {
         entry: dentry,
         policy,
         flags,
-        steps: 0,
         done: 0,
         held,
     };
@@ -474,12 +459,12 @@ fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
     };
     if climb.done == 0 {
         count(stats::TOO_DEEP);
-        return climb.steps;
+        return 0;
     }
-    if held.has(place::CHILDREN) && climb.steps > 0 {
-        descend(policy, dentry, climb.steps, held);
+    if has(held, place::CHILDREN) && held.steps > 0 {
+        descend(policy, dentry, held);
     }
-    climb.steps
+    0
 }
 
 extern "C" fn step_up(_index: u32, context: *mut c_void) -> i64 {
@@ -512,15 +497,16 @@ extern "C" fn step_up(_index: u32, context: *mut c_void) -> i64 {
         return 1;
     }
     climb.entry = parent.0;
-    climb.steps += 1;
+    held.steps += 1;
     0
 }
 
 /// From a place that names below it have rules under, down again to `dentry`, `steps` below it, along the names that are waited for.
 #[inline(never)]
-fn descend(policy: u32, dentry: u64, steps: u32, held: &mut Held) -> u32 {
+fn descend(policy: u32, dentry: u64, held: &mut Held) -> u32 {
+    let steps = held.steps;
     for level in 0..limits::MISSING as u32 {
-        if level >= steps || !held.has(place::CHILDREN) {
+        if level >= steps || !has(held, place::CHILDREN) {
             break;
         }
         let entry = above(dentry, steps - 1 - level);
@@ -558,7 +544,7 @@ extern "C" fn one_up(_index: u32, context: *mut c_void) -> i64 {
 fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     let Some(scratch) = emit::take() else {
         // Without room to look, nothing may pass.
-        *held = Held::nothing();
+        clear(held);
         return 1;
     };
     // SAFETY: the slot is ours, and long enough.
@@ -592,7 +578,7 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         };
         if found.decides != 0 {
             held.place = found.place;
-            held.found = FOUND_NAME;
+            held.found = found::NAME;
         }
         held.place.flags = held.place.flags & !place::CHILDREN | flags;
         held.number = found.number;
@@ -631,7 +617,7 @@ fn named(policy: u32, dentry: u64, held: &mut Held) -> u32 {
 fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) -> u32 {
     const RAW: usize = 512;
     let Some(scratch) = emit::take() else {
-        *held = Held::nothing();
+        clear(held);
         return 1;
     };
     // SAFETY: the slot is ours, and long enough for a key and a name behind it.
@@ -654,22 +640,28 @@ fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) 
         }
     };
     if read > 0 && read < limits::NAME as i64 {
-        let len = read as u32;
-        fill_name(scratch, policy, kind, len);
-        let mut found = NAMES.get(key);
+        // By way of memory: what the verifier knows of the length would otherwise multiply all that comes after.
+        // SAFETY: the slot is ours, and long enough.
+        unsafe {
+            raw.add(limits::NAME)
+                .cast::<u32>()
+                .write_volatile(read as u32)
+        };
+        fill_name(scratch, policy, kind);
+        let mut found = NAMES.get(&*key);
         if found.is_none() && kind == name::SUFFIX {
-            fill_name(scratch, policy, name::PREFIX, len);
-            found = NAMES.get(key);
+            fill_name(scratch, policy, name::PREFIX);
+            found = NAMES.get(&*key);
         }
         if let Some(found) = found {
-            *held = Held::nothing();
+            clear(held);
             held.place.effects = found.effects;
             held.place.rules = found.rules;
             held.place.socket_rule = found.rules[0];
             if found.effects[right::EXEC] == effect::DENY {
                 held.place.flags = place::EXEC_DENIED;
             }
-            held.found = FOUND_NAME;
+            held.found = found::NAME;
             hit = 1;
         }
     }
@@ -677,15 +669,16 @@ fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) 
     hit
 }
 
-/// Makes the key for a name that stands in scratch memory.
+/// Makes the key for a name that stands in scratch memory, its length behind it.
 #[inline(never)]
-fn fill_name(scratch: *mut Scratch, policy: u32, kind: u32, len: u32) -> u32 {
+fn fill_name(scratch: *mut Scratch, policy: u32, kind: u32) -> u32 {
     const RAW: usize = 512;
     const KEY: usize = 12;
     // SAFETY: the slot is ours; every index is below its length.
     unsafe {
         let data = (&raw mut (*scratch).data).cast::<u8>();
         let words = data.cast::<u32>();
+        let len = data.add(RAW + limits::NAME).cast::<u32>().read_volatile();
         let used = if len >= limits::NAME_RULE as u32 {
             limits::NAME_RULE as u32
         } else {
@@ -711,8 +704,9 @@ fn fill_name(scratch: *mut Scratch, policy: u32, kind: u32, len: u32) -> u32 {
 /// Decides on a UNIX socket by its abstract name.
 #[inline(always)]
 pub fn abstract_name(subject: &Subject, address: u64, len: u32) -> Decision {
-    let mut held = Held::nothing();
-    if lookup_name(subject.policy, name::ABSTRACT, address, len, &mut held) == 0 {
+    // SAFETY: as above.
+    let held = unsafe { &mut (*subject.tag).held };
+    if lookup_name(subject.policy, name::ABSTRACT, address, len, held) == 0 {
         return Decision {
             effect: effect::DENY,
             rule: rule::UNIX_DEFAULT,
@@ -727,7 +721,7 @@ pub fn abstract_name(subject: &Subject, address: u64, len: u32) -> Decision {
 /// Decides on connecting to a UNIX socket by its file: where that may be written, or a rule names it.
 #[inline(always)]
 pub fn socket_file(held: &Held) -> Decision {
-    if held.has(place::SOCKET) && held.found == FOUND_HERE {
+    if has(held, place::SOCKET) && held.found != found::ABOVE {
         return Decision {
             effect: effect::ALLOW,
             rule: held.place.socket_rule,
@@ -743,7 +737,7 @@ pub fn socket_file(held: &Held) -> Decision {
 /// no commands, but a file that a rule keeps from being executed is not started by its loader either.
 #[inline(always)]
 pub fn code(held: &Held) -> Decision {
-    if held.has(place::EXEC_DENIED) {
+    if has(held, place::EXEC_DENIED) {
         return Decision {
             effect: effect::DENY,
             rule: held.place.rules[right::EXEC],

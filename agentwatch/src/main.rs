@@ -29,6 +29,8 @@ enum Command {
     Run(cli::run::RunArgs),
     Attach(cli::attach::AttachArgs),
     Detach(cli::attach::DetachArgs),
+    Reload(cli::reload::ReloadArgs),
+    Release(cli::release::ReleaseArgs),
     Sessions(cli::sessions::SessionsArgs),
     Events(cli::events::EventsArgs),
     Timeline(cli::timeline::TimelineArgs),
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         Command::Run(args) => return args.run(&runtime_dir),
         Command::Attach(args) => args.run(&runtime_dir),
         Command::Detach(args) => args.run(&runtime_dir),
+        Command::Reload(args) => args.run(&runtime_dir),
+        Command::Release(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
         command => threaded(command, &runtime_dir),
@@ -85,6 +89,8 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Run(_)
             | Command::Attach(_)
             | Command::Detach(_)
+            | Command::Reload(_)
+            | Command::Release(_)
             | Command::Status(_)
             | Command::Policy(_) => {
                 unreachable!("dispatched by main")

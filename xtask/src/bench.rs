@@ -59,7 +59,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     setup::apt(&[("strace", "strace", "agentwatch is compared with it")])?;
     let strace = process::find("strace").context("strace was installed and is not on PATH")?;
     let kernel = kernels::fetch(&options.kernel)?;
-    let image = vm::image(std::slice::from_ref(&strace))?;
+    let image = vm::image(std::slice::from_ref(&strace), true)?;
     let agentwatch = build::agentwatch(true)?;
     let size = fs::metadata(&agentwatch)?.len();
 

@@ -22,6 +22,9 @@ pub const PROGRAMS: &str = "/usr/lib/agentwatch-tests";
 /// Where the scenarios lie in the VM.
 pub const SCENARIOS: &str = "/usr/share/agentwatch-tests/scenarios";
 
+/// Where the conformance families lie in the VM.
+pub const CONFORMANCE: &str = "/usr/share/agentwatch-tests/conformance";
+
 /// This machine's own tools that stand in for busybox's applets: busybox runs applets without executing
 /// anything, and scenarios count executions.
 const HOST_TOOLS: [&str; 5] = ["dash", "cat", "tr", "wc", "head"];
@@ -106,13 +109,15 @@ impl Image {
         {
             base.symlink(&format!("usr/bin/{applet}"), "busybox");
         }
-        for name in ["act", "scenarios", "cost", "landlocked"] {
+        for name in ["act", "scenarios", "cost", "landlocked", "outlive"] {
             base.program(&format!("{}/{name}", &PROGRAMS[1..]), &guest.program(name))?;
         }
-        base.tree(
-            &SCENARIOS[1..],
-            &paths::repository().join("tests/scenarios"),
-        )?;
+        for (inside, folder) in [(SCENARIOS, "scenarios"), (CONFORMANCE, "conformance")] {
+            base.tree(
+                &inside[1..],
+                &paths::repository().join("tests").join(folder),
+            )?;
+        }
         base.program("usr/bin/agentwatch", agentwatch)?;
         for program in host_programs {
             let name = program

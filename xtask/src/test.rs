@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::{
     agents,
     build::{self, Guest},
-    initramfs::{Image, Job, PROGRAMS, SCENARIOS},
+    initramfs::{CONFORMANCE, Image, Job, PROGRAMS, SCENARIOS},
     kernels, paths, process, setup, table,
     vm::{self, Lines, Machine},
 };
@@ -25,7 +25,8 @@ pub struct Options {
     /// Where the scenarios run: kernel series in QEMU, and `native` for the running kernel.
     #[arg(long, value_delimiter = ',', default_values = ["native", "6.1", "6.12", "7.2"])]
     kernel: Vec<String>,
-    /// Only unit tests and scenarios whose name contains this; format and lints are then left out.
+    /// Only unit tests, scenarios and conformance cases (`conformance/FAMILY/CASE`) whose name contains this; format and lints
+    /// are then left out.
     #[arg(long)]
     only: Option<String>,
     /// Also run real agents (Codex, Claude Code, Gemini CLI), offline: about a gigabyte is downloaded once.
@@ -54,6 +55,45 @@ struct ScenarioResult {
     reason: String,
 }
 
+/// A line of the runner about a conformance case.
+#[derive(Clone, Debug, Deserialize)]
+struct CaseResult {
+    family: String,
+    case: String,
+    user: String,
+    status: Status,
+    #[serde(default)]
+    reason: String,
+}
+
+/// How many cases of a family went how, in one place.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Tally {
+    fn add(&mut self, status: Status) {
+        match status {
+            Status::Pass => self.passed += 1,
+            Status::Fail => self.failed += 1,
+            Status::Skip => self.skipped += 1,
+        }
+    }
+
+    fn cell(&self) -> String {
+        let tried = self.passed + self.failed;
+        match (tried, self.skipped) {
+            (0, 0) => "-".to_owned(),
+            (0, skipped) => format!("{skipped} skipped"),
+            (_, 0) => format!("{}/{tried}", self.passed),
+            (_, skipped) => format!("{}/{tried}, {skipped} skipped", self.passed),
+        }
+    }
+}
+
 /// Everything that was tried, for the end.
 #[derive(Default)]
 struct Summary {
@@ -64,6 +104,10 @@ struct Summary {
     stages: Vec<(String, String, Duration)>,
     /// Scenario → place → status.
     scenarios: BTreeMap<String, BTreeMap<String, Status>>,
+    /// Family and user → place → counts.
+    conformance: BTreeMap<(String, String), BTreeMap<String, Tally>>,
+    /// Case → the places, with their users, where it failed, and the reason in the first of them.
+    failed_cases: BTreeMap<String, (Vec<String>, String)>,
     failures: Vec<String>,
 }
 
@@ -225,7 +269,9 @@ impl Summary {
             .arg("--act")
             .arg(guest.program("act"))
             .arg("--scenarios")
-            .arg(paths::repository().join("tests/scenarios"));
+            .arg(paths::repository().join("tests/scenarios"))
+            .arg("--conformance")
+            .arg(paths::repository().join("tests/conformance"));
         command.args(only.map(|filter| ["--only", filter]).into_iter().flatten());
         let mut child = command
             .stdin(Stdio::null())
@@ -259,6 +305,9 @@ impl Summary {
             &act,
             "--scenarios",
             SCENARIOS,
+            "--conformance",
+            CONFORMANCE,
+            "--guest",
             "--require",
             STOCK_CAPABILITIES,
             "--patience",
@@ -289,6 +338,12 @@ impl Summary {
 
     /// Takes a line of the runner in; whether it was a result. Others are for people.
     fn scenario_line(&mut self, line: &str, place: &str) -> Result<bool> {
+        if let Some(json) = line.strip_prefix("@case ") {
+            let result =
+                serde_json::from_str(json).with_context(|| format!("case line {line:?}"))?;
+            self.record_case(&result, place);
+            return Ok(true);
+        }
         let Some(json) = line.strip_prefix("@result ") else {
             println!("  {line}");
             return Ok(false);
@@ -313,6 +368,91 @@ impl Summary {
             .entry(name.to_owned())
             .or_default()
             .insert(place.to_owned(), status);
+    }
+
+    fn record_case(&mut self, result: &CaseResult, place: &str) {
+        match result.status {
+            Status::Pass => self.passed += 1,
+            Status::Skip => self.skipped += 1,
+            Status::Fail => {
+                self.failed += 1;
+                let name = format!("{}/{}", result.family, result.case);
+                let reason = first_line(&result.reason).to_owned();
+                let (places, _) = self
+                    .failed_cases
+                    .entry(name)
+                    .or_insert_with(|| (Vec::new(), reason));
+                places.push(format!("{place} {}", result.user));
+            }
+        }
+        self.conformance
+            .entry((result.family.clone(), result.user.clone()))
+            .or_default()
+            .entry(place.to_owned())
+            .or_default()
+            .add(result.status);
+    }
+
+    /// Cases that pass, of those that were tried, by family, user and kernel; and each that failed.
+    fn print_conformance(&self) {
+        let mut places: Vec<&String> = Vec::new();
+        for place in self.conformance.values().flat_map(BTreeMap::keys) {
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        if places.is_empty() {
+            return;
+        }
+        let heads: Vec<String> = ["conformance", "user"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(places.iter().map(|place| (*place).clone()))
+            .collect();
+        let mut totals: BTreeMap<&String, Tally> = BTreeMap::new();
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        for ((family, user), by_place) in &self.conformance {
+            let cells = places.iter().map(|place| {
+                let tally = by_place.get(*place).copied().unwrap_or_default();
+                let total = totals.entry(place).or_default();
+                total.passed += tally.passed;
+                total.failed += tally.failed;
+                total.skipped += tally.skipped;
+                tally.cell()
+            });
+            rows.push(
+                [family.clone(), user.clone()]
+                    .into_iter()
+                    .chain(cells)
+                    .collect(),
+            );
+        }
+        let cells = places
+            .iter()
+            .map(|place| totals.get(place).copied().unwrap_or_default().cell());
+        rows.push(
+            ["total".to_owned(), String::new()]
+                .into_iter()
+                .chain(cells)
+                .collect(),
+        );
+        println!("\n{}", table::render(&heads, &rows));
+        // Cases of one family that failed alike are one line.
+        let mut alike: BTreeMap<(&str, &Vec<String>, &String), Vec<&str>> = BTreeMap::new();
+        for (name, (places, reason)) in &self.failed_cases {
+            let (family, case) = name.split_once('/').unwrap_or((name, ""));
+            alike
+                .entry((family, places, reason))
+                .or_default()
+                .push(case);
+        }
+        for ((family, places, reason), cases) in alike {
+            println!(
+                "failed: {family}/{} on {}: {reason}",
+                cases.join(", "),
+                places.join(", ")
+            );
+        }
     }
 
     fn close(&self) -> ExitCode {
@@ -343,6 +483,7 @@ impl Summary {
                 .collect();
             println!("\n{}", table::render(&heads, &rows));
         }
+        self.print_conformance();
         let rows: Vec<Vec<String>> = self
             .stages
             .iter()
@@ -410,5 +551,12 @@ mod tests {
         let line = r#"@result {"name":"x (user)","status":"skip","reason":"needs bpf-lsm","ms":0}"#;
         assert!(summary.scenario_line(line, "6.1").unwrap());
         assert_eq!((summary.passed, summary.failed, summary.skipped), (0, 0, 1));
+        let line =
+            r#"@case {"family":"open","case":"plain","user":"root","status":"fail","reason":"x"}"#;
+        assert!(summary.scenario_line(line, "6.1").unwrap());
+        assert_eq!(
+            summary.failed_cases["open/plain"].0,
+            ["6.1 root".to_owned()]
+        );
     }
 }

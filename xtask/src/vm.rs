@@ -33,6 +33,9 @@ pub struct Options {
     /// Keep the kernel's console in this file.
     #[arg(long)]
     console: Option<std::path::PathBuf>,
+    /// With agentwatch as `cargo build` makes it: sooner there, slower in use.
+    #[arg(long)]
+    debug: bool,
     /// The command; a shell where there is none.
     #[arg(last = true)]
     command: Vec<String>,
@@ -71,7 +74,7 @@ impl Default for Machine {
 /// `cargo xtask vm`.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let kernel = kernels::fetch(&options.kernel)?;
-    let image = image(&[])?;
+    let image = image(&[], !options.debug)?;
     let interactive = options.command.is_empty();
     let mut job = if interactive {
         println!("a shell on {} (Ctrl-D ends it)", kernel.version);
@@ -110,9 +113,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Builds what goes into a VM.
-pub fn image(host_programs: &[std::path::PathBuf]) -> Result<Image> {
+pub fn image(host_programs: &[std::path::PathBuf], release: bool) -> Result<Image> {
     setup::for_testing()?;
-    let agentwatch = build::agentwatch(true)?;
+    let agentwatch = build::agentwatch(release)?;
     Image::gather(&agentwatch, &Guest::build()?, host_programs)
 }
 

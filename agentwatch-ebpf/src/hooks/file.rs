@@ -1,20 +1,38 @@
 //! Files, where the kernel takes BPF LSM programs: each operation is decided on the identity of what it acts on.
 
-use agentwatch_common::event::{access, kind, state, verdict};
+use agentwatch_common::{
+    event::{access, kind, state, verdict},
+    policy::guard,
+};
 use aya_ebpf::{
+    EbpfContext as _,
+    helpers::bpf_get_current_pid_tgid,
     macros::{fexit, lsm},
     programs::{FExitContext, LsmContext},
 };
 
 use crate::{
     emit::{self, Draft},
-    kernel::{self, Dentry, DentryAt, File, TaskAt},
-    maps::TAGS,
-    session::Subject,
+    kernel::{self, Dentry, DentryAt, File, FileAt, TaskAt},
+    maps::{HOST, IDENTIFIED, TAGS},
+    session::{self, Subject},
     verdict::{self as policy, Decision},
 };
 
 const EACCES: i32 = 13;
+/// `ATTR_SIZE` (include/linux/fs.h).
+const ATTR_SIZE: u32 = 1 << 3;
+const PROT_EXEC: u64 = 4;
+const TIOCSTI: u32 = 0x5412;
+const TIOCLINUX: u32 = 0x541c;
+/// `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the same, `FS_IOC_FSSETXATTR`.
+const SET_ATTRIBUTES: [u32; 5] = [
+    0x4008_6602,
+    0x4004_6602,
+    0x4008_7602,
+    0x4004_7602,
+    0x401c_5820,
+];
 
 /// Opening, for reading, writing, listing or executing; by any system call, and by io_uring.
 #[lsm(hook = "file_open")]
@@ -50,6 +68,39 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
         (rights, bits)
     };
+    // A file that an overlay opens behind one of its own. What the host mounted has been decided by what it shows; what the
+    // session mounted is decided by what is really there too.
+    let in_front = file.in_front();
+    if in_front.0 != 0 {
+        if !policy::is_own(in_front.super_block(), subject.number) {
+            return 0;
+        }
+    } else if file.inode() != dentry.inode_pointer() as u64 {
+        // Before 6.7 such a file goes by the overlay's name.
+        if !policy::is_own(dentry.super_block(), subject.number) {
+            return 0;
+        }
+        let name = kernel::a_name_of(file.inode());
+        let decision = policy::file_at(&subject, name.0, rights);
+        let (outcome, result) = outcome(&subject, &decision);
+        if outcome != verdict::ALLOWED {
+            record_file(
+                &subject,
+                &Action {
+                    what: kind::OPEN,
+                    verdict: outcome,
+                    rule: decision.rule,
+                    access,
+                    flags,
+                    errno: -result,
+                    dentry: name.0,
+                    inode: name.inode(),
+                    device: name.device(),
+                },
+            );
+        }
+        return session::answer(result != 0, EACCES);
+    }
     let (rights, access) = subject.forget(rights, access);
     let decision = policy::file(&subject, dentry, rights);
     // A program that may run is recorded when it does.
@@ -118,12 +169,173 @@ pub fn inode_link(ctx: LsmContext) -> i32 {
 /// Mode, owner, size, times. Since 6.9 the hook's first argument is the mount's id map; the loader picks the one that fits.
 #[lsm(hook = "inode_setattr")]
 pub fn inode_setattr(ctx: LsmContext) -> i32 {
-    change(kind::ATTR, access::ATTR, Dentry(ctx.arg(0)))
+    change(kind::ATTR, changes_of(ctx.arg(1)), Dentry(ctx.arg(0)))
 }
 
 #[lsm(hook = "inode_setattr")]
 pub fn inode_setattr_idmap(ctx: LsmContext) -> i32 {
-    change(kind::ATTR, access::ATTR, Dentry(ctx.arg(1)))
+    change(kind::ATTR, changes_of(ctx.arg(2)), Dentry(ctx.arg(1)))
+}
+
+#[inline(always)]
+fn changes_of(iattr: u64) -> u32 {
+    if kernel::attributes(iattr) & ATTR_SIZE != 0 {
+        access::TRUNCATE
+    } else {
+        access::ATTR
+    }
+}
+
+#[lsm(hook = "inode_setxattr")]
+pub fn inode_setxattr(ctx: LsmContext) -> i32 {
+    change(kind::ATTR, access::XATTR, Dentry(ctx.arg(1)))
+}
+
+#[lsm(hook = "inode_removexattr")]
+pub fn inode_removexattr(ctx: LsmContext) -> i32 {
+    change(kind::ATTR, access::XATTR, Dentry(ctx.arg(1)))
+}
+
+#[lsm(hook = "inode_set_acl")]
+pub fn inode_set_acl(ctx: LsmContext) -> i32 {
+    change(kind::ATTR, access::XATTR, Dentry(ctx.arg(1)))
+}
+
+#[lsm(hook = "inode_remove_acl")]
+pub fn inode_remove_acl(ctx: LsmContext) -> i32 {
+    change(kind::ATTR, access::XATTR, Dentry(ctx.arg(1)))
+}
+
+/// Attributes of files that are set by ioctl, and typing into a terminal.
+#[lsm(hook = "file_ioctl")]
+pub fn file_ioctl(ctx: LsmContext) -> i32 {
+    ioctl(File(ctx.arg(0)), ctx.arg(1))
+}
+
+#[lsm(hook = "file_ioctl_compat")]
+pub fn file_ioctl_compat(ctx: LsmContext) -> i32 {
+    ioctl(File(ctx.arg(0)), ctx.arg(1))
+}
+
+#[inline(always)]
+fn ioctl(file: File, command: u32) -> i32 {
+    if command == TIOCSTI || command == TIOCLINUX {
+        return super::guard::refuse(guard::TERMINAL, 0, u64::from(command));
+    }
+    if SET_ATTRIBUTES.contains(&command) {
+        return change(kind::ATTR, access::ATTR, file.dentry());
+    }
+    0
+}
+
+/// Mapping a file as code.
+#[lsm(hook = "mmap_file")]
+pub fn mmap_file(ctx: LsmContext) -> i32 {
+    let protection: u64 = ctx.arg(2);
+    if protection & PROT_EXEC == 0 || kernel::raw_argument(ctx.as_ptr(), 0) == 0 {
+        return 0;
+    }
+    map(File(ctx.arg(0)))
+}
+
+#[lsm(hook = "file_mprotect")]
+pub fn file_mprotect(ctx: LsmContext) -> i32 {
+    let protection: u64 = ctx.arg(2);
+    if protection & PROT_EXEC == 0 {
+        return 0;
+    }
+    let file = kernel::mapped_file(ctx.arg(0));
+    if file.0.is_null() {
+        return 0;
+    }
+    map(file)
+}
+
+#[inline(always)]
+fn map(file: File) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let dentry = file.dentry();
+    if dentry.is_internal() {
+        return 0;
+    }
+    let held = policy::everything(&subject, dentry);
+    let decision = policy::code(held);
+    // A library that may be loaded is no event: its opening is.
+    if decision.allows() {
+        return 0;
+    }
+    answer(
+        &subject,
+        kind::EXEC,
+        dentry,
+        access::EXEC | access::MAP,
+        0,
+        decision,
+    )
+}
+
+/// A descriptor that comes from another process: over a UNIX socket, or taken from it.
+#[lsm(hook = "file_receive")]
+pub fn file_receive(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let file = File(ctx.arg(0));
+    let dentry = file.dentry();
+    if dentry.is_socket() && dentry.is_internal() {
+        return super::socket::received(&subject, FileAt(file.0 as u64));
+    }
+    let mode = file.mode();
+    let mut rights = 0;
+    let mut bits = access::RECEIVE;
+    if mode & kernel::FMODE_READ != 0 {
+        rights |= policy::READ;
+        bits |= access::READ;
+    }
+    if mode & kernel::FMODE_WRITE != 0 {
+        rights |= policy::WRITE;
+        bits |= access::WRITE;
+    }
+    // What gives no right to the contents is decided when it is used.
+    if rights == 0 {
+        return 0;
+    }
+    let (rights, bits) = subject.forget(rights, bits);
+    let decision = policy::file(&subject, dentry, rights);
+    if decision.allows() {
+        return 0;
+    }
+    answer(&subject, kind::OPEN, dentry, bits, 0, decision)
+}
+
+/// Watching a file for what is done to it: whoever may read it may. The daemon learns by it which file a path names to the
+/// kernel, and is refused.
+#[lsm(hook = "path_notify")]
+pub fn path_notify(ctx: LsmContext) -> i32 {
+    let dentry = kernel::path_dentry(ctx.arg(0));
+    if let Some(host) = HOST.get(0)
+        && host.daemon == (bpf_get_current_pid_tgid() >> 32) as u32
+        && let Some(answer) = IDENTIFIED.get_ptr_mut(0)
+    {
+        // SAFETY: the daemon asks for one file at a time.
+        unsafe {
+            (*answer).dev = dentry.device();
+            (*answer).inode = dentry.inode();
+            (*answer).generation = dentry.generation();
+            (*answer).asked = (*answer).asked.wrapping_add(1);
+        }
+        return -EACCES;
+    }
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let decision = policy::file(&subject, dentry, policy::READ);
+    if decision.allows() {
+        return 0;
+    }
+    answer(&subject, kind::OPEN, dentry, access::WATCH, 0, decision)
 }
 
 /// The end of every path look-up that was to open a file. Success and denial have been recorded by `file_open`;
@@ -221,6 +433,13 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     if dentry.is_internal() && decision.allows() {
         return 0;
     }
+    // What an overlay of the host's does in its layers has been decided on what it shows.
+    if !decision.allows()
+        && TaskAt::current().acts_for_another()
+        && policy::is_layer(&subject, dentry)
+    {
+        return 0;
+    }
     answer(&subject, what, dentry, bits, 0, decision)
 }
 
@@ -233,9 +452,15 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     if decision.allows() {
         decision = policy::name(&subject, second);
     }
+    if !decision.allows()
+        && TaskAt::current().acts_for_another()
+        && policy::is_layer(&subject, second)
+    {
+        return 0;
+    }
     let (outcome, result) = outcome(&subject, &decision);
     let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else {
-        return result;
+        return session::answer(result != 0, EACCES);
     };
     let (from, to) = (DentryAt(first.address()), DentryAt(second.address()));
     draft.path(from);
@@ -250,7 +475,7 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     record.errno = -result;
     record.access = access;
     draft.submit(&subject);
-    result
+    session::answer(result != 0, EACCES)
 }
 
 /// What is recorded, and what the kernel is told.
@@ -294,7 +519,7 @@ fn answer(
             device: dentry.device(),
         },
     );
-    result
+    session::answer(result != 0, EACCES)
 }
 
 /// An action on one file, as it is recorded.

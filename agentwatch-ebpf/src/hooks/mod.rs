@@ -1,9 +1,10 @@
 //! Entry points: each gets its arguments, asks `verdict`, answers, and lets `emit` record it.
 //!
-//! `syscall` is for kernels that refuse BPF LSM; the loader attaches either it or `file` and `socket`.
+//! `syscall` is for kernels that refuse BPF LSM; the loader attaches either it or `file`, `socket` and `guard`.
 
 mod cgroup;
 mod file;
+mod guard;
 mod net;
 mod process;
 mod socket;

@@ -1,23 +1,324 @@
-//! The outcome of connects, where the kernel takes fexit programs: any family, any way in.
+//! Sockets, where the kernel takes LSM programs: which families there are for a session, UNIX sockets by their file or
+//! name, sockets that come from elsewhere; and the outcome of connects: any family, any way in.
+
+use core::ffi::c_void;
 
 use agentwatch_common::{
-    event::{kind, state, verdict},
-    policy::{net, rule},
+    event::{GUARD_SOCKET, kind, state, verdict},
+    policy::{family, net, rule},
 };
-use aya_ebpf::{macros::fexit, programs::FExitContext};
+use aya_ebpf::{
+    macros::{fexit, lsm},
+    programs::{FExitContext, LsmContext},
+};
 
 use crate::{
     emit,
-    hooks::net::{mapped, record, words},
-    kernel::{FileAt, TaskAt, read},
-    session::Subject,
+    hooks::{
+        guard::{self, Guarded},
+        net::{mapped, record, words},
+    },
+    kernel::{self, FileAt, SockAt, TaskAt, read},
+    maps::{POLICIES, SOCKETS},
+    session::{Subject, answer},
     verdict as policy,
 };
 
 const EPERM: i32 = 1;
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+const SOCK_RAW: u32 = 3;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+
+/// Making a socket. Internet, UNIX and netlink sockets are for everyone; others are for those whose policy names them.
+#[lsm(hook = "socket_create")]
+pub fn socket_create(ctx: LsmContext) -> i32 {
+    let kernels: u32 = ctx.arg(3);
+    if kernels != 0 {
+        return 0;
+    }
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let (family, kind, protocol): (u32, u32, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let bit = family_bit(family, kind & 0xf, protocol);
+    usable(&subject, bit, family as u16, kind & 0xf)
+}
+
+/// The bit of [`agentwatch_common::policy::Policy::families`] that a socket needs.
+#[inline(always)]
+fn family_bit(family: u32, kind: u32, protocol: u32) -> u32 {
+    const IPPROTO_TCP: u32 = 6;
+    const IPPROTO_UDP: u32 = 17;
+    const IPPROTO_MPTCP: u32 = 262;
+    if family != u32::from(AF_INET) && family != u32::from(AF_INET6) {
+        return if family < family::OTHER_PROTOCOL {
+            family
+        } else {
+            family::OTHER_PROTOCOL
+        };
+    }
+    if kind == SOCK_RAW {
+        return family::RAW;
+    }
+    let usual = (kind == SOCK_STREAM
+        && (protocol == 0 || protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))
+        || (kind == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP));
+    if usual {
+        family
+    } else {
+        family::OTHER_PROTOCOL
+    }
+}
+
+#[inline(always)]
+fn usable(subject: &Subject, bit: u32, family: u16, kind: u32) -> i32 {
+    // SAFETY: entries are replaced whole.
+    if let Some(policy) = unsafe { POLICIES.get(subject.policy) }
+        && policy.families & 1 << (bit & 63) != 0
+    {
+        return 0;
+    }
+    let outcome = if subject.monitors() {
+        verdict::AUDITED
+    } else {
+        verdict::DENIED
+    };
+    guard::record(
+        subject,
+        &Guarded {
+            operation: GUARD_SOCKET,
+            rule: rule::FAMILIES_DEFAULT,
+            verdict: outcome,
+            target: 0,
+            detail: u64::from(bit),
+            dentry: 0,
+            family,
+            socket_type: kind,
+        },
+    );
+    answer(outcome == verdict::DENIED, EPERM)
+}
+
+/// A socket of the session's, so that the session may talk to itself.
+#[lsm(hook = "socket_post_create")]
+pub fn socket_post_create(ctx: LsmContext) -> i32 {
+    if let Some(subject) = Subject::current() {
+        let sock = kernel::sock_of(ctx.arg(0));
+        if sock.is_null() {
+            return 0;
+        }
+        let mark = SOCKETS.get_or_insert(sock, core::ptr::null());
+        if !mark.is_null() {
+            // SAFETY: not null.
+            unsafe { mark.write_volatile(subject.number) };
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn is_own(subject: &Subject, sock: *const c_void) -> bool {
+    if sock.is_null() {
+        return false;
+    }
+    let mark = SOCKETS.get(sock);
+    // SAFETY: read where it is not null.
+    !mark.is_null() && unsafe { mark.read_volatile() } == subject.number
+}
+
+/// Listening: without a name the kernel gives the socket one.
+#[lsm(hook = "socket_listen")]
+pub fn socket_listen(ctx: LsmContext) -> i32 {
+    listens(ctx.arg(0), false)
+}
+
+/// Accepting from a socket that was listening before the session had it.
+#[lsm(hook = "socket_accept")]
+pub fn socket_accept(ctx: LsmContext) -> i32 {
+    listens(ctx.arg(0), true)
+}
+
+#[inline(always)]
+fn listens(socket: *const c_void, accepts: bool) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let sock = kernel::sock_of(socket);
+    if sock.is_null() {
+        return 0;
+    }
+    let at = SockAt(sock as u64);
+    let family = at.family();
+    if family != AF_INET && family != AF_INET6 {
+        return 0;
+    }
+    let port = at.local_port();
+    // Its own have been decided when they were bound.
+    if is_own(&subject, sock) && (accepts || port != 0) {
+        return 0;
+    }
+    let addr = if family == AF_INET {
+        mapped(at.local4())
+    } else {
+        words(at.local6())
+    };
+    let decision = policy::address(
+        subject.policy,
+        net::LISTEN,
+        addr,
+        port,
+        rule::LISTEN_DEFAULT,
+    );
+    if decision.allows() {
+        return 0;
+    }
+    refused(
+        &subject,
+        kind::BIND,
+        family,
+        addr,
+        port,
+        kernel::socket_type(socket),
+        decision.rule,
+    )
+}
+
+#[inline(always)]
+fn refused(
+    subject: &Subject,
+    what: u32,
+    family: u16,
+    addr: [u8; 16],
+    port: u16,
+    socket_type: u32,
+    rule: u32,
+) -> i32 {
+    let outcome = if subject.monitors() {
+        verdict::AUDITED
+    } else {
+        verdict::DENIED
+    };
+    let errno = if outcome == verdict::DENIED { EPERM } else { 0 };
+    record(
+        subject,
+        what,
+        family,
+        addr,
+        port,
+        socket_type,
+        outcome,
+        rule,
+        errno,
+    );
+    answer(errno != 0, EPERM)
+}
+
+/// A socket that comes from another process: what it is connected to is decided as if the session connected to it.
+#[inline(always)]
+pub fn received(subject: &Subject, file: FileAt) -> i32 {
+    let sock = file.sock();
+    let family = sock.family();
+    let kind = file.socket_type();
+    if family != AF_INET && family != AF_INET6 {
+        return usable(subject, u32::from(family) & 63, family, kind);
+    }
+    if kind == SOCK_RAW {
+        return usable(subject, family::RAW, family, kind);
+    }
+    let port = sock.peer_port();
+    if port == 0 {
+        return 0;
+    }
+    let addr = if family == AF_INET {
+        mapped(sock.peer4())
+    } else {
+        words(sock.peer6())
+    };
+    let decision = policy::address(
+        subject.policy,
+        net::CONNECT,
+        addr,
+        port,
+        rule::NETWORK_DEFAULT,
+    );
+    if decision.allows() {
+        return 0;
+    }
+    refused(
+        subject,
+        kind::CONNECT,
+        family,
+        addr,
+        port,
+        kind,
+        decision.rule,
+    )
+}
+
+/// Connecting to a UNIX socket.
+#[lsm(hook = "unix_stream_connect")]
+pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
+    unix(ctx.arg(1), SOCK_STREAM)
+}
+
+/// Sending a datagram to a UNIX socket, or connecting to one that takes datagrams.
+#[lsm(hook = "unix_may_send")]
+pub fn unix_may_send(ctx: LsmContext) -> i32 {
+    unix(kernel::sock_of(ctx.arg(1)), SOCK_DGRAM)
+}
+
+#[inline(always)]
+fn unix(peer: *const c_void, socket_type: u32) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    if peer.is_null() || is_own(&subject, peer) {
+        return 0;
+    }
+    let peer = SockAt(peer as u64);
+    let dentry = peer.unix_dentry();
+    let (name, len) = peer.unix_name();
+    let decision = if dentry.0 != 0 {
+        let held = policy::everything_at(&subject, dentry.0);
+        policy::socket_file(held)
+    } else if len > 1 {
+        // An abstract name: a NUL stands before it.
+        policy::abstract_name(&subject, name + 1, len - 1)
+    } else {
+        // One that has no name was handed over by somebody.
+        return 0;
+    };
+    if decision.allows() {
+        return 0;
+    }
+    let (outcome, errno) = if subject.monitors() {
+        (verdict::AUDITED, 0)
+    } else {
+        (verdict::DENIED, EPERM)
+    };
+    let Some(mut draft) = emit::begin(kind::CONNECT, &subject, TaskAt::current()) else {
+        return answer(errno != 0, EPERM);
+    };
+    if dentry.0 != 0 {
+        draft.path(dentry);
+        let record = draft.record();
+        record.dev = dentry.device();
+        record.inode = dentry.inode();
+    } else {
+        draft.name_bytes(name as *const u8, len);
+    }
+    let record = draft.record();
+    record.verdict = outcome;
+    record.rule = decision.rule;
+    record.family = AF_UNIX;
+    record.socket_type = socket_type;
+    record.errno = errno;
+    draft.submit(&subject);
+    answer(errno != 0, EPERM)
+}
 
 #[fexit(function = "__sys_connect_file")]
 pub fn sys_connect_file(ctx: FExitContext) -> i32 {

@@ -10,6 +10,8 @@ pub mod events;
 pub mod output;
 pub mod policy;
 pub mod query;
+pub mod release;
+pub mod reload;
 pub mod render;
 pub mod run;
 pub mod sessions;

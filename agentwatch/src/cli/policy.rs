@@ -47,7 +47,7 @@ pub enum PolicyCommand {
     Explain(ExplainArgs),
     /// List the presets that policies can extend, or print one
     Presets(show::PresetsArgs),
-    /// Show the policy that a session was started with, rule by rule, from the history
+    /// Show the policy that was last put in force for a session, rule by rule, from the history
     Show(show::ShowArgs),
     /// Print the JSON Schema of policy files
     Schema,

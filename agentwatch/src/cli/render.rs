@@ -217,6 +217,18 @@ fn lifecycle(lifecycle: &Lifecycle) -> String {
             format!("started, {}{missing}: {subject}", coverage.name())
         }
         Lifecycle::Resumed { coverage } => format!("resumed, {}", coverage.name()),
+        Lifecycle::Reloaded {
+            policy,
+            mode,
+            coverage,
+            uid,
+            ..
+        } => format!(
+            "reloaded by user {uid}: {} in {} mode, {}",
+            escape(policy.get(..19).unwrap_or(policy)),
+            mode.name(),
+            coverage.name()
+        ),
         Lifecycle::Ended {
             reason,
             exit_code,

@@ -8,6 +8,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -35,6 +36,8 @@ const FAILED: u8 = 125;
 const NOT_EXECUTABLE: i32 = 126;
 /// The command is not found.
 const NOT_FOUND: i32 = 127;
+/// How long a daemon may be away before the end of the command is kept from it.
+const DAEMON_RESTARTS: Duration = Duration::from_secs(10);
 /// What is handed on to the command when somebody sends it to us.
 const PASSED_ON: [Signal; 7] = [
     Signal::SIGTERM,
@@ -67,9 +70,18 @@ pub struct RunArgs {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum ModeArg {
+pub(super) enum ModeArg {
     Enforce,
     Monitor,
+}
+
+impl ModeArg {
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Enforce => Mode::Enforce,
+            Self::Monitor => Mode::Monitor,
+        }
+    }
 }
 
 impl RunArgs {
@@ -89,10 +101,7 @@ impl RunArgs {
         let request = Request::Run {
             policy,
             name: self.name,
-            mode: self.mode.map(|mode| match mode {
-                ModeArg::Enforce => Mode::Enforce,
-                ModeArg::Monitor => Mode::Monitor,
-            }),
+            mode: self.mode.map(ModeArg::mode),
             accept_degraded: self.accept_degraded,
             command: self.command.clone(),
         };
@@ -128,17 +137,27 @@ impl RunArgs {
                     .context("hear from the child")?;
                 let code = attend(child, &signals)?;
                 if !session.is_empty() {
-                    let told = control::connect(runtime_dir).and_then(|stream| {
-                        control::ask(&stream, &Request::Exited { session, code })
-                    });
-                    if let Err(error) = told {
-                        eprintln!(
-                            "agentwatch: the end of the command could not be reported: {error:#}"
-                        );
-                    }
+                    report(runtime_dir, &Request::Exited { session, code });
                 }
                 Ok(u8::try_from(code).unwrap_or(u8::MAX))
             }
+        }
+    }
+}
+
+/// Tells the daemon how the command ended. One that is being restarted is waited for.
+fn report(runtime_dir: &Path, exited: &Request) {
+    let since = Instant::now();
+    loop {
+        let told = control::connect(runtime_dir).and_then(|stream| control::ask(&stream, exited));
+        match told {
+            Ok(_) => return,
+            // A refusal is an answer.
+            Err(error) if error.is::<control::Refused>() || since.elapsed() > DAEMON_RESTARTS => {
+                eprintln!("agentwatch: the end of the command could not be reported: {error:#}");
+                return;
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }

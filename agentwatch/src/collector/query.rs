@@ -90,6 +90,7 @@ pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>
         Question::Timeline { session } => timeline(&mut connection, session, asker, shared).await,
         Question::Sessions => sessions(&mut connection, asker, shared).await,
         Question::Sql { sql } => self::sql(&mut connection, sql, asker, shared).await,
+        Question::Account { session } => account(&mut connection, session, asker, shared).await,
         Question::Status => status(&mut connection, asker, shared).await,
     };
     let last = match result {
@@ -312,6 +313,26 @@ async fn status(
         shared.limits.unread_part,
     )
     .await?)
+}
+
+async fn account(
+    connection: &mut Connection,
+    session: String,
+    asker: Asker,
+    shared: &Arc<Shared>,
+) -> Result<(), Failure> {
+    let directory = shared.state_dir.clone();
+    let parts =
+        blocking(move || Reader::open(&directory, asker.viewer())?.account(&session)).await?;
+    for part in parts {
+        send(
+            connection,
+            &Answer::Account { part },
+            shared.limits.unread_part,
+        )
+        .await?;
+    }
+    Ok(())
 }
 
 /// Sends a whole walk, page by page.

@@ -3,6 +3,8 @@
 mod live;
 mod orders;
 mod policies;
+mod reload;
+mod resume;
 
 use std::{
     collections::HashMap,
@@ -15,17 +17,22 @@ use agentwatch_common::{
     limits::{BULK_RING, VERDICT_RING},
 };
 use anyhow::Result;
+use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
     time::{self, MissedTickBehavior},
 };
 
-use super::{config::Config, control::Order, forward::Figures, launch::Origin};
+use super::{
+    config::Config, control::Order, forward::Figures, launch::Origin, reckon::Found,
+    registry::Registry,
+};
 use crate::{
     event::{
         Event, Kind,
         decode::{Decoded, decode},
         enrich::Enricher,
+        host::Host,
         model::{Counts, Lifecycle, Loss},
     },
     kernel::{Kernel, load::Rings},
@@ -59,8 +66,15 @@ pub struct Engine {
     rings: Rings,
     enricher: Enricher,
     sessions: HashMap<u32, Live>,
-    /// Number of the newest session; also of its policy.
+    /// The newest number of a session or a policy.
     last_number: u32,
+    registry: Registry,
+    inheritance: resume::Inheritance,
+    boot_id: String,
+    /// When this daemon began.
+    began: Timestamp,
+    /// Whether everything is to be taken out of the kernel.
+    released: bool,
     watches: Vec<Watch>,
     /// Where the administrator's policies are.
     managed_dir: std::path::PathBuf,
@@ -89,6 +103,7 @@ impl Engine {
         outbox: mpsc::Sender<Event>,
         config: &Config,
         figures: Arc<Figures>,
+        registry: Registry,
     ) -> Result<Self> {
         let enricher = Enricher::new(kernel.cgroup_root.clone())?;
         let watches = config
@@ -103,6 +118,11 @@ impl Engine {
             enricher,
             sessions: HashMap::new(),
             last_number: 0,
+            registry,
+            inheritance: resume::Inheritance::default(),
+            boot_id: Host::read()?.boot_id,
+            began: Timestamp::now(),
+            released: false,
             watches,
             managed_dir: config.managed_dir.0.clone(),
             refused: Vec::new(),
@@ -121,11 +141,11 @@ impl Engine {
         })
     }
 
-    /// Runs until told to stop. Sessions do not end with the daemon's stop: they are ended here, because the
-    /// programs go with it.
+    /// Runs until told to stop. Sessions go on then, held by the kernel, for the next daemon to take over.
     pub async fn run(
         mut self,
         mut orders: mpsc::Receiver<Order>,
+        mut found: mpsc::Receiver<Found>,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<()> {
         let mut tick = time::interval(TICK);
@@ -137,19 +157,40 @@ impl Engine {
                 Some(order) = orders.recv() => {
                     let response = self.obey(order.peer, order.request);
                     let _ = order.answer.send(response);
+                    if self.released {
+                        break;
+                    }
                 }
+                Some(found) = found.recv() => self.found(found),
                 ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
                 _ = tick.tick() => { self.drain(); self.tick(); }
                 ready = self.rings.bulk.ready() => { ready?; self.drain(); }
             }
             self.flush().await;
         }
-        let numbers: Vec<u32> = self.sessions.keys().copied().collect();
-        for number in numbers {
-            self.end(number, "daemon_stopped");
+        if self.kernel.outlives_us() {
+            self.drain();
+            if !self.sessions.is_empty() {
+                tracing::warn!(
+                    sessions = self.sessions.len(),
+                    "the sessions stay enforced without a daemon, and the next one takes them over; hint: `agentwatch release` ends them"
+                );
+            }
+        } else {
+            self.end_all("daemon_stopped");
         }
         self.flush().await;
         Ok(())
+    }
+
+    fn end_all(&mut self, reason: &str) {
+        let numbers: Vec<u32> = self.sessions.keys().copied().collect();
+        for number in numbers {
+            self.end(number, reason);
+        }
+        for number in std::mem::take(&mut self.inheritance.strangers) {
+            self.end_stranger(number);
+        }
     }
 
     /// Passes on what is ready; waits where the forwarder is behind, and lets the rings fill meanwhile.
@@ -252,6 +293,10 @@ impl Engine {
                 }
             }
         }
+        if self.ticks.is_multiple_of(REBIND_TICKS) {
+            self.look_after_strangers();
+            self.retire();
+        }
         self.census_taken = false;
         let numbers: Vec<u32> = self.sessions.keys().copied().collect();
         for number in numbers {
@@ -301,6 +346,10 @@ impl Engine {
         if !over {
             return;
         }
+        if live.unreckoned {
+            // Its account cannot be closed before the history has said what an earlier daemon delivered.
+            return;
+        }
         let since = *live.empty_since.get_or_insert_with(Instant::now);
         let patience = since.elapsed() < LAST_WORD;
         match live.origin {
@@ -333,6 +382,9 @@ impl Engine {
         };
         self.kernel.maps.remove_cgroups(number);
         self.kernel.maps.remove_policy(&live.bound);
+        for (_, bound) in &live.retiring {
+            self.kernel.maps.remove_policy(bound);
+        }
         self.kernel.maps.remove_folds(number);
         self.fold_bases.retain(|(session, _), _| *session != number);
         self.fold_counts.retain(|key, _| key.session != number);
@@ -352,6 +404,7 @@ impl Engine {
         });
         tracing::info!(session = live.subject.reference.id, reason, "session ended");
         self.ready.push(event);
+        self.registry.remove(live.id());
     }
 
     fn declare_losses(&mut self, number: u32, at_once: bool) {
@@ -365,17 +418,31 @@ impl Engine {
         let Some(live) = self.sessions.get_mut(&number) else {
             return;
         };
+        if live.unreckoned && !at_once {
+            return;
+        }
+        // What was numbered before this daemon took over and is nowhere, an earlier one had in memory.
+        let before = live.taken_over_at.unwrap_or(0);
         for gap in live.account.lost(last, Instant::now(), at_once) {
-            let events = gap.end() - gap.start() + 1;
-            self.lost += events;
-            let mut event = self.enricher.own(&live.subject.reference, Kind::Loss);
-            event.loss = Some(Loss {
-                from: *gap.start(),
-                to: *gap.end(),
-                reason: "ring_full".to_owned(),
-                events,
-            });
-            self.ready.push(event);
+            let (from, to) = gap.into_inner();
+            for (from, to, reason) in [
+                (from, to.min(before), "daemon_killed"),
+                (from.max(before + 1), to, "ring_full"),
+            ] {
+                if from > to {
+                    continue;
+                }
+                let events = to - from + 1;
+                self.lost += events;
+                let mut event = self.enricher.own(&live.subject.reference, Kind::Loss);
+                event.loss = Some(Loss {
+                    from,
+                    to,
+                    reason: reason.to_owned(),
+                    events,
+                });
+                self.ready.push(event);
+            }
         }
     }
 
@@ -394,6 +461,15 @@ impl Engine {
         self.folded = folded;
         for (key, fold) in self.kernel.maps.folds() {
             if only.is_some_and(|number| number != key.session) {
+                continue;
+            }
+            // What an earlier daemon has told of is not known yet.
+            if only.is_none()
+                && self
+                    .sessions
+                    .get(&key.session)
+                    .is_some_and(|live| live.unreckoned)
+            {
                 continue;
             }
             let told = self.fold_counts.entry(key).or_default();
@@ -415,7 +491,11 @@ impl Engine {
                 // It has been forgotten: the count is told, and which event it belongs to.
                 None => {
                     let (kind, verdict) = crate::event::enrich::folded(&key);
-                    let mut event = self.enricher.own(&live.subject.reference, kind);
+                    let reference = live
+                        .subject
+                        .decided_by(key.policy)
+                        .map_or(&live.subject.reference, |(reference, _)| reference);
+                    let mut event = self.enricher.own(reference, kind);
                     event.verdict = verdict;
                     event.fold = Some(format!("{}-{}", live.subject.reference.id, fold.seq));
                     event

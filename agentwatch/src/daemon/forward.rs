@@ -338,7 +338,8 @@ impl Forwarder {
             .store(self.spool.events(), Ordering::Relaxed);
         self.figures
             .connected
-            .store(self.connection.is_some(), Ordering::Relaxed);
+            // Whoever sees that it is connected sees what is on disk, too.
+            .store(self.connection.is_some(), Ordering::Release);
     }
 
     /// The daemon stops: gives the collector a moment, and puts the rest on disk.

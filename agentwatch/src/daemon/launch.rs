@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     event::{Mode, model::Coverage},
     kernel::load::Backend,
@@ -10,7 +12,8 @@ use crate::{
 };
 
 /// How a session's processes came to be in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Origin {
     Run,
     Attach,
@@ -28,7 +31,7 @@ impl Origin {
 }
 
 /// How well a policy is held.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Holding {
     pub coverage: Coverage,
     pub missing: Vec<String>,

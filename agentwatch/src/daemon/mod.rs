@@ -8,6 +8,9 @@ mod control;
 mod engine;
 mod forward;
 mod launch;
+mod reckon;
+mod registry;
+mod release;
 mod spool;
 mod supervise;
 
@@ -20,8 +23,9 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, pin::Pins};
 use config::Config;
+pub use release::release;
 
 /// Where a daemon keeps what it needs.
 #[derive(Clone, Debug)]
@@ -46,7 +50,31 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     }
     let _lock = lock(&paths)?;
     let listener = control::listen(&paths.runtime)?;
-    let (kernel, rings) = Kernel::load()?;
+    let started = std::time::Instant::now();
+    let pins = match Pins::open(&paths.runtime) {
+        Ok(pins) => Some(pins),
+        Err(error) => {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "nothing can be pinned: sessions end with this daemon"
+            );
+            None
+        }
+    };
+    let pinned = pins.as_ref().map(|pins| pins.dir().to_owned());
+    let (mut kernel, rings) = Kernel::load(pins)?;
+    kernel.maps.protect(crate::kernel::bind::Own {
+        directories: [
+            Some(paths.state.clone()),
+            Some(paths.runtime.clone()),
+            pinned,
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        socket: Some(paths.runtime.join(crate::wire::control::CONTROL_SOCKET)),
+    });
+    tracing::info!(programs = ?kernel.taken, milliseconds = started.elapsed().as_millis(), "the programs are in force");
     for check in &kernel.checks {
         tracing::info!(check = check.name, state = ?check.state, "{}", check.detail);
     }
@@ -61,8 +89,25 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes)?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
-    let engine = engine::Engine::new(kernel, rings, events, &config, figures)?;
-    let engine = tokio::spawn(engine.run(orders, stopped.clone()));
+    let mut engine = engine::Engine::new(
+        kernel,
+        rings,
+        events,
+        &config,
+        figures.clone(),
+        registry::Registry::open(&paths.state)?,
+    )?;
+    let (ask, wanted) = mpsc::unbounded_channel();
+    engine.take_over(&registry::Registry::open(&paths.state)?, ask)?;
+    let (answers, found) = mpsc::channel(16);
+    let reckoner = tokio::spawn(reckon::run(
+        paths.runtime.clone(),
+        figures,
+        wanted,
+        answers,
+        stopped.clone(),
+    ));
+    let engine = tokio::spawn(engine.run(orders, found, stopped.clone()));
     let control = tokio::spawn(control::serve(listener, commands));
     tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
 
@@ -86,6 +131,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         .await
         .context("wait for the forwarder")?
         .map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
+    reckoner.await.context("wait for the reckoner")?;
     supervisor.await.context("wait for the collector")?;
     let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
     outcome.context("the engine panicked")?

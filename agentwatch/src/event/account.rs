@@ -1,7 +1,7 @@
 //! Whether every numbered event of a session has arrived: made = delivered + folded + lost.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
@@ -10,13 +10,83 @@ use std::{
 /// writing its record is never away for as long.
 pub const GRACE: Duration = Duration::from_secs(1);
 
+/// A set of numbers that mostly follow each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// First and last of each run; runs neither overlap nor touch.
+    runs: BTreeMap<u64, u64>,
+}
+
+impl Numbers {
+    pub fn contains(&self, number: u64) -> bool {
+        self.runs
+            .range(..=number)
+            .next_back()
+            .is_some_and(|(_, last)| number <= *last)
+    }
+
+    /// Adds a run; gives back how many of its numbers are new.
+    pub fn insert(&mut self, run: RangeInclusive<u64>) -> u64 {
+        let (mut first, mut last) = run.into_inner();
+        if first > last {
+            return 0;
+        }
+        let mut added = last - first + 1;
+        // Everything that overlaps it or touches it becomes part of it.
+        while let Some((start, end)) = self
+            .runs
+            .range(..=last.saturating_add(1))
+            .next_back()
+            .map(|(start, end)| (*start, *end))
+            .filter(|(_, end)| end.saturating_add(1) >= first)
+        {
+            self.runs.remove(&start);
+            let overlap = end
+                .min(last)
+                .saturating_add(1)
+                .saturating_sub(start.max(first));
+            added -= overlap.min(added);
+            first = first.min(start);
+            last = last.max(end);
+        }
+        self.runs.insert(first, last);
+        added
+    }
+
+    pub fn runs(&self) -> impl Iterator<Item = RangeInclusive<u64>> + '_ {
+        self.runs.iter().map(|(first, last)| *first..=*last)
+    }
+
+    /// What is not in it, from `first` to `last`.
+    pub fn gaps(&self, first: u64, last: u64) -> Vec<RangeInclusive<u64>> {
+        let mut gaps = Vec::new();
+        let mut next = first;
+        for (start, end) in &self.runs {
+            if *start > last {
+                break;
+            }
+            if next < *start {
+                gaps.push(next..=*start - 1);
+            }
+            next = next.max(end.saturating_add(1));
+        }
+        if next <= last {
+            gaps.push(next..=last);
+        }
+        gaps
+    }
+
+    /// The highest number, 0 where there is none.
+    pub fn last(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(_, last)| *last)
+    }
+}
+
 /// The numbers of one session that have arrived.
 #[derive(Debug, Default)]
 pub struct Account {
-    /// Everything up to here has arrived or has been declared lost.
-    settled: u64,
-    /// What arrived beyond a gap.
-    ahead: BTreeSet<u64>,
+    /// What has arrived or has been declared lost.
+    settled: Numbers,
     /// The highest number that the kernel had given when it was last asked, and when that was first seen missing.
     waiting: Option<(u64, Instant)>,
     pub delivered: u64,
@@ -26,59 +96,47 @@ pub struct Account {
 impl Account {
     /// Whether a number has arrived or been given up.
     pub fn is_settled(&self, seq: u64) -> bool {
-        seq <= self.settled || self.ahead.contains(&seq)
+        self.settled.contains(seq)
     }
 
     pub fn arrived(&mut self, seq: u64) {
-        // One that was given up before stays counted as lost.
-        if seq <= self.settled {
-            return;
-        }
-        self.delivered += 1;
-        self.ahead.insert(seq);
-        while self.ahead.remove(&(self.settled + 1)) {
-            self.settled += 1;
-        }
+        self.arrived_before(seq..=seq);
+    }
+
+    /// These arrived, here or at a daemon that is gone. One that was given up before stays counted as lost.
+    pub fn arrived_before(&mut self, run: RangeInclusive<u64>) {
+        self.delivered += self.settled.insert(run);
+    }
+
+    /// These were declared lost by a daemon that is gone.
+    pub fn lost_before(&mut self, run: RangeInclusive<u64>) {
+        self.lost += self.settled.insert(run);
     }
 
     /// The gaps that are old enough to be losses, given the kernel's last number. `at_once` is for a session that has ended
     /// and rings that are empty.
     pub fn lost(&mut self, last: u64, now: Instant, at_once: bool) -> Vec<RangeInclusive<u64>> {
-        if last <= self.settled {
+        if self.settled.gaps(1, last).is_empty() {
             self.waiting = None;
             return Vec::new();
         }
-        match self.waiting {
-            _ if at_once => {}
-            Some((up_to, since)) if self.settled < up_to => {
+        let up_to = match self.waiting {
+            _ if at_once => last,
+            Some((up_to, since)) if !self.settled.gaps(1, up_to).is_empty() => {
                 if now.duration_since(since) < GRACE {
                     return Vec::new();
                 }
+                up_to
             }
             _ => {
                 self.waiting = Some((last, now));
                 return Vec::new();
             }
-        }
-        let up_to = if at_once {
-            last
-        } else {
-            self.waiting.map_or(last, |(up_to, _)| up_to)
         };
         self.waiting = None;
-        let mut gaps = Vec::new();
-        let mut next = self.settled + 1;
-        for seq in self.ahead.range(..=up_to).copied().chain([up_to + 1]) {
-            if next < seq {
-                gaps.push(next..=seq - 1);
-                self.lost += seq - next;
-            }
-            next = seq + 1;
-        }
-        self.settled = up_to;
-        self.ahead = self.ahead.split_off(&(up_to + 1));
-        while self.ahead.remove(&(self.settled + 1)) {
-            self.settled += 1;
+        let gaps = self.settled.gaps(1, up_to);
+        for gap in &gaps {
+            self.lost_before(gap.clone());
         }
         gaps
     }
@@ -114,5 +172,35 @@ mod tests {
         account.arrived(12);
         assert!(account.lost(12, start + GRACE * 3, false).is_empty());
         assert_eq!(account.lost(14, start, true), [13..=14]);
+    }
+
+    #[test]
+    fn what_a_dead_daemon_had_and_what_it_declared_is_not_lost_again() {
+        let mut account = Account::default();
+        account.arrived(9);
+        account.arrived_before(1..=4);
+        account.arrived_before(8..=10);
+        account.lost_before(5..=5);
+        assert_eq!((account.delivered, account.lost), (7, 1));
+        assert_eq!(account.lost(10, Instant::now(), true), [6..=7]);
+        assert_eq!((account.delivered, account.lost), (7, 3));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn runs_are_sets(runs in proptest::collection::vec((1u64..60, 0u64..9), 0..40)) {
+            let mut numbers = Numbers::default();
+            let mut model = std::collections::BTreeSet::new();
+            for (first, more) in runs {
+                let new = (first..=first + more).filter(|number| model.insert(*number)).count() as u64;
+                proptest::prop_assert_eq!(numbers.insert(first..=first + more), new);
+            }
+            for number in 0..80 {
+                proptest::prop_assert_eq!(numbers.contains(number), model.contains(&number));
+            }
+            let missing: Vec<u64> = numbers.gaps(1, 75).into_iter().flatten().collect();
+            let expected: Vec<u64> = (1..=75).filter(|number| !model.contains(number)).collect();
+            proptest::prop_assert_eq!(missing, expected);
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::{
     decode::{Decoded, until_nul},
     flags::open_flags,
     host::{Host, wall},
-    model::{Event, Exit, File, Kind, Mode, Net, Process, SessionRef, Verdict},
+    model::{Event, Exit, File, Guard, Kind, Mode, Net, Process, SessionRef, Verdict},
     process::{Known, ProcessKey, Processes},
 };
 use crate::{
@@ -24,16 +24,58 @@ use crate::{
         model::{Access, Compiled, Effect},
     },
 };
-use agentwatch_common::event::{Record, access, kind, state, verdict};
+use agentwatch_common::{
+    event::{Record, access, kind, state, verdict},
+    policy::guard,
+};
 
 /// What enriching needs of a session.
 pub struct Subject {
+    /// Key of the policy's rules in the kernel.
+    pub number: u32,
     pub reference: SessionRef,
     pub policy: Arc<Compiled>,
+    /// What was in force before: records can still be on their way that it decided.
+    pub before: Vec<Before>,
     /// Path of a cgroup by its id, for those that have been seen.
     pub cgroups: HashMap<u64, Arc<str>>,
     /// Whether file rules are held by Landlock.
     pub landlock: bool,
+}
+
+/// A policy that was in force.
+pub struct Before {
+    pub number: u32,
+    pub reference: SessionRef,
+    pub policy: Arc<Compiled>,
+}
+
+/// Policies that are no longer in force and are remembered, a session.
+const BEFORE: usize = 4;
+
+impl Subject {
+    /// Another policy is in force from now on.
+    pub fn reload(&mut self, number: u32, reference: SessionRef, policy: Arc<Compiled>) {
+        if self.before.len() >= BEFORE {
+            self.before.remove(0);
+        }
+        self.before.push(Before {
+            number: std::mem::replace(&mut self.number, number),
+            reference: std::mem::replace(&mut self.reference, reference),
+            policy: std::mem::replace(&mut self.policy, policy),
+        });
+    }
+
+    /// The session and the policy as they were when this policy decided; `None` for one that has been forgotten.
+    pub fn decided_by(&self, number: u32) -> Option<(&SessionRef, &Arc<Compiled>)> {
+        if number == self.number {
+            return Some((&self.reference, &self.policy));
+        }
+        self.before
+            .iter()
+            .find(|before| before.number == number)
+            .map(|before| (&before.reference, &before.policy))
+    }
 }
 
 /// Turns records into events.
@@ -93,8 +135,15 @@ impl Enricher {
             self.processes.executed(key, self.executed(decoded));
         }
         let process = self.process(record, key, subject);
-        let mut event = self.own(&subject.reference, kind);
-        event.id = format!("{}-{}", subject.reference.id, record.seq);
+        let decided = subject
+            .decided_by(record.policy)
+            .map(|(reference, policy)| (reference.clone(), policy.clone()));
+        let (reference, policy) = match decided {
+            Some((reference, policy)) => (reference, Some(policy)),
+            None => (subject.reference.clone(), None),
+        };
+        let mut event = self.own(&reference, kind);
+        event.id = format!("{}-{}", reference.id, record.seq);
         event.seq = record.seq;
         event.ktime_ns = record.ktime;
         event.time = wall(record.ktime);
@@ -105,14 +154,36 @@ impl Enricher {
             verdict::AUDITED => Verdict::Audited,
             _ => Verdict::Allowed,
         };
-        event.rule = subject
-            .policy
-            .rules
-            .get(record.rule as usize)
+        event.rule = policy
+            .as_ref()
+            .and_then(|policy| policy.rules.get(record.rule as usize))
             .map(crate::policy::model::Rule::reference);
         match kind {
             Kind::Exit => event.exit = Some(exit_of(record)),
-            Kind::Connect | Kind::Bind => event.net = Some(net_of(decoded, &process)),
+            Kind::Connect | Kind::Bind => {
+                let mut net = net_of(decoded, &process);
+                if decoded.record.inode != 0 {
+                    // A UNIX socket that was found by its file.
+                    let path = self.mounts.name(record.dev, &decoded.path);
+                    net.path = Some(path.to_string_lossy().into_owned());
+                }
+                event.net = Some(net);
+            }
+            Kind::Guard => {
+                event.guard = Some(guard_of(record));
+                if record.flags == agentwatch_common::event::GUARD_SOCKET {
+                    event.net = Some(net_of(decoded, &process));
+                } else if record.path_len > 0 || record.dev != 0 {
+                    event.file = Some(File {
+                        path: self
+                            .mounts
+                            .name(record.dev, &decoded.path)
+                            .to_string_lossy()
+                            .into_owned(),
+                        ..File::default()
+                    });
+                }
+            }
             Kind::Exec => event.file = Some(self.exec_file(decoded)),
             _ => event.file = Some(self.file(decoded)),
         }
@@ -120,8 +191,11 @@ impl Enricher {
             event.target = Some(self.target(decoded));
         }
         event.process = Some(process);
-        if subject.landlock && event.file.is_some() {
-            judge(&mut event, record, subject);
+        if subject.landlock
+            && event.file.is_some()
+            && let Some(policy) = &policy
+        {
+            judge(&mut event, record, policy);
         }
         if kind == Kind::Exit {
             self.processes.ended(key);
@@ -245,7 +319,7 @@ fn named_at(directory: &Path, name: &[u8]) -> PathBuf {
 }
 
 /// Finds the rule for a session whose files Landlock holds: it says no, and names none.
-fn judge(event: &mut Event, record: &Record, subject: &Subject) {
+fn judge(event: &mut Event, record: &Record, policy: &Compiled) {
     let Some(file) = &event.file else { return };
     let rights: Vec<Access> = [
         (access::READ | access::LIST, Access::Read),
@@ -277,9 +351,8 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
             .into_iter()
             .flatten()
         {
-            let decision = decide_file(&subject.policy, right, path);
-            let rule = subject
-                .policy
+            let decision = decide_file(policy, right, path);
+            let rule = policy
                 .rules
                 .get(decision.rule as usize)
                 .map(crate::policy::model::Rule::reference);
@@ -294,7 +367,7 @@ fn judge(event: &mut Event, record: &Record, subject: &Subject) {
                 event.rule = rule;
                 return;
             }
-            if subject.reference.mode == Mode::Monitor
+            if event.session.mode == Mode::Monitor
                 && event.verdict == Verdict::Allowed
                 && record.errno == 0
             {
@@ -329,8 +402,77 @@ fn kind_of(tag: u32) -> Option<Kind> {
         kind::ATTR => Kind::Attr,
         kind::CONNECT => Kind::Connect,
         kind::BIND => Kind::Bind,
+        kind::GUARD => Kind::Guard,
         _ => return None,
     })
+}
+
+fn guard_of(record: &Record) -> Guard {
+    let operation = guard::NAMES.get(record.flags as usize);
+    let detail = match record.flags {
+        guard::CAPABILITY => Some(capability(record.inode)),
+        guard::SIGNAL | guard::BPF | guard::KEYRING => Some(record.inode.to_string()),
+        _ => None,
+    };
+    Guard {
+        operation: operation.copied().unwrap_or("socket").to_owned(),
+        pid: u32::try_from(record.second_inode)
+            .ok()
+            .filter(|pid| *pid != 0),
+        detail,
+    }
+}
+
+/// A capability by its name in capabilities(7).
+fn capability(number: u64) -> String {
+    /// From 0 (include/uapi/linux/capability.h).
+    const NAMES: [&str; 41] = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ];
+    usize::try_from(number)
+        .ok()
+        .and_then(|number| NAMES.get(number))
+        .map_or_else(|| number.to_string(), |name| format!("CAP_{name}"))
 }
 
 fn exit_of(record: &Record) -> Exit {
@@ -414,6 +556,11 @@ fn access_names(record: &Record) -> Vec<String> {
         (access::DELETE, "delete"),
         (access::ATTR, "attr"),
         (access::LIST, "list"),
+        (access::TRUNCATE, "truncate"),
+        (access::XATTR, "xattr"),
+        (access::MAP, "map"),
+        (access::RECEIVE, "receive"),
+        (access::WATCH, "watch"),
     ]
     .into_iter()
     .filter(|(bit, _)| record.access & bit != 0)

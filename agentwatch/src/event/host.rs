@@ -46,6 +46,7 @@ impl Host {
             file: None,
             target: None,
             net: None,
+            guard: None,
             exit: None,
             lifecycle: None,
             loss: None,

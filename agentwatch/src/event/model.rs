@@ -63,6 +63,9 @@ pub struct Event {
     /// The peer or the local address of a socket.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub net: Option<Net>,
+    /// What was tried on the host around the session (`guard`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub guard: Option<Guard>,
     /// How a process ended (`exit`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exit: Option<Exit>,
@@ -232,7 +235,8 @@ pub struct File {
     pub dev: u64,
     /// Inode number; 0 where the file was not found.
     pub inode: u64,
-    /// What was asked for: `read`, `write`, `append`, `truncate`, `create`, `exec`, `list`, `delete`, `attr`.
+    /// What was asked for: `read`, `write`, `append`, `truncate`, `create`, `exec`, `list`, `delete`, `attr`,
+    /// `xattr`, `map` (as code), `receive` (a descriptor from another process), `watch`.
     pub access: Vec<String>,
     /// Open flags by their names in open(2), but for the access mode.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -259,6 +263,20 @@ pub struct Net {
     /// Domain name that the address was leased for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub domain: Option<String>,
+}
+
+/// An operation on the host around the session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Guard {
+    /// Which: `mount`, `ptrace`, `signal`, `priority`, `bpf`, `perf`, `capability`, `keyring`, `ipc`, `terminal`,
+    /// `credentials`, or `socket` for a socket of a family that the policy does not name.
+    pub operation: String,
+    /// Process id of the process that it was about, in the host's namespace.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<u32>,
+    /// What exactly: a signal's number, a capability's name, a bpf command's number, a key's serial number.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub detail: Option<String>,
 }
 
 /// How a process ended.
@@ -318,9 +336,27 @@ pub enum Lifecycle {
         /// How well the policy is held.
         coverage: Coverage,
     },
+    /// Another policy, or another mode, was put in force.
+    Reloaded {
+        /// Digest of the policy that is in force from here on.
+        policy: String,
+        /// Whether it is enforced or only recorded.
+        mode: Mode,
+        /// How well the policy is held.
+        coverage: Coverage,
+        /// What is missing, a sentence each.
+        missing: Vec<String>,
+        /// Who did it.
+        uid: u32,
+        /// What is in force from here on: task, limits, and every rule that is written, with where it is written.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        rules: Option<Box<PolicyRecord>>,
+    },
     /// The session ended.
     Ended {
-        /// Why: `exited`, `detached`, `empty`, `killed`.
+        /// Why: `exited`, `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),
+        /// `host_restarted`, `lost` (it was gone from the kernel when a daemon came to take it over), `daemon_stopped` (where
+        /// nothing could be pinned).
         reason: String,
         /// Exit code of the command, for a session that `run` made.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -366,9 +402,11 @@ pub struct Loss {
     pub from: u64,
     /// Last lost sequence number.
     pub to: u64,
-    /// Why: `ring_full` (the kernel's ring had no room), `spool_full` (the collector was away for too long),
-    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew: `from`, `to` and
-    /// `events` are 0, since what is gone is not known).
+    /// Why: `ring_full` (the kernel's ring had no room), `daemon_killed` (a daemon that was killed had them in memory),
+    /// `host_restarted` and `lost` (what a session did after the last event that is known of, when it ended like that),
+    /// `record_damaged` (what was known of a session that is still enforced cannot be read), `spool_full` (the collector was away for too long),
+    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew). Where what is gone
+    /// is not known, `from`, `to` and `events` are 0.
     pub reason: String,
     /// How many events are missing.
     pub events: u64,

@@ -1,8 +1,8 @@
 //! One event of every kind, as the daemon would make it: the golden samples, and what tests begin from.
 
 use super::model::{
-    Counts, Coverage, Event, Exit, File, Kind, Layer, Lifecycle, Loss, Mode, Net, PolicyRecord,
-    Process, RuleRef, SCHEMA_VERSION, SessionRef, Verdict,
+    Counts, Coverage, Event, Exit, File, Guard, Kind, Layer, Lifecycle, Loss, Mode, Net,
+    PolicyRecord, Process, RuleRef, SCHEMA_VERSION, SessionRef, Verdict,
 };
 use crate::policy::model::{Rule, Task};
 
@@ -73,7 +73,14 @@ pub fn sample(kind: Kind) -> Event {
                 ..Net::default()
             });
         }
-        Kind::Guard => deny(&mut event, "guard.mount", ""),
+        Kind::Guard => {
+            deny(&mut event, "guard.signal", "");
+            event.guard = Some(Guard {
+                operation: "signal".into(),
+                pid: Some(812),
+                detail: Some("9".into()),
+            });
+        }
         Kind::Approval => {
             event.verdict = Verdict::Held;
             event.rule = Some(RuleRef {
@@ -156,6 +163,7 @@ fn base(kind: Kind) -> Event {
         file: None,
         target: None,
         net: None,
+        guard: None,
         exit: None,
         lifecycle: None,
         loss: None,

@@ -9,12 +9,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use agentwatch_common::policy::Identified;
 use anyhow::{Context as _, Result};
+use aya::maps::{Array, MapData};
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, open},
     sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
         stat::{Mode, fstat},
-        statfs::fstatfs,
+        statfs::statfs,
     },
 };
 use procfs::process::Process;
@@ -25,46 +29,85 @@ pub struct Identity {
     /// major << 20 | minor.
     pub dev: u32,
     pub inode: u64,
+    /// 0 where it is not known.
+    pub generation: u32,
 }
-
-/// File systems whose `stat` shows other numbers than the kernel works with (linux/magic.h).
-const STAT_DIFFERS: [(i64, &str); 2] = [(0x794c_7630, "overlayfs"), (0x9123_683e, "btrfs")];
 
 /// What a path named when it was looked at.
 pub enum Found {
     File(Identity),
-    /// Its file system hides the kernel's numbers.
-    Hidden(&'static str),
     Missing,
 }
 
-/// The file that a path names now, symbolic links followed.
-pub fn identify(path: &Path) -> Result<Found> {
-    let file: OwnedFd = match open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
-        Ok(file) => file,
-        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => return Ok(Found::Missing),
-        Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
-    };
-    let kind = fstatfs(file.as_fd())
-        .with_context(|| format!("look at the file system of {}", path.display()))?;
-    if let Some((_, name)) = STAT_DIFFERS
-        .iter()
-        .find(|(magic, _)| kind.filesystem_type().0 == *magic)
-    {
-        return Ok(Found::Hidden(name));
-    }
-    let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
-    Ok(Found::File(Identity {
-        dev: device(stat.st_dev),
-        inode: stat.st_ino,
-    }))
+/// Tells which file a path names to the kernel. `stat` shows other numbers on some file systems (btrfs, overlayfs) and no generation
+/// on any; so the kernel is asked to watch the file, and the program that is asked whether it may answers and refuses.
+pub struct Identifier {
+    watch: Option<Inotify>,
+    answers: Array<MapData, Identified>,
 }
 
-/// The file that a path names now, if no symbolic link is on the way.
-pub fn identify_unlinked(path: &Path) -> Result<Found> {
-    match path.canonicalize() {
-        Ok(real) if real == path => identify(path),
-        _ => Ok(Found::Missing),
+impl Identifier {
+    /// `asks`: whether the program is attached.
+    pub fn new(answers: Array<MapData, Identified>, asks: bool) -> Result<Self> {
+        let watch = if asks {
+            Some(
+                Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+                    .context("ask the kernel about files")?,
+            )
+        } else {
+            None
+        };
+        Ok(Self { watch, answers })
+    }
+
+    /// The file that a path names now, symbolic links followed.
+    pub fn identify(&self, path: &Path) -> Result<Found> {
+        let file: OwnedFd = match open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Found::Missing),
+            Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
+        };
+        if let Some(watch) = &self.watch {
+            let before = self
+                .answers
+                .get(&0, 0)
+                .context("read the kernel's answer")?;
+            let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+            match watch.add_watch(name.as_str(), AddWatchFlags::IN_MODIFY) {
+                // Nobody refused it: the program is not there.
+                Ok(set) => {
+                    let _ = watch.rm_watch(set);
+                }
+                Err(_) => {
+                    let answer = self
+                        .answers
+                        .get(&0, 0)
+                        .context("read the kernel's answer")?;
+                    if answer.asked != before.asked {
+                        return Ok(Found::File(Identity {
+                            dev: answer.dev,
+                            inode: answer.inode,
+                            generation: answer.generation,
+                        }));
+                    }
+                }
+            }
+            anyhow::bail!("the kernel does not say which file {} is", path.display());
+        }
+        let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
+        Ok(Found::File(Identity {
+            dev: device(stat.st_dev),
+            inode: stat.st_ino,
+            generation: 0,
+        }))
+    }
+
+    /// The file that a path names now, if no symbolic link is on the way.
+    pub fn identify_unlinked(&self, path: &Path) -> Result<Found> {
+        match path.canonicalize() {
+            Ok(real) if real == path => self.identify(path),
+            _ => Ok(Found::Missing),
+        }
     }
 }
 
@@ -106,6 +149,53 @@ pub struct Mount {
     /// The part of the file system that is mounted.
     pub root: PathBuf,
     pub dev: u32,
+    /// Name of its kind.
+    pub kind: String,
+    /// Layers of an overlay.
+    layers: Vec<PathBuf>,
+}
+
+/// Kinds of file systems that show the host: one that a session mounts shows the same.
+const SHOW_THE_HOST: [&str; 12] = [
+    "proc",
+    "sysfs",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+    "debugfs",
+    "tracefs",
+    "bpf",
+    "configfs",
+    "efivarfs",
+    "binfmt_misc",
+    "pstore",
+];
+
+impl Mount {
+    /// The magic number of a kind of file system that shows the host.
+    pub fn magic(&self) -> Option<u64> {
+        if !SHOW_THE_HOST.contains(&self.kind.as_str()) {
+            return None;
+        }
+        let kind = statfs(&self.point).ok()?.filesystem_type().0;
+        u64::try_from(kind).ok()
+    }
+
+    /// The directories that an overlay shows together, and the one that it works in.
+    pub fn layers(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.layers.iter().cloned()
+    }
+}
+
+/// The directories of an overlay, from its options.
+fn layers_of(options: &HashMap<String, Option<String>>) -> Vec<PathBuf> {
+    ["lowerdir", "upperdir", "workdir"]
+        .into_iter()
+        .filter_map(|name| options.get(name)?.as_deref())
+        .flat_map(|value| value.split(':'))
+        .filter(|path| path.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
 }
 
 /// The host's mounts, to name files by.
@@ -173,6 +263,12 @@ pub fn list() -> Result<Vec<Mount>> {
                 point: info.mount_point,
                 root: PathBuf::from(info.root),
                 dev,
+                layers: if info.fs_type == "overlay" {
+                    layers_of(&info.super_options)
+                } else {
+                    Vec::new()
+                },
+                kind: info.fs_type,
             })
         })
         .collect())

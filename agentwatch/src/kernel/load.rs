@@ -9,15 +9,17 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{PerCpuArray, RingBuf},
+    maps::{MapInfo, PerCpuArray, RingBuf},
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError, TracePoint,
     },
 };
+use sha2::{Digest as _, Sha256};
 
 use super::{
     btf,
     maps::Maps,
+    pin::{Attached, Links, Pins},
     probe::{self, Check, State},
     ring::Ring,
 };
@@ -46,8 +48,12 @@ const TRACEPOINTS: [(&str, &str); 8] = [
     ("cgroup_rmdir", "cgroup_rmdir"),
 ];
 
-/// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the hook.
-const LSM: [(&[&str], &str); 11] = [
+/// Stands last among a hook's programs where a kernel need not have the hook.
+const ABSENT: &str = "?";
+
+/// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
+/// hook.
+const LSM: [(&[&str], &str); 57] = [
     (&["task_alloc"], "task_alloc"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
@@ -59,6 +65,53 @@ const LSM: [(&[&str], &str); 11] = [
     (&["inode_rename"], "inode_rename"),
     (&["inode_link"], "inode_link"),
     (&["inode_setattr_idmap", "inode_setattr"], "inode_setattr"),
+    (&["inode_setxattr"], "inode_setxattr"),
+    (&["inode_removexattr"], "inode_removexattr"),
+    (&["file_ioctl"], "file_ioctl"),
+    (&["mmap_file"], "mmap_file"),
+    (&["file_mprotect"], "file_mprotect"),
+    (&["file_receive"], "file_receive"),
+    (&["path_notify"], "path_notify"),
+    (&["socket_create"], "socket_create"),
+    (&["socket_post_create"], "socket_post_create"),
+    (&["socket_listen"], "socket_listen"),
+    (&["socket_accept"], "socket_accept"),
+    (&["unix_stream_connect"], "unix_stream_connect"),
+    (&["unix_may_send"], "unix_may_send"),
+    (&["ptrace_access_check"], "ptrace_access_check"),
+    (&["task_kill"], "task_kill"),
+    (&["file_send_sigiotask"], "file_send_sigiotask"),
+    (&["task_setnice"], "task_setnice"),
+    (&["task_setioprio"], "task_setioprio"),
+    (&["task_setscheduler"], "task_setscheduler"),
+    (&["task_movememory"], "task_movememory"),
+    (&["task_setrlimit"], "task_setrlimit"),
+    (&["bpf"], "bpf"),
+    (&["perf_event_open"], "perf_event_open"),
+    (&["uring_override_creds"], "uring_override_creds"),
+    (&["tun_dev_create"], "tun_dev_create"),
+    (&["capable"], "capable"),
+    (&["sb_mount"], "sb_mount"),
+    (&["move_mount"], "move_mount"),
+    (&["sb_umount"], "sb_umount"),
+    (&["sb_pivotroot"], "sb_pivotroot"),
+    (&["sb_remount"], "sb_remount"),
+    (&["sb_kern_mount"], "sb_kern_mount"),
+    (&["sb_alloc_security"], "sb_alloc_security"),
+    (&["sb_free_security"], "sb_free_security"),
+    (&["key_alloc"], "key_alloc"),
+    (&["key_permission"], "key_permission"),
+    (&["shm_alloc_security"], "shm_alloc_security"),
+    (&["sem_alloc_security"], "sem_alloc_security"),
+    (&["msg_queue_alloc_security"], "msg_queue_alloc_security"),
+    (&["ipc_permission"], "ipc_permission"),
+    (&["shm_shmctl"], "shm_shmctl"),
+    (&["sem_semctl"], "sem_semctl"),
+    (&["msg_queue_msgctl"], "msg_queue_msgctl"),
+    // On kernels that have not got them, others decide the same operations.
+    (&["inode_set_acl", "?"], "inode_set_acl"),
+    (&["inode_remove_acl", "?"], "inode_remove_acl"),
+    (&["file_ioctl_compat", "?"], "file_ioctl_compat"),
 ];
 
 /// Outcomes of look-ups and connects, where LSM programs work: the program, and the function's names, newest first.
@@ -114,9 +167,59 @@ const CGROUP: [&str; 6] = [
     "connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6",
 ];
 
+/// Maps that are pinned: all of them, so that programs of one daemon and the maps of the next are never strangers.
+const PINNED: [&str; 21] = [
+    "VERDICTS",
+    "BULK",
+    "SESSIONS",
+    "BINDINGS",
+    "POLICIES",
+    "CENSUS",
+    "CGROUPS",
+    "PROCESSES",
+    "TAGS",
+    "PLACES",
+    "CHILDREN",
+    "NAMES",
+    "PREFIXES",
+    "DIRECTORIES",
+    "SOCKETS",
+    "OBJECTS",
+    "HOST",
+    "IDENTIFIED",
+    "FOLDS",
+    "SCRATCH",
+    "STATS",
+];
+/// Maps that hold nothing of a session: programs of another version get new ones where theirs differ.
+const RENEWED: [&str; 4] = ["SCRATCH", "STATS", "DIRECTORIES", "IDENTIFIED"];
+
+/// How the programs came to be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing was there.
+    Fresh,
+    /// The daemon before had attached the same programs: they were left as they are.
+    Adopted,
+    /// Other programs were attached: ours took their place on the same maps.
+    Replaced,
+}
+
+/// Pins a link that was just made, where there is a place for it; else its program keeps it.
+macro_rules! keep {
+    ($links:expr, $name:expr, $program:expr, $link:expr) => {
+        if let Some(links) = $links {
+            links.keep($name, $program.take_link($link)?)?;
+        }
+    };
+}
+
 /// The loaded programs.
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Where the kernel keeps them beyond our life; `None` where it does not.
+    pins: Option<Pins>,
+    pub taken: Taken,
     pub maps: Maps,
     pub file_backend: Backend,
     pub cgroup_root: PathBuf,
@@ -130,76 +233,95 @@ pub struct Rings {
 }
 
 impl Kernel {
-    /// Loads and attaches everything that is not a session's own.
-    pub fn load() -> Result<(Self, Rings)> {
+    /// Loads and attaches everything that is not a session's own. With pins it takes over what the daemon before has left,
+    /// and leaves it in its turn.
+    pub fn load(pins: Option<Pins>) -> Result<(Self, Rings)> {
+        match Self::load_on(pins.as_ref()) {
+            Ok((mut kernel, rings)) => {
+                kernel.pins = pins;
+                Ok((kernel, rings))
+            }
+            Err(error) => {
+                // Nothing is left of a start that failed; what the daemon before left stays.
+                if let Some(pins) = pins
+                    && matches!(pins.attached(), Ok(None))
+                {
+                    let _ = pins.release();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn load_on(pins: Option<&Pins>) -> Result<(Self, Rings)> {
         let cgroup_root = probe::cgroup2().context(
             "no cgroup2 is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified beside version 1)",
         )?;
         let offsets = btf::offsets(Path::new(btf::VMLINUX))?;
         let btf = Btf::from_sys_fs().context("read the kernel's types")?;
-        let mut loader = EbpfLoader::new();
-        loader
-            .btf(Some(&btf))
-            .allow_unsupported_maps()
-            .verifier_log_level(VerifierLogLevel::STATS);
-        for (name, offset) in &offsets {
-            // A member that no program ended up reading is not in the object.
-            loader.override_global(name, offset, false);
+        let digest = hex::encode(Sha256::digest(OBJECT));
+        let before = match pins {
+            Some(pins) => pins.attached()?,
+            None => None,
+        };
+        if let (Some(pins), Some(before)) = (pins, &before)
+            && before.object != digest
+        {
+            check_layout(pins, &offsets, &btf)?;
         }
-        let rename_lock = probe::symbol("rename_lock");
-        loader.override_global("RENAME_LOCK", &rename_lock, false);
-        let mut ebpf = loader.load(OBJECT).context(
-            "load the programs' maps into the kernel; hint: this needs root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN",
-        )?;
-        let mut checks = Vec::new();
-
-        for (name, tracepoint) in TRACEPOINTS {
-            let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
-            program
-                .load(tracepoint, &btf)
-                .map_err(verifier)
-                .with_context(|| format!("load {name}"))?;
-            program.attach().with_context(|| format!("attach {name}"))?;
-        }
-        let root =
-            File::open(&cgroup_root).with_context(|| format!("open {}", cgroup_root.display()))?;
-        for name in CGROUP {
-            let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
-            program
-                .load()
-                .map_err(verifier)
-                .with_context(|| format!("load {name}"))?;
-            // A link stands beside others by itself: the kernel takes no flag for it.
-            program
-                .attach(&root, CgroupAttachMode::Single)
-                .with_context(|| format!("attach {name} to {}", cgroup_root.display()))?;
-        }
-        checks.push(Check::new(
+        let place = pins.map(|pins| |name: &str| pins.map(name));
+        let mut ebpf = load_object(&offsets, &btf, place)?;
+        let mut checks = vec![Check::new(
             "cgroup",
             State::Active,
             format!("cgroup2 at {}", cgroup_root.display()),
-        ));
+        )];
+        // Runs when it is read, and is never attached: everyone loads their own.
         let iterator: &mut Iter = program(&mut ebpf, "tag_tasks")?;
         iterator
             .load("task", &btf)
             .map_err(verifier)
             .context("load tag_tasks")?;
 
-        let file_backend = match lsm_refusal(&mut ebpf, &btf) {
-            None => {
-                attach_lsm(&mut ebpf, &btf)?;
-                checks.push(Check::new(
-                    "bpf-lsm",
-                    State::Active,
-                    "LSM programs load and are called",
-                ));
-                Backend::BpfLsm
+        let adopted = match (pins, &before) {
+            (Some(pins), Some(before)) if before.object == digest && pins.is_complete(before) => {
+                Some(before.clone())
             }
-            Some(check) => {
-                tracing::info!("{}", check.detail);
-                checks.push(check);
-                attach_syscalls(&mut ebpf)?;
-                Backend::Landlock
+            _ => None,
+        };
+        let (file_backend, taken) = match adopted {
+            Some(Attached { backend, .. }) => {
+                checks.push(match backend {
+                    Backend::BpfLsm => Check::new(
+                        "bpf-lsm",
+                        State::Active,
+                        "LSM programs of the daemon before are in force",
+                    ),
+                    Backend::Landlock => lsm_refusal(&mut ebpf, &btf).unwrap_or_else(|| {
+                        Check::new(
+                            "bpf-lsm",
+                            State::Disabled,
+                            "the kernel refused LSM programs when the programs were attached",
+                        )
+                    }),
+                });
+                (backend, Taken::Adopted)
+            }
+            None => {
+                let mut links = match pins {
+                    Some(pins) => Some(pins.begin()?),
+                    None => None,
+                };
+                let backend = attach(&mut ebpf, &btf, &cgroup_root, &mut links, &mut checks)?;
+                if let (Some(pins), Some(links)) = (pins, &links) {
+                    pins.complete(links, &digest, backend)?;
+                }
+                let taken = if before.is_some() {
+                    Taken::Replaced
+                } else {
+                    Taken::Fresh
+                };
+                (backend, taken)
             }
         };
         let abi = probe::landlock_abi();
@@ -216,15 +338,34 @@ impl Kernel {
 
         let verdicts = ring(&mut ebpf, "VERDICTS")?;
         let bulk = ring(&mut ebpf, "BULK")?;
-        let maps = Maps::take(&mut ebpf)?;
+        let maps = Maps::take(&mut ebpf, file_backend == Backend::BpfLsm)?;
         let kernel = Self {
             ebpf,
+            pins: None,
+            taken,
             maps,
             file_backend,
             cgroup_root,
             checks,
         };
         Ok((kernel, Rings { verdicts, bulk }))
+    }
+
+    /// Whether sessions go on without a daemon.
+    pub fn outlives_us(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// The last number that was given out, where the pins know one.
+    pub fn last_number(&self) -> Option<u32> {
+        self.pins.as_ref()?.last_number()
+    }
+
+    /// Writes down that a number was given out: none is given twice while the programs stay loaded.
+    pub fn set_last_number(&self, number: u32) -> Result<()> {
+        self.pins
+            .as_ref()
+            .map_or(Ok(()), |pins| pins.set_last_number(number))
     }
 
     /// Tags every task that is in a session's cgroup already, and counts the live tasks of each session.
@@ -288,6 +429,136 @@ impl Kernel {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// What no session needs goes with the daemon.
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        let Some(pins) = &self.pins else { return };
+        if !self.maps.sessions().is_empty() {
+            tracing::info!(pins = %pins.dir().display(), "the sessions stay in force");
+        } else if let Err(error) = pins.release() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the programs stay in the kernel"
+            );
+        }
+    }
+}
+
+/// `place` says where each map is pinned; one that is there already is used as it is.
+fn load_object(
+    offsets: &[(&str, u64)],
+    btf: &Btf,
+    place: Option<impl Fn(&str) -> PathBuf>,
+) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(btf))
+        .allow_unsupported_maps()
+        .verifier_log_level(VerifierLogLevel::STATS);
+    for (name, offset) in offsets {
+        // A member that no program ended up reading is not in the object.
+        loader.override_global(name, offset, false);
+    }
+    let rename_lock = probe::symbol("rename_lock");
+    loader.override_global("RENAME_LOCK", &rename_lock, false);
+    if let Some(place) = place {
+        for name in PINNED {
+            loader.map_pin_path(name, place(name));
+        }
+    }
+    let ebpf = loader.load(OBJECT).context(
+        "load the programs' maps into the kernel; hint: this needs root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN",
+    )?;
+    // Constants of the object itself begin with a dot.
+    for (name, _) in ebpf.maps() {
+        anyhow::ensure!(
+            name.starts_with('.') || PINNED.contains(&name),
+            "map {name} is not among those that are pinned (agentwatch/src/kernel/load.rs)"
+        );
+    }
+    Ok(ebpf)
+}
+
+/// Makes sure that our programs can work on the maps of other ones.
+fn check_layout(pins: &Pins, offsets: &[(&str, u64)], btf: &Btf) -> Result<()> {
+    let trial = pins.trial()?;
+    load_object(offsets, btf, Some(|name: &str| trial.map(name)))?;
+    let shape = |path: PathBuf| {
+        let info = MapInfo::from_pin(&path)
+            .with_context(|| format!("look at the map {}", path.display()))?;
+        anyhow::Ok((
+            info.map_type().ok(),
+            info.key_size(),
+            info.value_size(),
+            info.max_entries(),
+            info.map_flags(),
+        ))
+    };
+    for name in PINNED {
+        // A map that only one of the two has is no obstacle.
+        let (theirs, ours) = (pins.map(name), trial.map(name));
+        if !theirs.exists() || !ours.exists() || shape(theirs)? == shape(ours)? {
+            continue;
+        }
+        anyhow::ensure!(
+            RENEWED.contains(&name),
+            "the programs in the kernel are another version's and keep {name} in another form: they hold their sessions on, \
+             and this version cannot take them over; hint: `agentwatch release` ends the sessions, then start the daemon again"
+        );
+        pins.forget_map(name)?;
+    }
+    Ok(())
+}
+
+/// Attaches everything, and pins each link where there is a place for it.
+fn attach(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    cgroup_root: &Path,
+    links: &mut Option<Links>,
+    checks: &mut Vec<Check>,
+) -> Result<Backend> {
+    for (name, tracepoint) in TRACEPOINTS {
+        let program: &mut BtfTracePoint = program(ebpf, name)?;
+        program
+            .load(tracepoint, btf)
+            .map_err(verifier)
+            .with_context(|| format!("load {name}"))?;
+        let link = program.attach().with_context(|| format!("attach {name}"))?;
+        keep!(links, name, program, link);
+    }
+    let root =
+        File::open(cgroup_root).with_context(|| format!("open {}", cgroup_root.display()))?;
+    for name in CGROUP {
+        let program: &mut CgroupSockAddr = program(ebpf, name)?;
+        program
+            .load()
+            .map_err(verifier)
+            .with_context(|| format!("load {name}"))?;
+        // A link stands beside others by itself: the kernel takes no flag for it.
+        let link = program
+            .attach(&root, CgroupAttachMode::Single)
+            .with_context(|| format!("attach {name} to {}", cgroup_root.display()))?;
+        keep!(links, name, program, link);
+    }
+    Ok(match lsm_refusal(ebpf, btf) {
+        None => {
+            attach_lsm(ebpf, btf, links)?;
+            checks.push(Check::new(
+                "bpf-lsm",
+                State::Active,
+                "LSM programs load and are called",
+            ));
+            Backend::BpfLsm
+        }
+        Some(check) => {
+            checks.push(check);
+            attach_syscalls(ebpf, links)?;
+            Backend::Landlock
+        }
+    })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
@@ -354,16 +625,21 @@ fn lsm_refusal(ebpf: &mut Ebpf, btf: &Btf) -> Option<Check> {
     }
 }
 
-fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf, links: &mut Option<Links>) -> Result<()> {
     for (names, hook) in LSM {
         let mut refusal = None;
         let mut attached = false;
         for name in names {
+            if *name == ABSENT {
+                attached = matches!(refusal, Some(ProgramError::Btf(_)));
+                break;
+            }
             let program: &mut Lsm = program(ebpf, name)?;
             // `file_open` has been loaded by the probe.
             match program.load(hook, btf) {
                 Ok(()) | Err(ProgramError::AlreadyLoaded) => {
-                    program.attach().with_context(|| format!("attach {name}"))?;
+                    let link = program.attach().with_context(|| format!("attach {name}"))?;
+                    keep!(links, name, program, link);
                     attached = true;
                     break;
                 }
@@ -392,12 +668,13 @@ fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
             }
         }
         loaded.with_context(|| format!("load {name}"))?;
-        program.attach().with_context(|| format!("attach {name}"))?;
+        let link = program.attach().with_context(|| format!("attach {name}"))?;
+        keep!(links, name, program, link);
     }
     Ok(())
 }
 
-fn attach_syscalls(ebpf: &mut Ebpf) -> Result<()> {
+fn attach_syscalls(ebpf: &mut Ebpf, links: &mut Option<Links>) -> Result<()> {
     probe::tracefs().map_err(|error| {
         anyhow::anyhow!("{error}; hint: mount -t tracefs none /sys/kernel/tracing")
     })?;
@@ -414,9 +691,11 @@ fn attach_syscalls(ebpf: &mut Ebpf) -> Result<()> {
         };
         for call in *calls {
             let tracepoint = format!("{end}_{call}");
-            program
+            let link = program
                 .attach("syscalls", &tracepoint)
                 .with_context(|| format!("attach {name} to {tracepoint}"))?;
+            // One program can stand on several.
+            keep!(links, &format!("{name}-{call}"), program, link);
         }
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
+mod resume;
+
 use std::{
-    collections::HashMap as StdMap,
+    collections::{BTreeMap, HashMap as StdMap},
     net::IpAddr,
     num::NonZeroUsize,
-    path::PathBuf,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -13,8 +14,8 @@ use agentwatch_common::{
     event::{Fold, FoldKey},
     limits,
     policy::{
-        Binding, OP_INET6, PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, Session,
-        effect, net, place, right,
+        Binding, Child, ChildKey, Host, NAME_BASE, Name, NameKey, OP_INET6, PREFIX_BASE, Place,
+        PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, flags, name, net,
     },
 };
 use anyhow::{Context as _, Result};
@@ -25,11 +26,12 @@ use aya::{
 use ipnet::IpNet;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
-use super::files::{self, Found, Identity};
-use crate::policy::{
-    explain,
-    model::{Access, Compiled, Decision, Effect, NetOp},
+use super::{
+    bind::{self, ChildAt, Own, PlaceAt},
+    files::{Found, Identifier},
+    probe,
 };
+use crate::policy::model::{Compiled, NamePattern, NetOp, UnixTarget};
 
 /// The maps that user space writes or reads.
 pub struct Maps {
@@ -40,6 +42,12 @@ pub struct Maps {
     cgroups: HashMap<MapData, u64, u32>,
     processes: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
+    children: HashMap<MapData, ChildKey, Child>,
+    names: LpmTrie<MapData, NameKey, Name>,
+    host_map: Array<MapData, Host>,
+    host: Host,
+    identifier: Identifier,
+    own: Own,
     prefixes: LpmTrie<MapData, PrefixKey, Prefix>,
     folds: HashMap<MapData, FoldKey, Fold>,
 }
@@ -92,6 +100,8 @@ pub struct Bound {
     /// Key of its rules.
     number: u32,
     places: Vec<PlaceKey>,
+    children: Vec<ChildKey>,
+    names: Vec<(u32, NameKey)>,
     prefixes: Vec<(u32, PrefixKey)>,
     /// Indexes of places that name nothing yet.
     missing: Vec<usize>,
@@ -100,12 +110,29 @@ pub struct Bound {
 }
 
 impl Maps {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+    /// `asks`: whether the kernel can be asked which file a path names.
+    pub(super) fn take(ebpf: &mut Ebpf, asks: bool) -> Result<Self> {
         let mut map = |name: &str| {
             ebpf.take_map(name)
                 .with_context(|| format!("the object has no map {name}"))
         };
+        let mut host_map: Array<MapData, Host> = map("HOST")?.try_into()?;
+        let host = Host {
+            generation: host_map.get(&0, 0).map_or(0, |host: Host| host.generation) + 1,
+            daemon: std::process::id(),
+            mount_namespace: probe::mount_namespace(),
+            _pad: 0,
+        };
+        host_map
+            .set(0, host, 0)
+            .context("tell the programs about the host")?;
         Ok(Self {
+            children: map("CHILDREN")?.try_into()?,
+            names: map("NAMES")?.try_into()?,
+            host_map,
+            host,
+            identifier: Identifier::new(map("IDENTIFIED")?.try_into()?, asks)?,
+            own: Own::default(),
             bindings: Bindings::map(map("BINDINGS")?)?,
             policies: map("POLICIES")?.try_into()?,
             sessions: map("SESSIONS")?.try_into()?,
@@ -118,29 +145,88 @@ impl Maps {
         })
     }
 
+    /// Says what is our own: sessions that start from now on do not reach it.
+    pub fn protect(&mut self, own: Own) {
+        self.own = own;
+    }
+
     /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number.
     pub fn insert_policy(&mut self, number: u32, policy: &Compiled) -> Result<Bound> {
         let mut bound = Bound {
             number,
             ..Bound::default()
         };
-        let places = bind(policy, &mut bound)?;
+        let entries = bind::entries(policy, &self.identifier, &self.own)?;
+        bound.missing = entries.missing;
+        bound.gaps = entries.gaps;
+        let entered = self.enter(number, policy, entries.places, entries.children, &mut bound);
+        self.touch();
+        if let Err(error) = entered {
+            self.remove_policy(&bound);
+            return Err(error);
+        }
+        Ok(bound)
+    }
+
+    fn enter(
+        &mut self,
+        number: u32,
+        policy: &Compiled,
+        places: StdMap<PlaceAt, Place>,
+        children: BTreeMap<ChildAt, Child>,
+        bound: &mut Bound,
+    ) -> Result<()> {
         self.policies
             .insert(number, beyond(policy), 0)
             .context("enter the policy into the kernel; hint: too many policies on this host?")?;
-        for (identity, place) in places {
+        for ((dev, inode), place) in places {
             let key = PlaceKey {
                 policy: number,
-                dev: identity.dev,
-                inode: identity.inode,
+                dev,
+                inode,
             };
-            if let Err(error) = self.places.insert(key, place, 0) {
-                self.remove_policy(&bound);
-                return Err(error).context(
-                    "enter a file rule into the kernel; hint: too many rules on this host?",
-                );
-            }
+            self.places
+                .insert(key, place, 0)
+                .context("enter a file rule into the kernel; hint: too many rules on this host?")?;
             bound.places.push(key);
+        }
+        for (at, child) in children {
+            let mut key = ChildKey {
+                policy: number,
+                dev: at.dev,
+                inode: at.inode,
+                name: [0; limits::NAME],
+            };
+            key.name[..at.name.len()].copy_from_slice(&at.name);
+            self.children.insert(key, child, 0).context(
+                "enter a file's name into the kernel; hint: too many rules on this host?",
+            )?;
+            bound.children.push(key);
+        }
+        for name in &policy.names {
+            let (kind, bytes, whole) = match &name.pattern {
+                NamePattern::Exact(text) => (name::SUFFIX, reversed(text), true),
+                NamePattern::Suffix(text) => (name::SUFFIX, reversed(text), false),
+                NamePattern::Prefix(text) => (name::PREFIX, text.as_bytes().to_vec(), false),
+            };
+            let mut value = Name::default();
+            let place = bind::place_of(policy, &name.decisions);
+            value.effects = place.effects;
+            value.rules = place.rules;
+            self.enter_name(number, kind, &bytes, whole, value, bound)?;
+        }
+        for rule in &policy.unix {
+            let (text, whole) = match &rule.target {
+                UnixTarget::Path(_) => continue,
+                UnixTarget::Abstract(text) => (text, true),
+                UnixTarget::AbstractPrefix(text) => (text, false),
+            };
+            let value = Name {
+                effects: [bind::effect_of(rule.decision.effect); 3],
+                rules: [rule.decision.rule; 3],
+                _pad: 0,
+            };
+            self.enter_name(number, name::ABSTRACT, text.as_bytes(), whole, value, bound)?;
         }
         for prefix in &policy.prefixes {
             let (len, addr) = mapped(prefix.net);
@@ -163,35 +249,77 @@ impl Maps {
                 *slot = Ports {
                     first: rule.first,
                     last: rule.last,
-                    effect: effect_of(rule.decision.effect),
+                    effect: bind::effect_of(rule.decision.effect),
                     _pad: [0; 3],
                     rule: rule.decision.rule,
                 };
                 value.len += 1;
             }
-            if let Err(error) = self
-                .prefixes
+            self.prefixes
                 .insert(&Key::new(PREFIX_BASE + len, key), value, 0)
-            {
-                self.remove_policy(&bound);
-                return Err(error).context(
+                .context(
                     "enter a network rule into the kernel; hint: too many rules on this host?",
-                );
-            }
+                )?;
             bound.prefixes.push((PREFIX_BASE + len, key));
         }
-        Ok(bound)
+        Ok(())
+    }
+
+    /// Enters a rule on names; `whole` for one that matches nothing longer.
+    fn enter_name(
+        &mut self,
+        number: u32,
+        kind: u32,
+        bytes: &[u8],
+        whole: bool,
+        value: Name,
+        bound: &mut Bound,
+    ) -> Result<()> {
+        let mut key = NameKey {
+            policy: number,
+            kind,
+            bytes: [0; limits::NAME_RULE],
+        };
+        let len = bytes.len() + usize::from(whole);
+        anyhow::ensure!(len <= limits::NAME_RULE, "a name in a rule is too long");
+        key.bytes[..bytes.len()].copy_from_slice(bytes);
+        if whole {
+            key.bytes[bytes.len()] = b'/';
+        }
+        let len = NAME_BASE + 8 * len as u32;
+        self.names
+            .insert(&Key::new(len, key), value, 0)
+            .context("enter a rule on names into the kernel; hint: too many rules on this host?")?;
+        bound.names.push((len, key));
+        Ok(())
+    }
+
+    /// What was found before is looked for again.
+    fn touch(&mut self) {
+        self.host.generation = self.host.generation.wrapping_add(1);
+        if let Err(error) = self.host_map.set(0, self.host, 0) {
+            tracing::error!(%error, "the kernel goes by rules that have changed");
+        }
+    }
+
+    /// Whether a policy has rules on names.
+    fn has_names(&self, policy: u32) -> bool {
+        self.names
+            .keys()
+            .flatten()
+            .any(|key| key.data().policy == policy)
     }
 
     /// Binds places that named nothing before and do now.
     pub fn rebind(&mut self, number: u32, policy: &Compiled, bound: &mut Bound) -> Result<()> {
         let mut still = Vec::new();
+        let mut changed = false;
         for index in std::mem::take(&mut bound.missing) {
             let Some(place) = policy.places.get(index) else {
                 continue;
             };
             // The session may have made it: a link would bind the rule to a file of the session's choice.
-            let Ok(Found::File(identity)) = files::identify_unlinked(&place.path) else {
+            let Ok(Found::File(identity)) = self.identifier.identify_unlinked(&place.path) else {
                 still.push(index);
                 continue;
             };
@@ -200,17 +328,26 @@ impl Maps {
                 dev: identity.dev,
                 inode: identity.inode,
             };
-            let new = place_of(&place.decisions);
+            let new = Place {
+                generation: identity.generation,
+                ..bind::place_of(policy, &place.decisions)
+            };
             let value = match self.places.get(&key, 0) {
-                Ok(old) => stricter(old, new),
+                Ok(old) => bind::stricter(old, new),
                 Err(_) => new,
             };
             self.places
                 .insert(key, value, 0)
                 .context("enter a file rule into the kernel")?;
-            bound.places.push(key);
+            if !bound.places.contains(&key) {
+                bound.places.push(key);
+            }
+            changed = true;
         }
         bound.missing = still;
+        if changed {
+            self.touch();
+        }
         Ok(())
     }
 
@@ -221,6 +358,17 @@ impl Maps {
                 tracing::warn!(%error, "a file rule of an ended session stays in the kernel");
             }
         }
+        for key in &bound.children {
+            if let Err(error) = self.children.remove(key) {
+                tracing::warn!(%error, "a name of an ended session stays in the kernel");
+            }
+        }
+        for (len, key) in &bound.names {
+            if let Err(error) = self.names.remove(&Key::new(*len, *key)) {
+                tracing::warn!(%error, "a rule on names of an ended session stays in the kernel");
+            }
+        }
+        self.touch();
         for (len, key) in &bound.prefixes {
             if let Err(error) = self.prefixes.remove(&Key::new(*len, *key)) {
                 tracing::warn!(%error, "a network rule of an ended session stays in the kernel");
@@ -229,7 +377,10 @@ impl Maps {
     }
 
     /// Puts a policy in force for a session, in place of the one before.
-    pub fn bind_policy(&mut self, number: u32, policy: u32, flags: u32) {
+    pub fn bind_policy(&mut self, number: u32, policy: u32, mut flags: u32) {
+        if self.has_names(policy) {
+            flags |= flags::NAMES;
+        }
         self.bindings.set(slot(number), Binding { policy, flags });
     }
 
@@ -290,6 +441,16 @@ impl Maps {
         }
     }
 
+    /// Waits until no program goes by what was read before.
+    pub fn wait_for_programs(&self) {
+        const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+        // SAFETY: takes no pointer. The kernel waits for a grace period of RCU, inside which every program runs whole.
+        let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+        if done != 0 {
+            tracing::debug!("membarrier is not to be had here: the wait before it has to do");
+        }
+    }
+
     /// The session that a process belongs to, or belonged to.
     pub fn process_session(&self, pid: u32) -> Option<u32> {
         self.processes.get(&pid, 0).ok()
@@ -301,12 +462,20 @@ impl Maps {
     }
 
     pub fn remove_folds(&mut self, session: u32) {
+        self.remove_folds_where(|key| key.session == session);
+    }
+
+    /// Of a policy that is no longer in force.
+    pub fn remove_folds_of(&mut self, policy: u32) {
+        self.remove_folds_where(|key| key.policy == policy);
+    }
+
+    fn remove_folds_where(&mut self, which: impl Fn(&FoldKey) -> bool) {
         let keys: Vec<FoldKey> = self
             .folds
-            .iter()
+            .keys()
             .flatten()
-            .filter(|(key, _)| key.session == session)
-            .map(|(key, _)| key)
+            .filter(|key| which(key))
             .collect();
         for key in keys {
             if let Err(error) = self.folds.remove(&key) {
@@ -344,110 +513,8 @@ fn slot(number: u32) -> u32 {
     number & (limits::SESSIONS as u32 - 1)
 }
 
-fn effect_of(effect: Effect) -> u8 {
-    match effect {
-        Effect::Allow => effect::ALLOW,
-        Effect::Approve => effect::HOLD,
-        Effect::Deny => effect::DENY,
-    }
-}
-
-fn place_of(decisions: &[Decision; 3]) -> Place {
-    let mut place = Place::default();
-    for access in Access::ALL {
-        let index = match access {
-            Access::Read => right::READ,
-            Access::Write => right::WRITE,
-            Access::Exec => right::EXEC,
-        };
-        let decision = decisions[access as usize];
-        place.effects[index] = effect_of(decision.effect);
-        place.rules[index] = decision.rule;
-    }
-    place
-}
-
-/// Of two places that turn out to be one file, what the stricter one says, right by right.
-fn stricter(a: Place, b: Place) -> Place {
-    let mut place = a;
-    for right in 0..3 {
-        let rank = |effect| match effect {
-            effect::DENY => 0,
-            effect::HOLD => 1,
-            _ => 2,
-        };
-        if rank(b.effects[right]) < rank(a.effects[right]) {
-            place.effects[right] = b.effects[right];
-            place.rules[right] = b.rules[right];
-        }
-    }
-    place
-}
-
-/// Finds the file that each place names, and gives the roots of mounts what holds above them.
-fn bind(policy: &Compiled, report: &mut Bound) -> Result<StdMap<Identity, Place>> {
-    let mut bound: StdMap<Identity, Place> = StdMap::new();
-    let gaps = &mut report.gaps;
-    for (index, place) in policy.places.iter().enumerate() {
-        let value = place_of(&place.decisions);
-        match files::identify(&place.path) {
-            Ok(Found::File(identity)) => {
-                bound.entry(identity).and_modify(|old| *old = stricter(*old, value)).or_insert(value);
-            }
-            // What grants something that is not there takes nothing away; what denies it does.
-            Ok(Found::Missing) => report.missing.push(index),
-            Ok(Found::Hidden(name)) => gaps.push(format!(
-                "{} is on {name}, whose files cannot be told apart from here: its rule is not in force",
-                place.path.display()
-            )),
-            Err(error) => gaps.push(format!("{} cannot be looked at: {error:#}", place.path.display())),
-        }
-    }
-    let mut roots: StdMap<Identity, Place> = StdMap::new();
-    for mount in files::list()? {
-        let decisions =
-            Access::ALL.map(|access| explain::decide_file(policy, access, &mount.point));
-        let point: PathBuf = mount.point;
-        // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway.
-        if let Ok(Found::File(identity)) = files::identify(&point)
-            && !bound.contains_key(&identity)
-        {
-            let value = place_of(&decisions);
-            roots
-                .entry(identity)
-                .and_modify(|old| *old = stricter(*old, value))
-                .or_insert(value);
-        }
-    }
-    bound.extend(roots);
-    pin_ancestors(policy, &mut bound);
-    Ok(bound)
-}
-
-/// A place that may not be written inside one that may protects the directories on the way to it: renaming or
-/// removing one of them would carry it off.
-fn pin_ancestors(policy: &Compiled, bound: &mut StdMap<Identity, Place>) {
-    let write = Access::Write as usize;
-    for place in &policy.places {
-        let decision = place.decisions[write];
-        if decision.effect == Effect::Allow {
-            continue;
-        }
-        for above in place.path.ancestors().skip(1) {
-            if explain::decide_file(policy, Access::Write, above).effect != Effect::Allow {
-                break;
-            }
-            let Ok(Found::File(identity)) = files::identify(above) else {
-                continue;
-            };
-            let inherited = Access::ALL.map(|access| explain::decide_file(policy, access, above));
-            let entry = bound
-                .entry(identity)
-                .or_insert_with(|| place_of(&inherited));
-            entry.flags |= place::PINNED;
-            entry.pin_rule = decision.rule;
-        }
-    }
+fn reversed(text: &str) -> Vec<u8> {
+    text.bytes().rev().collect()
 }
 
 /// A prefix over v4-mapped addresses, and its length.

@@ -2,10 +2,12 @@
 //!
 //! The only module that knows aya. It decides nothing and enriches nothing: policies come in compiled, records go out as bytes.
 
+pub mod bind;
 pub mod btf;
 pub mod files;
 pub mod load;
 pub mod maps;
+pub mod pin;
 pub mod probe;
 pub mod ring;
 

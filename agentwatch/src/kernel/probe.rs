@@ -125,6 +125,18 @@ pub fn landlock_abi() -> i64 {
     version.max(0)
 }
 
+/// Number of the host's mount namespace; 0 where it cannot be told.
+pub fn mount_namespace() -> u32 {
+    let inode = |path: &str| {
+        fs::metadata(path)
+            .ok()
+            .and_then(|meta| u32::try_from(std::os::unix::fs::MetadataExt::ino(&meta)).ok())
+    };
+    inode("/proc/1/ns/mnt")
+        .or_else(|| inode("/proc/self/ns/mnt"))
+        .unwrap_or(0)
+}
+
 /// Address of a symbol of the kernel; 0 where it does not show it.
 pub fn symbol(name: &str) -> u64 {
     let Ok(file) = fs::File::open("/proc/kallsyms") else {

@@ -77,6 +77,11 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Whether it denies in so many words.
+    pub fn denies(&self) -> bool {
+        self.id.contains(".deny[")
+    }
+
     pub fn reference(&self) -> RuleRef {
         RuleRef {
             id: self.id.clone(),

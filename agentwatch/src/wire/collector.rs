@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::model::{Counts, Coverage, Event, Kind, Mode, Verdict};
+use crate::event::model::{Counts, Coverage, Event, Kind, Loss, Mode, Verdict};
 
 /// Name of the ingest socket below `RUNTIME_DIR/collector`.
 pub const INGEST_SOCKET: &str = "ingest.sock";
@@ -53,6 +53,9 @@ pub enum Question {
     Timeline { session: String },
     /// Read-only SQL. Root and the collector's own user only.
     Sql { sql: String },
+    /// What the store has of the session with this id, for a daemon that takes it over. Root and the collector's own
+    /// user only.
+    Account { session: String },
     /// Figures about the store.
     Status,
 }
@@ -72,6 +75,9 @@ pub enum Answer {
     },
     Rows {
         rows: Vec<Vec<serde_json::Value>>,
+    },
+    Account {
+        part: AccountPart,
     },
     Status {
         status: StoreStatus,
@@ -118,4 +124,18 @@ pub struct StoreStatus {
     pub sessions: u64,
     pub bytes: u64,
     pub schema_version: u32,
+}
+
+/// A part of a session's account: parts add up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AccountPart {
+    /// Sequence numbers that are stored: first and last of each run.
+    pub arrived: Vec<(u64, u64)>,
+    /// Losses that were declared.
+    pub lost: Vec<Loss>,
+    /// Sequence number of a first event, and how many repetitions of it have been told since.
+    pub told: Vec<(u64, u64)>,
+    /// Stored events of the session, and how many of them are denials.
+    pub events: u64,
+    pub denied: u64,
 }

@@ -54,6 +54,15 @@ pub enum Request {
     },
     /// Ends a session; its processes go on, unwatched. Root only for `attach` and `watch` sessions.
     Detach { session: String },
+    /// Puts another policy, another mode, or both in force for a session. Root only for `attach` and `watch` sessions.
+    Reload {
+        session: String,
+        policy: Option<PolicyText>,
+        mode: Option<Mode>,
+        accept_degraded: bool,
+    },
+    /// Ends all sessions, takes everything out of the kernel and stops the daemon. Root only.
+    Release,
     /// The sessions that live now and that the asker may see.
     Sessions,
     /// The daemon's state.

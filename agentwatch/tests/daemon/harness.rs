@@ -39,6 +39,8 @@ pub fn possible() -> bool {
 /// Directories of one test.
 pub struct Place {
     dir: TempDir,
+    /// Whether what is in the kernel is left there.
+    leave: std::cell::Cell<bool>,
 }
 
 impl Place {
@@ -48,9 +50,17 @@ impl Place {
             .tempdir()
             .expect("a directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open it");
-        let place = Self { dir };
+        let place = Self {
+            dir,
+            leave: std::cell::Cell::new(false),
+        };
         fs::create_dir(place.work()).expect("a workspace");
         place
+    }
+
+    /// Leaves what is in the kernel where it is.
+    pub fn leave(&self) {
+        self.leave.set(true);
     }
 
     pub fn path(&self) -> &Path {
@@ -189,8 +199,11 @@ impl Place {
 }
 
 impl Drop for Place {
-    /// A collector whose daemon was killed goes on for the next one.
+    /// A daemon that was killed leaves its sessions in the kernel, and its collector, for the next one.
     fn drop(&mut self) {
+        if nix::unistd::geteuid().is_root() && !self.leave.get() {
+            let _ = self.command().arg("release").output();
+        }
         for pid in processes(&["agentwatch collector", &self.path().to_string_lossy()]) {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
@@ -205,6 +218,15 @@ impl Daemon {
     pub fn kill(mut self) {
         self.0.kill().expect("kill the daemon");
         self.0.wait().expect("reap it");
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.0.id().cast_signed()
+    }
+
+    /// Waits for one that was told to end.
+    pub fn reap(mut self) {
+        assert!(self.0.wait().expect("reap it").success());
     }
 
     /// SIGTERM, and waits for its end.
@@ -222,6 +244,37 @@ impl Drop for Daemon {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
             let _ = self.0.wait();
         }
+    }
+}
+
+/// A cgroup of the test's own; removed with it.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    pub fn new(name: &str) -> Self {
+        let root = agentwatch::kernel::probe::cgroup2().expect("cgroup2 is mounted");
+        let path = root.join(format!("{name}-{}", std::process::id()));
+        fs::create_dir(&path).expect("a cgroup");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Runs a shell command in it.
+    pub fn run(&self, script: &str) -> std::process::ExitStatus {
+        let script = format!("echo $$ > {}/cgroup.procs; {script}", self.0.display());
+        std::process::Command::new("/bin/sh")
+            .args(["-c", &script])
+            .status()
+            .expect("run a shell")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
     }
 }
 

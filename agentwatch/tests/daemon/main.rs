@@ -6,5 +6,6 @@
 mod faults;
 mod harness;
 mod layers;
+mod outlive;
 mod sessions;
 mod workloads;

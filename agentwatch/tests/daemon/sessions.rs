@@ -1,6 +1,6 @@
 //! Starting, seeing and ending sessions.
 
-use std::{fs, os::unix::process::CommandExt as _, path::PathBuf};
+use std::{fs, os::unix::process::CommandExt as _};
 
 use crate::harness::*;
 
@@ -297,33 +297,6 @@ fn a_user_sees_and_ends_only_their_own_sessions() {
     }
 }
 
-/// A cgroup of the test's own; removed with it.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let root = agentwatch::kernel::probe::cgroup2().expect("cgroup2 is mounted");
-        let path = root.join(format!("{name}-{}", std::process::id()));
-        fs::create_dir(&path).expect("a cgroup");
-        Self(path)
-    }
-
-    /// Runs a shell command in it.
-    fn run(&self, script: &str) -> std::process::ExitStatus {
-        let script = format!("echo $$ > {}/cgroup.procs; {script}", self.0.display());
-        std::process::Command::new("/bin/sh")
-            .args(["-c", &script])
-            .status()
-            .expect("run a shell")
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 #[test]
 fn a_cgroup_can_be_attached_and_detached() {
     if !possible() {
@@ -332,7 +305,7 @@ fn a_cgroup_can_be_attached_and_detached() {
     let place = Place::new();
     let _daemon = place.daemon();
     let cgroup = Cgroup::new("agentwatch-attach");
-    let named = cgroup.0.to_str().expect("UTF-8");
+    let named = cgroup.path().to_str().expect("UTF-8");
     let file = place.write(
         "policy.toml",
         "mode = 'monitor'\n[files]\nread = ['/usr', '/lib', '/lib64', '/bin']\n",
@@ -370,7 +343,7 @@ fn an_attached_cgroup_is_held() {
     let place = Place::new();
     let _daemon = place.daemon();
     let cgroup = Cgroup::new("agentwatch-held");
-    let named = cgroup.0.to_str().expect("UTF-8");
+    let named = cgroup.path().to_str().expect("UTF-8");
     let file = place.write("policy.toml", "[files]\nread = ['/']\nexec = ['/']\n");
     let file = file.to_str().expect("UTF-8");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");

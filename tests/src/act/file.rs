@@ -13,7 +13,7 @@ use nix::{
     unistd::{Gid, Uid},
 };
 
-use super::{Failure, Operation, Outcome, arguments, number};
+use super::{Failure, Operation, Outcome, arguments, c_string, number, sys};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
@@ -120,6 +120,84 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "rename2",
+        usage: "FROM TO exchange|noreplace|whiteout",
+        run: rename2,
+    },
+    Operation {
+        name: "removexattr",
+        usage: "PATH NAME",
+        run: |args| {
+            let [path, name] = arguments(args)?;
+            let (path, name) = (c_string(path)?, c_string(name)?);
+            sys!(libc::removexattr(path.as_ptr(), name.as_ptr())).map(drop)
+        },
+    },
+    Operation {
+        name: "set-acl",
+        usage: "PATH (lets another user read it)",
+        run: |args| {
+            // Version 2; entries of tag, rights and id: owner, user 65534, group, mask, others.
+            let mut acl = vec![2_u8, 0, 0, 0];
+            for (tag, rights, id) in [
+                (1_u16, 6_u16, u32::MAX),
+                (2, 4, 65534),
+                (4, 4, u32::MAX),
+                (16, 4, u32::MAX),
+                (32, 0, u32::MAX),
+            ] {
+                acl.extend(tag.to_le_bytes());
+                acl.extend(rights.to_le_bytes());
+                acl.extend(id.to_le_bytes());
+            }
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let name = c"system.posix_acl_access";
+            sys!(libc::setxattr(
+                path.as_ptr(),
+                name.as_ptr(),
+                acl.as_ptr().cast(),
+                acl.len(),
+                0
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "watch",
+        usage: "PATH (inotify: modifications)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let fd = sys!(libc::inotify_init1(libc::IN_CLOEXEC))?;
+            sys!(libc::inotify_add_watch(fd, path.as_ptr(), libc::IN_MODIFY)).map(drop)
+        },
+    },
+    Operation {
+        name: "getxattr-list",
+        usage: "PATH",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            sys!(libc::listxattr(path.as_ptr(), std::ptr::null_mut(), 0)).map(drop)
+        },
+    },
+    Operation {
+        name: "readlink",
+        usage: "PATH",
+        run: |args| Ok(fs::read_link(arguments::<1>(args)?[0]).map(drop)?),
+    },
+    Operation {
+        name: "write-text",
+        usage: "PATH TEXT",
+        run: |args| {
+            let [path, text] = arguments(args)?;
+            Ok(fs::write(path, text)?)
+        },
+    },
+    Operation {
+        name: "read-text",
+        usage: "PATH",
+        run: |args| Ok(fs::read(arguments::<1>(args)?[0]).map(drop)?),
+    },
+    Operation {
         name: "link",
         usage: "FROM TO",
         run: |args| {
@@ -219,6 +297,26 @@ fn reopen(args: &[String]) -> Outcome {
 fn truncate(args: &[String]) -> Outcome {
     let [path] = arguments(args)?;
     Ok(nix::unistd::truncate(path, 0)?)
+}
+
+fn rename2(args: &[String]) -> Outcome {
+    let [from, to, how] = arguments(args)?;
+    let flags = match how {
+        "noreplace" => libc::RENAME_NOREPLACE,
+        "exchange" => libc::RENAME_EXCHANGE,
+        "whiteout" => libc::RENAME_WHITEOUT,
+        other => return Err(Failure::Usage(format!("{other} is no way to rename"))),
+    };
+    let (from, to) = (c_string(from)?, c_string(to)?);
+    let here = libc::AT_FDCWD;
+    sys!(libc::renameat2(
+        here,
+        from.as_ptr(),
+        here,
+        to.as_ptr(),
+        flags
+    ))
+    .map(drop)
 }
 
 fn mknod(args: &[String]) -> Outcome {

@@ -3,13 +3,20 @@
 //! Scenarios name these operations instead of shell commands, because a shell hides errno behind a sentence and
 //! does much more than it was asked. An operation must not swallow an error, retry, or fall back.
 
+mod descriptor;
 mod file;
+mod host;
+mod ipc;
 mod net;
+mod other;
+pub mod outside;
+mod place;
 mod process;
 pub mod script;
+mod unix;
 mod uring;
 
-use std::fmt;
+use std::{ffi::CString, fmt};
 
 use nix::errno::Errno;
 
@@ -65,15 +72,37 @@ pub struct Operation {
 
 /// All operations, a table a family.
 pub fn operations() -> impl Iterator<Item = &'static Operation> {
-    file::OPERATIONS
-        .iter()
-        .chain(net::OPERATIONS)
-        .chain(process::OPERATIONS)
-        .chain(uring::OPERATIONS)
+    [
+        file::OPERATIONS,
+        descriptor::OPERATIONS,
+        place::OPERATIONS,
+        net::OPERATIONS,
+        unix::OPERATIONS,
+        process::OPERATIONS,
+        other::OPERATIONS,
+        host::OPERATIONS,
+        ipc::OPERATIONS,
+        uring::OPERATIONS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
-/// Performs the operation that `words` names.
+/// Performs the operations that `words` name, with a word `;` between them. What comes before the last one only prepares: where
+/// that fails, the operation in question was never tried, and this is no errno of its own.
 pub fn perform(words: &[String]) -> Outcome {
+    let parts: Vec<&[String]> = words.split(|word| word == ";").collect();
+    let Some((last, before)) = parts.split_last() else {
+        return Err(Failure::Usage("no operation was named".to_owned()));
+    };
+    for part in before {
+        perform_one(part)
+            .map_err(|failure| Failure::Usage(format!("`{}`: {failure}", part.join(" "))))?;
+    }
+    perform_one(last)
+}
+
+fn perform_one(words: &[String]) -> Outcome {
     let Some((name, args)) = words.split_first() else {
         return Err(Failure::Usage("no operation was named".to_owned()));
     };
@@ -101,6 +130,21 @@ fn arguments<const N: usize>(args: &[String]) -> Result<[&str; N], Failure> {
         ))
     })
 }
+
+/// A path or a name as the kernel takes it.
+fn c_string(text: &str) -> Result<CString, Failure> {
+    CString::new(text).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// Makes a system call through libc. What its arguments point to must live across the call, and be as large as the call takes it
+/// to be; every use below passes locals of the call's own types.
+macro_rules! sys {
+    ($call:expr) => {
+        // SAFETY: see the macro.
+        nix::errno::Errno::result(unsafe { $call }).map_err($crate::act::Failure::from)
+    };
+}
+use sys;
 
 /// An argument that must be a number.
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, Failure> {
@@ -131,6 +175,11 @@ mod tests {
         assert_eq!(outcome_text(&Ok(())), "ok");
         assert_eq!(outcome_text(&Err(Errno::EACCES.into())), "EACCES");
         assert_eq!(outcome_text(&Err(Failure::Signal(9))), "signal:9");
+        let prepared = perform(&["open-read", "/nonexistent", ";", "stat", "/"].map(str::to_owned));
+        assert_eq!(
+            outcome_text(&prepared),
+            "usage:`open-read /nonexistent`: ENOENT"
+        );
         let missing = perform(&["open-read".to_owned(), "/nonexistent".to_owned()]);
         assert_eq!(outcome_text(&missing), "ENOENT");
     }

@@ -59,6 +59,43 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: unshare_user,
     },
     Operation {
+        name: "vfork-exec",
+        usage: "PATH [ARG...] (in a child of vfork, by posix_spawn)",
+        run: vfork_exec,
+    },
+    Operation {
+        name: "exec-at",
+        usage: "PATH (execveat of a descriptor that was opened with O_PATH)",
+        run: |args| {
+            let path = super::c_string(arguments::<1>(args)?[0])?;
+            let fd = super::sys!(libc::open(path.as_ptr(), libc::O_PATH))?;
+            execute_at(fd, "", libc::AT_EMPTY_PATH)
+        },
+    },
+    Operation {
+        name: "exec-memfd",
+        usage: "PATH (a copy of it in memory)",
+        run: |args| {
+            let bytes = std::fs::read(arguments::<1>(args)?[0])?;
+            let name = c"copy";
+            let fd = super::sys!(libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC))?;
+            // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+            let mut file = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+            file.write_all(&bytes)?;
+            execute_at(fd, "", libc::AT_EMPTY_PATH)
+        },
+    },
+    Operation {
+        name: "setsid",
+        usage: "",
+        run: |_| Ok(nix::unistd::setsid().map(drop)?),
+    },
+    Operation {
+        name: "orphan",
+        usage: "OPERATION... (in a grandchild that waited until its parent was gone)",
+        run: orphan,
+    },
+    Operation {
         name: "double-fork",
         usage: "OPERATION... (in a grandchild with a session of its own)",
         run: double_fork,
@@ -121,11 +158,60 @@ pub(super) fn execute(words: &[String]) -> Outcome {
     }
 }
 
+/// A child that waits for a signal.
+pub(super) fn waiting_child() -> Result<Pid, Failure> {
+    // SAFETY: the actor has one thread when it forks; the child only waits, and is ended by `end_child`.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => loop {
+            nix::unistd::pause();
+        },
+    }
+}
+
+/// Kills and reaps a child.
+pub(super) fn end_child(child: Pid) {
+    let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+    let _ = waitpid(child, None);
+}
+
+/// Executes by execveat in a child; what is refused has its own errno, what runs its own end.
+pub(super) fn execute_at(dir: i32, path: &str, flags: i32) -> Outcome {
+    let path = super::c_string(path)?;
+    let words = [c"program", c"exit", c"0"];
+    let argv = [
+        words[0].as_ptr(),
+        words[1].as_ptr(),
+        words[2].as_ptr(),
+        std::ptr::null(),
+    ];
+    let environment = [std::ptr::null::<libc::c_char>()];
+    in_child(|| {
+        super::sys!(libc::syscall(
+            libc::SYS_execveat,
+            dir,
+            path.as_ptr(),
+            argv.as_ptr(),
+            environment.as_ptr(),
+            flags
+        ))
+        .map(drop)
+    })
+}
+
 /// Performs `work` in a child, so that whatever it does to itself ends with it.
 pub(super) fn in_child(work: impl FnOnce() -> Outcome) -> Outcome {
-    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: the actor has one thread when it forks; `work` runs in a copy of it.
-    match unsafe { fork() }? {
+    in_child_by(|| unsafe { fork() }, work)
+}
+
+/// The same, in a child that was made in some other way.
+pub(super) fn in_child_by(
+    make: impl FnOnce() -> nix::Result<ForkResult>,
+    work: impl FnOnce() -> Outcome,
+) -> Outcome {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    match make()? {
         ForkResult::Child => {
             drop(reader);
             report(writer, &work())
@@ -259,6 +345,64 @@ fn double_fork(args: &[String]) -> Outcome {
                 // The grandchild outlives its parent and belongs to whoever reaps orphans.
                 Ok(ForkResult::Parent { .. }) => std::process::exit(0),
                 Ok(ForkResult::Child) => report(writer, &perform(args)),
+            }
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            wait(child)?;
+            listen(reader)?.unwrap_or(Err(Failure::Usage(
+                "the grandchild ended without a word".to_owned(),
+            )))
+        }
+    }
+}
+
+fn vfork_exec(args: &[String]) -> Outcome {
+    let argv = args
+        .iter()
+        .map(|word| super::c_string(word))
+        .collect::<Result<Vec<_>, _>>()?;
+    let pointers: Vec<*mut libc::c_char> = argv
+        .iter()
+        .map(|word| word.as_ptr().cast_mut())
+        .chain([std::ptr::null_mut()])
+        .collect();
+    let environment = [std::ptr::null_mut::<libc::c_char>()];
+    let mut child = 0;
+    // SAFETY: the strings, and the null-terminated lists of them, live across the call.
+    let code = unsafe {
+        libc::posix_spawn(
+            &raw mut child,
+            pointers[0],
+            std::ptr::null(),
+            std::ptr::null(),
+            pointers.as_ptr(),
+            environment.as_ptr(),
+        )
+    };
+    match code {
+        0 => wait(Pid::from_raw(child)),
+        code => Err(Errno::from_raw(code).into()),
+    }
+}
+
+fn orphan(args: &[String]) -> Outcome {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: the actor has one thread when it forks; the children run copies of it.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(reader);
+            let parent = Pid::this();
+            // SAFETY: as above.
+            match unsafe { fork() } {
+                Err(errno) => report(writer, &Err(errno.into())),
+                Ok(ForkResult::Parent { .. }) => std::process::exit(0),
+                Ok(ForkResult::Child) => {
+                    while nix::unistd::getppid() == parent {
+                        std::thread::yield_now();
+                    }
+                    report(writer, &perform(args))
+                }
             }
         }
         ForkResult::Parent { child } => {

@@ -19,15 +19,33 @@ pub enum Step {
     Run(Vec<String>),
 }
 
-/// What a result line begins with; the step's index and its outcome follow.
+/// What a result line begins with; the step's index, its begin, its end and its outcome follow.
 pub const RESULT_MARK: &str = "@step";
+
+/// No step takes longer than this, in seconds: one that hangs is killed, and the next one goes on.
+const STEP: u32 = 40;
+
+/// How a step went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    pub outcome: String,
+    /// Nanoseconds of CLOCK_BOOTTIME, as events have them: what happened in between was this step.
+    pub begin: u64,
+    pub end: u64,
+}
 
 /// Performs the steps in order and writes one line for each.
 pub fn perform_all(steps: &[Step], mut results: impl Write) -> std::io::Result<()> {
     for (index, step) in steps.iter().enumerate() {
-        let outcome = process::in_child(|| perform_step(step));
+        let begin = boot_time();
+        let outcome = process::in_child(|| {
+            // SAFETY: only sets a timer of this process.
+            unsafe { libc::alarm(STEP) };
+            perform_step(step)
+        });
         process::reap_strays();
-        writeln!(results, "{RESULT_MARK} {index} {}", outcome_text(&outcome))?;
+        let (end, outcome) = (boot_time(), outcome_text(&outcome));
+        writeln!(results, "{RESULT_MARK} {index} {begin} {end} {outcome}")?;
         results.flush()?;
     }
     Ok(())
@@ -41,11 +59,35 @@ fn perform_step(step: &Step) -> Outcome {
     }
 }
 
-/// The index and the outcome that a result line tells.
-pub fn parse_result(line: &str) -> Option<(usize, &str)> {
-    let (index, outcome) = line
-        .strip_prefix(RESULT_MARK)?
-        .trim_start()
-        .split_once(' ')?;
-    Some((index.parse().ok()?, outcome))
+fn boot_time() -> u64 {
+    let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME) else {
+        return 0;
+    };
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// What a result line tells.
+pub fn parse_result(line: &str) -> Option<Done> {
+    let mut words = line.strip_prefix(RESULT_MARK)?.trim_start().splitn(4, ' ');
+    words.next()?;
+    let (begin, end) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(Done {
+        outcome: words.next()?.to_owned(),
+        begin,
+        end,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_read_as_they_are_written() {
+        let mut text = Vec::new();
+        perform_all(&[Step::Act(vec!["stat".into(), "/".into()])], &mut text).unwrap();
+        let done = parse_result(String::from_utf8(text).unwrap().trim()).unwrap();
+        assert_eq!(done.outcome, "ok");
+        assert!(done.begin > 0 && done.end > done.begin);
+    }
 }

@@ -5,7 +5,7 @@ use std::{ffi::CString, os::fd::FromRawFd, os::fd::OwnedFd};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
 
-use super::{Failure, Operation, Outcome, arguments};
+use super::{Failure, Operation, Outcome, arguments, c_string};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
@@ -23,7 +23,128 @@ pub(super) const OPERATIONS: &[Operation] = &[
         usage: "PATH",
         run: unlink,
     },
+    Operation {
+        name: "io_uring-openat2",
+        usage: "PATH (for reading)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let how = types::OpenHow::new().flags((libc::O_RDONLY | libc::O_CLOEXEC) as u64);
+            let entry = opcode::OpenAt2::new(CWD, path.as_ptr(), &raw const how);
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-as-stored",
+        usage: "PATH (for reading, under credentials that were registered before)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let mut ring = IoUring::new(2)?;
+            let stored = ring.submitter().register_personality()?;
+            let entry = opcode::OpenAt::new(CWD, path.as_ptr())
+                .flags(libc::O_RDONLY | libc::O_CLOEXEC)
+                .build()
+                .personality(stored);
+            submit_to(&mut ring, &entry).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-mkdir",
+        usage: "PATH",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            submit(&opcode::MkDirAt::new(CWD, path.as_ptr()).mode(0o755).build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-rename",
+        usage: "FROM TO",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            let (from, to) = (c_string(from)?, c_string(to)?);
+            let entry = opcode::RenameAt::new(CWD, from.as_ptr(), CWD, to.as_ptr());
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-link",
+        usage: "FROM TO",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            let (from, to) = (c_string(from)?, c_string(to)?);
+            let entry = opcode::LinkAt::new(CWD, from.as_ptr(), CWD, to.as_ptr());
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-symlink",
+        usage: "TEXT PATH",
+        run: |args| {
+            let [text, path] = arguments(args)?;
+            let (text, path) = (c_string(text)?, c_string(path)?);
+            let entry = opcode::SymlinkAt::new(CWD, text.as_ptr(), path.as_ptr());
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-setxattr",
+        usage: "PATH NAME VALUE",
+        run: |args| {
+            let [path, name, value] = arguments(args)?;
+            let (path, name) = (c_string(path)?, c_string(name)?);
+            let length = value.len() as u32;
+            let entry =
+                opcode::SetXattr::new(name.as_ptr(), value.as_ptr().cast(), path.as_ptr(), length);
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-connect",
+        usage: "ADDR PORT (TCP over IPv4)",
+        run: |args| {
+            let to = address(args)?;
+            let fd = super::sys!(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0))?;
+            let length = size_of_val(&to) as u32;
+            let entry = opcode::Connect::new(types::Fd(fd), (&raw const to).cast(), length);
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-sendmsg",
+        usage: "ADDR PORT (a UDP datagram over IPv4, unconnected)",
+        run: |args| {
+            let mut to = address(args)?;
+            let fd = super::sys!(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0))?;
+            let mut bytes = libc::iovec {
+                iov_base: b"hello".as_ptr().cast_mut().cast(),
+                iov_len: 5,
+            };
+            // SAFETY: plain data, all zeroes are a valid value.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_name = (&raw mut to).cast();
+            message.msg_namelen = size_of_val(&to) as u32;
+            message.msg_iov = &raw mut bytes;
+            message.msg_iovlen = 1;
+            let entry = opcode::SendMsg::new(types::Fd(fd), &raw const message);
+            submit(&entry.build()).map(drop)
+        },
+    },
 ];
+
+const CWD: types::Fd = types::Fd(libc::AT_FDCWD);
+
+fn address(args: &[String]) -> Result<libc::sockaddr_in, Failure> {
+    let [addr, port] = arguments(args)?;
+    let addr: std::net::Ipv4Addr = addr
+        .parse()
+        .map_err(|_| Failure::Usage(format!("{addr} is not an IPv4 address")))?;
+    let port: u16 = super::number(port)?;
+    // SAFETY: plain data, all zeroes are a valid value.
+    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    address.sin_family = libc::AF_INET as u16;
+    address.sin_port = port.to_be();
+    address.sin_addr.s_addr = u32::from_ne_bytes(addr.octets());
+    Ok(address)
+}
 
 fn openat(args: &[String], flags: i32) -> Outcome {
     let [path] = arguments(args)?;
@@ -46,7 +167,10 @@ fn unlink(args: &[String]) -> Outcome {
 
 /// Submits one entry and waits for its result. What the entry points to must outlive the call.
 fn submit(entry: &squeue::Entry) -> Result<i32, Failure> {
-    let mut ring = IoUring::new(2)?;
+    submit_to(&mut IoUring::new(2)?, entry)
+}
+
+fn submit_to(ring: &mut IoUring, entry: &squeue::Entry) -> Result<i32, Failure> {
     // SAFETY: the callers keep the paths that the entry points to alive until this function returns, and it
     // returns only after the completion.
     unsafe { ring.submission().push(entry) }.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -1,6 +1,6 @@
 //! The actor: performs one operation (`act open-read /etc/passwd`) or, with `--script`, the steps that it reads as
 //! JSON from standard input. Prints `ok` or the errno's name; exits 0 where all went well, 1 where it did not and 2
-//! where it was called wrongly.
+//! where it was called wrongly. With `--outside DIR` it is the process outside that conformance cases act upon.
 
 use std::{io::Read, process::ExitCode};
 
@@ -16,6 +16,15 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some("--script") => run_script(),
+        Some("--outside") => {
+            match act::outside::serve(words.get(1).map_or(".", |dir| dir).as_ref()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("act: {error:#}");
+                    ExitCode::from(2)
+                }
+            }
+        }
         Some(_) => {
             let outcome = act::perform(&words);
             println!("{}", act::outcome_text(&outcome));

@@ -95,11 +95,18 @@ fn mount_all() {
     for (setting, value) in [
         ("/proc/sys/kernel/printk", "3"),
         ("/proc/sys/kernel/hostname", "vm"),
+        // What distributions switch off, and conformance cases must be able to do without agentwatch.
+        ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+        ("/proc/sys/kernel/unprivileged_bpf_disabled", "0"),
+        ("/proc/sys/kernel/perf_event_paranoid", "1"),
+        ("/proc/sys/kernel/dmesg_restrict", "0"),
     ] {
         if let Err(error) = fs::write(setting, value) {
             eprintln!("init: {setting}: {error}");
         }
     }
+    // Kernels before 6.2 have no such switch: it is on there.
+    let _ = fs::write("/proc/sys/dev/tty/legacy_tiocsti", "1");
 }
 
 fn bring_up_loopback() -> Result<()> {

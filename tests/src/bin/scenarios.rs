@@ -6,12 +6,17 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::ExitCode, ti
 use agentwatch_tests::harness::{
     agentwatch::Daemon,
     capability::Doctor,
+    conformance::{self, Report},
     run::{self, Stage, Verdict},
     scenario::{self, Scenario},
 };
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use nix::sys::resource::Resource;
 use serde_json::json;
+
+/// How many descriptors the harness may have.
+const FILES: u64 = 8192;
 
 /// Runs the scenarios against a daemon of their own.
 #[derive(Parser)]
@@ -25,7 +30,13 @@ struct Options {
     /// Where the scenario files are.
     #[arg(long)]
     scenarios: PathBuf,
-    /// Only scenarios whose name contains this.
+    /// Where the conformance families are.
+    #[arg(long)]
+    conformance: Option<PathBuf>,
+    /// This machine is a guest that is thrown away: cases that touch the host may run.
+    #[arg(long)]
+    guest: bool,
+    /// Only scenarios whose name, and cases whose `conformance/FAMILY/CASE`, contains this.
     #[arg(long)]
     only: Option<String>,
     /// Capabilities that this kernel must have.
@@ -60,6 +71,15 @@ fn all(options: &Options) -> Result<bool> {
     if let Some(filter) = &options.only {
         scenarios.retain(|scenario| scenario.name.contains(filter.as_str()));
     }
+    let mut families = match &options.conformance {
+        Some(dir) => conformance::load_all(dir)?,
+        None => Vec::new(),
+    };
+    if let Some(filter) = &options.only {
+        families.iter_mut().for_each(|family| family.retain(filter));
+    }
+    // A chain of directories is taken away with a descriptor for each level.
+    nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES)?;
     let root = tempfile::Builder::new()
         .prefix("agentwatch-test-")
         .tempdir()?;
@@ -100,6 +120,7 @@ fn all(options: &Options) -> Result<bool> {
         doctor,
         required: options.require.clone(),
         patience: options.patience,
+        guest: options.guest,
     };
     let runs = scenarios
         .iter()
@@ -115,10 +136,55 @@ fn all(options: &Options) -> Result<bool> {
             daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
         }
     }
+    families.retain(|family| !family.cases.is_empty());
+    let runs = families
+        .iter()
+        .flat_map(|family| family.users.iter().map(move |user| (family, user)));
+    for (family, user) in runs {
+        let started = Instant::now();
+        let reports = conformance::run(family, user, &mut daemon, &stage);
+        let of = |status| {
+            let alike = reports.iter().filter(|report| report.status == status);
+            alike.count()
+        };
+        println!(
+            "{} ({user}): {} pass, {} fail, {} skipped, {} ms",
+            family.name,
+            of("pass"),
+            of("fail"),
+            of("skip"),
+            started.elapsed().as_millis()
+        );
+        good &= report_cases(&reports);
+        if !daemon.is_alive() {
+            daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
+        }
+    }
     if !good {
         println!("the daemon's log ends with:\n{}", daemon.log_tail());
     }
     Ok(good)
+}
+
+/// Prints a line for machines for each case, and one for people for what went wrong in the same way; whether nothing did.
+fn report_cases(reports: &[Report]) -> bool {
+    let failed: Vec<&Report> = reports
+        .iter()
+        .filter(|report| report.status == "fail")
+        .collect();
+    for alike in failed.chunk_by(|one, next| one.reason == next.reason) {
+        let cases: Vec<&str> = alike.iter().map(|report| report.case.as_str()).collect();
+        let (family, user) = (&alike[0].family, &alike[0].user);
+        println!(
+            "FAIL {family}/{} ({user}): {}",
+            cases.join(", "),
+            alike[0].reason
+        );
+    }
+    for report in reports {
+        println!("@case {}", json!(report));
+    }
+    failed.is_empty()
 }
 
 fn timed(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) -> (Verdict, u128) {

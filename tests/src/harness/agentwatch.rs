@@ -166,6 +166,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // Stopped alone, it would leave a session that still runs in force.
+        let _ = self.agentwatch.command(&["release"]).output();
         let pid = Pid::from_raw(self.child.id().cast_signed());
         let _ = kill(pid, Signal::SIGTERM);
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -81,7 +81,8 @@ fn judge(expected: &ExpectedEvent, events: &[Value], complete: bool) -> Option<S
     }
 }
 
-fn matches(expected: &ExpectedEvent, event: &Value) -> bool {
+/// Whether the event has every field that is expected of it. A kind may be one of several with `|` between them.
+pub fn matches(expected: &ExpectedEvent, event: &Value) -> bool {
     let is = |pointer: &str, wanted: &Option<String>| match wanted {
         None => true,
         Some(wanted) => text(event, pointer) == Some(wanted),
@@ -97,7 +98,7 @@ fn matches(expected: &ExpectedEvent, event: &Value) -> bool {
             .and_then(Value::as_array)
             .is_some_and(|list| list.iter().any(|entry| entry.as_str() == Some(wanted))),
     };
-    text(event, "/kind") == Some(&expected.kind)
+    text(event, "/kind").is_some_and(|kind| expected.kind.split('|').any(|one| one == kind))
         && is("/verdict", &expected.verdict)
         && rule_is(expected.rule.as_deref(), text(event, "/rule/id"))
         && (is("/file/path", &expected.path) || is("/net/path", &expected.path))
@@ -147,7 +148,7 @@ fn errno_is(expected: Option<&str>, errno: Option<i64>) -> bool {
     }
 }
 
-fn describe(expected: &ExpectedEvent) -> String {
+pub(super) fn describe(expected: &ExpectedEvent) -> String {
     let fields = serde_json::to_value(expected).unwrap_or_default();
     let told = fields
         .as_object()
@@ -164,7 +165,7 @@ fn describe(expected: &ExpectedEvent) -> String {
 }
 
 /// The events of the same kind that speak of the same object: what a person looks at first.
-fn nearest(expected: &ExpectedEvent, events: &[Value]) -> String {
+pub(super) fn nearest(expected: &ExpectedEvent, events: &[Value]) -> String {
     let same = |event: &&Value| {
         text(event, "/kind") == Some(&expected.kind)
             && (expected.path.is_none() || text(event, "/file/path") == expected.path.as_deref())

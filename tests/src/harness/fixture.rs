@@ -1,25 +1,31 @@
 //! Files and sockets that stand before a scenario's first step.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::{SocketAddr, TcpListener, UdpSocket},
     os::{
-        linux::net::SocketAddrExt,
-        unix::{
-            fs::{PermissionsExt, chown, lchown},
-            net::UnixListener,
-        },
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{PermissionsExt, chown, fchown, lchown},
     },
     path::Path,
 };
 
 use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::OFlag,
+    mount::{MntFlags, MsFlags},
+    sys::{
+        socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr},
+        stat::Mode,
+    },
+};
 
 use super::scenario::{FileFixture, ListenerFixture, ListenerKind, Values};
 
 /// Makes `dir` anew with the files in it, owned by `owner`.
 pub fn make_files(dir: &Path, files: &[FileFixture], act: &Path, owner: u32) -> Result<()> {
     if dir.exists() {
+        unmount_below(dir)?;
         fs::remove_dir_all(dir).with_context(|| format!("clear {}", dir.display()))?;
     }
     fs::create_dir_all(dir)?;
@@ -45,8 +51,16 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
     for made in fresh {
         chown(&made, Some(owner), Some(owner))?;
     }
-    if file.path.ends_with('/') {
+    if let Some(levels) = file.levels {
         fs::create_dir_all(&path)?;
+        chown(&path, Some(owner), Some(owner))?;
+        make_chain(&path, levels, file.level_length.unwrap_or(1), owner)?;
+    } else if file.path.ends_with('/') {
+        fs::create_dir_all(&path)?;
+        if file.tmpfs {
+            let (none, flags) = (None::<&str>, MsFlags::empty());
+            nix::mount::mount(none, &path, Some("tmpfs"), flags, none)?;
+        }
     } else if let Some(text) = &file.symlink {
         std::os::unix::fs::symlink(text.replace("{dir}", &dir.to_string_lossy()), &path)?;
     } else if let Some(to) = &file.hardlink {
@@ -54,6 +68,7 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
     } else if let Some(program) = &file.program {
         match program.as_str() {
             "act" => fs::copy(act, &path)?,
+            other if other.starts_with('/') => fs::copy(other, &path)?,
             other => bail!("there is no program {other} to copy"),
         };
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
@@ -70,12 +85,42 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
     Ok(())
 }
 
+/// Takes away what a case has mounted in the harness's own mount namespace.
+fn unmount_below(dir: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    for mount in mounts.lines().rev() {
+        let place = mount.split(' ').nth(4).unwrap_or_default();
+        if Path::new(place).starts_with(dir) {
+            nix::mount::umount2(place, MntFlags::MNT_DETACH)
+                .with_context(|| format!("unmount {place}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes directories of one name, each in the one before, and a file in the last: by descriptors, because the path may be longer
+/// than any system call takes.
+fn make_chain(top: &Path, levels: u32, length: usize, owner: u32) -> Result<()> {
+    let name = "d".repeat(length);
+    let mut here = File::open(top)?;
+    for _ in 0..levels {
+        nix::sys::stat::mkdirat(&here, name.as_str(), Mode::from_bits_truncate(0o755))?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        here = nix::fcntl::openat(&here, name.as_str(), flags, Mode::empty())?.into();
+        fchown(&here, Some(owner), Some(owner))?;
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::openat(&here, "file", flags, Mode::from_bits_truncate(0o644))?;
+    fchown(&file, Some(owner), Some(owner))?;
+    Ok(())
+}
+
 /// Sockets that stay open while the value lives.
 #[derive(Default)]
 pub struct Listeners {
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
-    unix: Vec<UnixListener>,
+    unix: Vec<OwnedFd>,
 }
 
 impl Listeners {
@@ -84,7 +129,9 @@ impl Listeners {
     pub fn open(&mut self, fixtures: &[ListenerFixture], values: &mut Values) -> Result<()> {
         for fixture in fixtures {
             let port = match fixture.kind {
-                ListenerKind::Unix => continue,
+                ListenerKind::Unix | ListenerKind::UnixDgram | ListenerKind::UnixSeqpacket => {
+                    continue;
+                }
                 ListenerKind::Tcp => {
                     let listener = TcpListener::bind(address(fixture)?)?;
                     let port = listener.local_addr()?.port();
@@ -106,22 +153,31 @@ impl Listeners {
     /// Opens UNIX sockets anew: their files go with the scenario's directory.
     pub fn open_unix(&mut self, fixtures: &[ListenerFixture], dir: &Path) -> Result<()> {
         self.unix.clear();
-        for fixture in fixtures
-            .iter()
-            .filter(|fixture| fixture.kind == ListenerKind::Unix)
-        {
-            let listener = match fixture.addr.strip_prefix('@') {
-                Some(name) => UnixListener::bind_addr(
-                    &std::os::unix::net::SocketAddr::from_abstract_name(name)?,
-                )?,
+        for fixture in fixtures {
+            let kind = match fixture.kind {
+                ListenerKind::Unix => SockType::Stream,
+                ListenerKind::UnixDgram => SockType::Datagram,
+                ListenerKind::UnixSeqpacket => SockType::SeqPacket,
+                ListenerKind::Tcp | ListenerKind::Udp => continue,
+            };
+            let socket = socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+            let path = dir.join(&fixture.addr);
+            let address = match fixture.addr.strip_prefix('@') {
+                Some(name) => UnixAddr::new_abstract(name.as_bytes())?,
                 None => {
-                    let path = dir.join(&fixture.addr);
-                    let listener = UnixListener::bind(&path)?;
-                    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
-                    listener
+                    fs::create_dir_all(path.parent().unwrap_or(dir))?;
+                    UnixAddr::new(&path)?
                 }
             };
-            self.unix.push(listener);
+            socket::bind(socket.as_raw_fd(), &address)
+                .with_context(|| format!("bind the listener {}", fixture.name))?;
+            if !fixture.addr.starts_with('@') {
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+            }
+            if kind != SockType::Datagram {
+                socket::listen(&socket, Backlog::new(64)?)?;
+            }
+            self.unix.push(socket);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::{Gid, Pid, Uid},
 };
@@ -50,6 +51,19 @@ pub struct Stage {
     pub required: Vec<String>,
     /// Times are multiplied by this under emulation.
     pub patience: u32,
+    /// Whether all this is a guest that is thrown away.
+    pub guest: bool,
+}
+
+impl Stage {
+    /// Whether one of these needs is for something that must be here.
+    pub(super) fn requires(&self, missing: &[String]) -> bool {
+        missing.iter().any(|need| {
+            self.required
+                .iter()
+                .any(|required| need.starts_with(required.as_str()))
+        })
+    }
 }
 
 /// Runs the scenario as `user` and never panics on what the daemon says.
@@ -118,9 +132,10 @@ fn try_run(
         let mut command = Command::new(&stage.act);
         command.arg("--script");
         let results = actor
-            .perform(command, &unconfined)
+            .perform(command, &scripts(&unconfined))
             .context("without agentwatch")?;
-        for ((index, step), result) in unconfined.iter().zip(&results) {
+        for ((index, step), done) in unconfined.iter().zip(&results) {
+            let result = &done.outcome;
             let wanted = step.unconfined.as_deref().unwrap_or("ok");
             ensure!(
                 wanted == result,
@@ -150,9 +165,11 @@ fn try_run(
         .filter(|(_, step)| step.outside.is_none())
         .collect();
     if !confined.is_empty() {
-        let results = actor.perform(daemon.agentwatch.command(&arguments), &confined)?;
+        let command = daemon.agentwatch.command(&arguments);
+        let results = actor.perform(command, &scripts(&confined))?;
         let mut wrong = Vec::new();
-        for ((index, step), result) in confined.iter().zip(&results) {
+        for ((index, step), done) in confined.iter().zip(&results) {
+            let result = &done.outcome;
             if !is_expected(&step.expect, result) {
                 wrong.push(format!(
                     "step {index}: {result} instead of {} ({})",
@@ -181,6 +198,10 @@ fn try_run(
     Ok(left_out)
 }
 
+fn scripts(steps: &[(usize, &Step)]) -> Vec<script::Step> {
+    steps.iter().filter_map(|(_, step)| step.script()).collect()
+}
+
 /// Takes out the steps and expectations whose needs are not met here, and says which.
 fn leave_out(scenario: &mut Scenario, doctor: &Doctor) -> Vec<String> {
     let mut out = Vec::new();
@@ -197,7 +218,7 @@ fn leave_out(scenario: &mut Scenario, doctor: &Doctor) -> Vec<String> {
     out
 }
 
-fn is_expected(expected: &str, result: &str) -> bool {
+pub(super) fn is_expected(expected: &str, result: &str) -> bool {
     match expected {
         "denied" => matches!(result, "EACCES" | "EPERM"),
         other => other == result,
@@ -239,18 +260,23 @@ fn await_events(scenario: &Scenario, session: &str, daemon: &Daemon, stage: &Sta
 }
 
 /// Who performs the steps, where, and for how long at most.
-struct Actor<'a> {
-    dir: &'a Path,
-    uid: u32,
-    seconds: u64,
+pub(super) struct Actor<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) uid: u32,
+    pub(super) seconds: u64,
 }
+
+/// A descriptor that whoever starts the actor has open: a session must not have it.
+pub(super) const INHERITED: i32 = 77;
 
 impl Actor<'_> {
     /// Runs `command`, which is to be an actor that reads a script, and gives each step's result.
-    fn perform(&self, mut command: Command, steps: &[(usize, &Step)]) -> Result<Vec<String>> {
-        let script: Vec<script::Step> =
-            steps.iter().filter_map(|(_, step)| step.script()).collect();
-        let script = serde_json::to_vec(&script)?;
+    pub(super) fn perform(
+        &self,
+        mut command: Command,
+        steps: &[script::Step],
+    ) -> Result<Vec<script::Done>> {
+        let script = serde_json::to_vec(steps)?;
         command
             .current_dir(self.dir)
             .env("HOME", self.dir)
@@ -258,17 +284,13 @@ impl Actor<'_> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let uid = self.uid;
-        if uid != 0 {
-            // SAFETY: only system calls are made between fork and exec.
-            unsafe {
-                command.pre_exec(move || {
-                    nix::unistd::setgroups(&[])?;
-                    nix::unistd::setgid(Gid::from_raw(uid))?;
-                    nix::unistd::setuid(Uid::from_raw(uid))?;
-                    Ok(())
-                });
-            }
+        become_user(&mut command, self.uid);
+        // SAFETY: only system calls are made between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                Errno::result(libc::dup2(0, INHERITED))?;
+                Ok(())
+            });
         }
         let mut child = command
             .spawn()
@@ -280,11 +302,7 @@ impl Actor<'_> {
             .write_all(&script);
         let output = wait_with_output(child, Duration::from_secs(self.seconds))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let results: Vec<&str> = text
-            .lines()
-            .filter_map(script::parse_result)
-            .map(|(_, outcome)| outcome)
-            .collect();
+        let results: Vec<script::Done> = text.lines().filter_map(script::parse_result).collect();
         if results.len() != steps.len() || !output.status.success() {
             // A broken pipe only repeats what the command itself says better.
             let _ = sent;
@@ -296,7 +314,23 @@ impl Actor<'_> {
                 said(&output)
             );
         }
-        Ok(results.into_iter().map(str::to_owned).collect())
+        Ok(results)
+    }
+}
+
+/// Lets the command run as another user.
+pub(super) fn become_user(command: &mut Command, uid: u32) {
+    if uid == 0 {
+        return;
+    }
+    // SAFETY: only system calls are made between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            nix::unistd::setgroups(&[])?;
+            nix::unistd::setgid(Gid::from_raw(uid))?;
+            nix::unistd::setuid(Uid::from_raw(uid))?;
+            Ok(())
+        });
     }
 }
 

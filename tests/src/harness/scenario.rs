@@ -1,6 +1,10 @@
 //! The scenario files: what a user does, told so that it reads without the harness.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -47,7 +51,7 @@ pub struct Scenario {
 }
 
 /// A file, directory or link that stands before the first step, owned by whoever runs the scenario.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileFixture {
     /// Below `{dir}`; a directory ends in `/`.
@@ -56,12 +60,19 @@ pub struct FileFixture {
     pub content: String,
     /// Octal.
     pub mode: Option<String>,
-    /// Copies this program there instead of `content`: `act`.
+    /// Copies this program there instead of `content`: `act`, or one of this machine by its path.
     pub program: Option<String>,
     /// Makes a symbolic link with this text instead.
     pub symlink: Option<String>,
     /// Makes a hard link to this file below `{dir}` instead.
     pub hardlink: Option<String>,
+    /// Makes `path` a directory with so many others in it, each in the one before, and a `file` in the last.
+    pub levels: Option<u32>,
+    /// How long the name of each of them is.
+    pub level_length: Option<usize>,
+    /// Mounts a tmpfs there, where the host sees it.
+    #[serde(default)]
+    pub tmpfs: bool,
 }
 
 /// A socket that the harness holds open outside the session. Its port is `{port.NAME}`.
@@ -80,6 +91,8 @@ pub enum ListenerKind {
     Tcp,
     Udp,
     Unix,
+    UnixDgram,
+    UnixSeqpacket,
 }
 
 /// One action and how it must end. Exactly one of `act`, `run` and `outside` is given.
@@ -163,16 +176,21 @@ fn step_seconds() -> u64 {
 
 /// Reads every scenario below `dir`, in the order of their names.
 pub fn load_all(dir: &Path) -> Result<Vec<Scenario>> {
+    toml_files(dir)?
+        .iter()
+        .map(|path| load(path).with_context(|| format!("scenario {}", path.display())))
+        .collect()
+}
+
+/// The files below `dir` that end in `.toml`, in the order of their names.
+pub(super) fn toml_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = fs::read_dir(dir)
-        .with_context(|| format!("read the scenarios in {}", dir.display()))?
+        .with_context(|| format!("read {}", dir.display()))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()?;
     paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
     paths.sort();
-    paths
-        .iter()
-        .map(|path| load(path).with_context(|| format!("scenario {}", path.display())))
-        .collect()
+    Ok(paths)
 }
 
 fn load(path: &Path) -> Result<Scenario> {
@@ -223,6 +241,24 @@ pub fn fill(text: &str, values: &Values) -> String {
     })
 }
 
+impl ExpectedEvent {
+    /// Replaces the placeholders.
+    pub fn fill(&mut self, values: &Values) {
+        [
+            &mut self.rule,
+            &mut self.path,
+            &mut self.target,
+            &mut self.port,
+            &mut self.exe,
+            &mut self.argument,
+            &mut self.addr,
+        ]
+        .into_iter()
+        .flatten()
+        .for_each(|text| *text = fill(text, values));
+    }
+}
+
 impl Scenario {
     /// The same scenario with all placeholders replaced.
     pub fn filled(&self, values: &Values) -> Result<Scenario> {
@@ -237,17 +273,7 @@ impl Scenario {
                 .for_each(fill_in);
         }
         for event in &mut filled.events {
-            [
-                &mut event.path,
-                &mut event.target,
-                &mut event.port,
-                &mut event.exe,
-                &mut event.argument,
-                &mut event.addr,
-            ]
-            .into_iter()
-            .flatten()
-            .for_each(fill_in);
+            event.fill(values);
         }
         ensure!(
             !filled.policy.contains("{port."),

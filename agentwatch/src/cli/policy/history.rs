@@ -38,8 +38,8 @@ pub(super) fn sessions(runtime_dir: &Path) -> Result<Vec<SessionRow>> {
     Ok(rows)
 }
 
-/// The policy that a session started with, and the reference by which its events name it.
-pub(super) fn started(
+/// The policy that was put in force for a session last, and the reference by which its events name it.
+pub(super) fn policy(
     runtime_dir: &Path,
     session: &str,
 ) -> Result<(crate::event::model::SessionRef, PolicyRecord)> {
@@ -50,11 +50,12 @@ pub(super) fn started(
     };
     let mut found = None;
     events(runtime_dir, filter, |event| {
-        if let Some(Lifecycle::Started {
-            policy: Some(policy),
-            ..
-        }) = event.lifecycle
-        {
+        let policy = match event.lifecycle {
+            Some(Lifecycle::Started { policy, .. }) => policy,
+            Some(Lifecycle::Reloaded { rules, .. }) => rules,
+            _ => None,
+        };
+        if let Some(policy) = policy {
             found = Some((event.session, *policy));
         }
         Ok(())

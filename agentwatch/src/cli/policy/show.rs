@@ -32,7 +32,7 @@ pub(super) fn show(
     runtime_dir: &Path,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let (session, policy) = match history::started(runtime_dir, &args.session) {
+    let (session, policy) = match history::policy(runtime_dir, &args.session) {
         Ok(found) => found,
         Err(error) => return Ok(unusable(&error)),
     };

@@ -301,6 +301,25 @@ fn record_lifecycle(
                     session
                 ])?;
         }
+        Lifecycle::Reloaded {
+            policy,
+            mode,
+            coverage,
+            missing,
+            ..
+        } => {
+            transaction
+                .prepare_cached(
+                    "UPDATE session_rows SET policy = ?, mode = ?, coverage = ?, missing = ? WHERE no = ?",
+                )?
+                .execute(params![
+                    policy,
+                    mode.name(),
+                    coverage.name(),
+                    list(missing),
+                    session
+                ])?;
+        }
         Lifecycle::Ended {
             reason,
             exit_code,

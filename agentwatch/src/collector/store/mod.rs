@@ -4,6 +4,7 @@
 //! while events are stored. What [`Store::insert`] has returned from is on disk. A damaged file is set aside and
 //! never repaired in place or deleted, because it may be evidence.
 
+mod account;
 mod insert;
 mod quarantine;
 mod read;

@@ -31,8 +31,8 @@ pub enum Viewer {
 
 /// A connection that reads.
 pub struct Reader {
-    connection: Connection,
-    viewer: Viewer,
+    pub(super) connection: Connection,
+    pub(super) viewer: Viewer,
 }
 
 /// A walk over the events that a filter selects, in the order of kernel time within each boot.

@@ -26,12 +26,20 @@ pub struct Live {
     pub shown: String,
     pub subject: Subject,
     pub bound: Bound,
+    /// Policies that are no longer in force, and since when: a program may still be in the middle of one.
+    pub retiring: Vec<(Instant, Bound)>,
     pub account: Account,
+    /// For a session of an earlier daemon: its last number when this one took it over.
+    pub taken_over_at: Option<u64>,
+    /// Whether the history has yet to say what the daemon before delivered.
+    pub unreckoned: bool,
     pub exit_code: Option<i32>,
     pub seen_tasks: bool,
     pub empty_since: Option<Instant>,
     pub events: u64,
     pub denied: u64,
+    /// The event of its start.
+    pub start: Event,
 }
 
 impl Live {

@@ -92,6 +92,8 @@ impl Engine {
             | Request::Exited { .. }
             | Request::Attach { .. }
             | Request::Detach { .. }
+            | Request::Reload { .. }
+            | Request::Release
                 if self.is_inside(peer) =>
             {
                 Err(
@@ -115,6 +117,13 @@ impl Engine {
                 accept_degraded,
             } => self.order_attach(peer, &cgroup, &policy, name, accept_degraded),
             Request::Detach { session } => self.order_detach(peer, &session),
+            Request::Reload {
+                session,
+                policy,
+                mode,
+                accept_degraded,
+            } => self.order_reload(peer, &session, policy.as_ref(), mode, accept_degraded),
+            Request::Release => self.order_release(peer),
             Request::Sessions => Ok(Response::Sessions {
                 sessions: self
                     .sessions
@@ -208,7 +217,7 @@ impl Engine {
     }
 
     /// What the asker is told of a session that is in force.
-    fn ready(&self, number: u32) -> Result<Response, Refusal> {
+    pub(super) fn ready(&self, number: u32) -> Result<Response, Refusal> {
         let Some(live) = self.sessions.get(&number) else {
             return Err(Refusal::new("the session is gone"));
         };
@@ -237,6 +246,8 @@ impl Engine {
             )));
         }
         live.exit_code = Some(code);
+        let number = live.number;
+        self.write_down(number);
         Ok(Response::Done)
     }
 
@@ -278,6 +289,16 @@ impl Engine {
         }
         let number = live.number;
         self.end(number, "detached");
+        Ok(Response::Done)
+    }
+
+    fn order_release(&mut self, peer: Peer) -> Result<Response, Refusal> {
+        if !peer.is_root() {
+            return Err(Refusal::new("only root may end the sessions of all users")
+                .hint("agentwatch detach ends one of yours"));
+        }
+        self.end_all("released");
+        self.released = true;
         Ok(Response::Done)
     }
 
@@ -349,6 +370,18 @@ impl Engine {
             None => (cgroup::create(&self.kernel.cgroup_root, &id)?, true),
         };
         let started = self.enter_kernel(number, &plan, &holding, &path);
+        let started = started.and_then(|(bound, id)| {
+            if bound.gaps.is_empty() || plan.accept_degraded {
+                return Ok((bound, id));
+            }
+            let gaps = bound.gaps.join("\n  - ");
+            self.kernel.maps.remove_cgroups(number);
+            self.kernel.maps.remove_policy(&bound);
+            self.kernel.maps.close_session(number)?;
+            Err(anyhow::anyhow!(
+                "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
+            ))
+        });
         let (bound, cgroup_id) = match started {
             Ok(parts) => parts,
             Err(error) => {
@@ -380,7 +413,7 @@ impl Engine {
             origin: plan.origin.name().to_owned(),
             policy: Some(Box::new(plan.policy.record())),
         });
-        self.ready.push(event);
+        self.ready.push(event.clone());
         tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
         let live = Live {
             number,
@@ -392,22 +425,29 @@ impl Engine {
             cgroup: path,
             shown,
             subject: Subject {
+                number: bound.number(),
                 reference,
                 policy: plan.policy,
+                before: Vec::new(),
                 cgroups: HashMap::new(),
                 landlock: self.kernel.traces_by_syscall(),
             },
             bound,
             cgroup_id,
+            retiring: Vec::new(),
             account: Account::default(),
+            taken_over_at: None,
+            unreckoned: false,
             exit_code: None,
             seen_tasks: false,
             empty_since: None,
             events: 0,
             denied: 0,
             holding,
+            start: event,
         };
         self.sessions.insert(number, live);
+        self.write_down(number);
         if !own && let Err(error) = self.kernel.census() {
             self.end(number, "detached");
             return Err(error.into());
@@ -422,13 +462,7 @@ impl Engine {
         holding: &Holding,
         path: &Path,
     ) -> Result<(crate::kernel::maps::Bound, u64)> {
-        let mut bits = 0;
-        if plan.mode == Mode::Monitor {
-            bits |= flags::MONITOR;
-        }
-        if self.kernel.traces_by_syscall() {
-            bits |= flags::LANDLOCK;
-        }
+        let bits = self.flags(plan.mode);
         let _ = holding;
         let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
         let rest = (|| {
@@ -454,21 +488,45 @@ impl Engine {
         }
     }
 
+    /// Bits of a session's binding.
+    pub(super) fn flags(&self, mode: Mode) -> u32 {
+        let mut bits = 0;
+        if mode == Mode::Monitor {
+            bits |= flags::MONITOR;
+        }
+        if self.kernel.traces_by_syscall() {
+            bits |= flags::LANDLOCK;
+        }
+        bits
+    }
+
+    /// A number that nothing has had: a tag or a record may still bear an old one.
+    pub(super) fn next_number(&mut self) -> Result<u32, Refusal> {
+        self.last_number = self.last_number.wrapping_add(1).max(1);
+        self.kernel.set_last_number(self.last_number)?;
+        Ok(self.last_number)
+    }
+
     /// A number whose slot is free.
     fn free_number(&mut self) -> Result<u32, Refusal> {
         let slots = limits::SESSIONS as u32;
-        let taken: Vec<u32> = self.sessions.keys().map(|number| number % slots).collect();
+        let taken: Vec<u32> = self
+            .sessions
+            .keys()
+            .chain(&self.inheritance.strangers)
+            .map(|number| number % slots)
+            .collect();
         for _ in 0..slots {
-            self.last_number = self.last_number.wrapping_add(1).max(1);
-            if !taken.contains(&(self.last_number % slots)) {
-                return Ok(self.last_number);
+            let number = self.next_number()?;
+            if !taken.contains(&(number % slots)) {
+                return Ok(number);
             }
         }
         Err(Refusal::new(format!("{slots} sessions run already"))
             .hint("end some: agentwatch sessions, agentwatch detach"))
     }
 
-    fn find(&mut self, peer: Peer, named: &str) -> Result<&mut Live, Refusal> {
+    pub(super) fn find(&mut self, peer: Peer, named: &str) -> Result<&mut Live, Refusal> {
         let mut found: Vec<&mut Live> = self
             .sessions
             .values_mut()
@@ -497,6 +555,10 @@ impl Engine {
     fn status(&self) -> Result<Response, Refusal> {
         let mut kernel = self.kernel.counters()?;
         kernel.insert("undecodable_records".to_owned(), self.undecodable);
+        kernel.insert(
+            "unknown_sessions".to_owned(),
+            self.inheritance.strangers.len() as u64,
+        );
         let connected = self.figures.connected.load(Ordering::Relaxed);
         Ok(Response::Status {
             status: Box::new(Status {

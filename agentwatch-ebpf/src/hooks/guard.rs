@@ -1,0 +1,499 @@
+//! The host around a session: what root inside it could do to everything else. Each operation is refused unless the policy
+//! names it in `guard.allow`; what a session does to its own processes, mounts, keys and shared memory is its own affair.
+
+use agentwatch_common::{
+    event::{kind, verdict},
+    policy::{guard, rule},
+};
+use aya_ebpf::{bindings::task_struct, macros::lsm, programs::LsmContext};
+
+use crate::{
+    emit,
+    kernel::{self, DentryAt, MountAt, PathAt, SuperBlockAt, TaskAt},
+    maps::{HOST, OBJECTS, POLICIES},
+    session::{Subject, answer, of_task},
+};
+
+const EPERM: i32 = 1;
+/// `PTRACE_MODE_NOAUDIT`: the kernel asks for itself what to show.
+const PTRACE_MODE_NOAUDIT: u32 = 4;
+/// `CAP_OPT_NOAUDIT`.
+const CAP_OPT_NOAUDIT: u32 = 2;
+
+/// Refuses an operation, unless the policy allows it, and records that.
+#[inline(always)]
+pub fn refuse(operation: u32, target: u32, detail: u64) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    decide(&subject, operation, target, detail, 0, true)
+}
+
+/// The same for a subject that is known, about a file where `dentry` is not 0.
+#[inline(always)]
+fn decide(
+    subject: &Subject,
+    operation: u32,
+    target: u32,
+    detail: u64,
+    dentry: u64,
+    tell: bool,
+) -> i32 {
+    let mut rule = rule::GUARDS + operation;
+    let mut outcome = verdict::DENIED;
+    // SAFETY: entries are replaced whole.
+    if let Some(policy) = unsafe { POLICIES.get(subject.policy) }
+        && policy.guards & 1 << operation != 0
+    {
+        rule = policy.guard_rules[operation as usize];
+        outcome = verdict::ALLOWED;
+    } else if subject.monitors() {
+        outcome = verdict::AUDITED;
+    }
+    if tell {
+        record(
+            subject,
+            &Guarded {
+                operation,
+                rule,
+                verdict: outcome,
+                target,
+                detail,
+                dentry,
+                family: 0,
+                socket_type: 0,
+            },
+        );
+    }
+    answer(outcome == verdict::DENIED, EPERM)
+}
+
+/// A guarded operation, as it is recorded.
+pub struct Guarded {
+    pub operation: u32,
+    pub rule: u32,
+    pub verdict: u32,
+    pub target: u32,
+    pub detail: u64,
+    pub dentry: u64,
+    pub family: u16,
+    pub socket_type: u32,
+}
+
+/// Records it, folding repetitions.
+#[inline(never)]
+pub fn record(subject: &Subject, guarded: &Guarded) -> u32 {
+    let key = emit::key(
+        subject,
+        kind::GUARD,
+        guarded.operation,
+        guarded.verdict,
+        [
+            u64::from(guarded.target),
+            guarded.detail,
+            guarded.dentry ^ u64::from(guarded.family),
+        ],
+    );
+    if emit::fold(subject, &key) {
+        return 0;
+    }
+    let Some(mut draft) = emit::begin(kind::GUARD, subject, TaskAt::current()) else {
+        return 0;
+    };
+    if guarded.dentry != 0 {
+        let dentry = DentryAt(guarded.dentry);
+        draft.path(dentry);
+        draft.record().dev = dentry.device();
+    }
+    let record = draft.record();
+    record.verdict = guarded.verdict;
+    record.rule = guarded.rule;
+    record.flags = guarded.operation;
+    record.second_inode = u64::from(guarded.target);
+    record.inode = guarded.detail;
+    record.family = guarded.family;
+    record.socket_type = guarded.socket_type;
+    if guarded.verdict == verdict::DENIED {
+        record.errno = EPERM;
+    }
+    record.state |= agentwatch_common::event::state::FOLDED;
+    let seq = draft.submit(subject);
+    emit::remember(&key, seq);
+    0
+}
+
+// Processes outside the session.
+
+#[inline(always)]
+fn outside(operation: u32, task: *mut task_struct, detail: u64, tell: bool) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    if of_task(task) == subject.number {
+        return 0;
+    }
+    decide(
+        &subject,
+        operation,
+        TaskAt(task as u64).pid(),
+        detail,
+        0,
+        tell,
+    )
+}
+
+/// ptrace, process_vm_readv, pidfd_getfd, and what of /proc shows a process's memory, files and environment.
+#[lsm(hook = "ptrace_access_check")]
+pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
+    let mode: u32 = ctx.arg(1);
+    outside(
+        guard::PTRACE,
+        ctx.arg(0),
+        u64::from(mode),
+        mode & PTRACE_MODE_NOAUDIT == 0,
+    )
+}
+
+/// Signals; number 0 only asks whether a process is there.
+#[lsm(hook = "task_kill")]
+pub fn task_kill(ctx: LsmContext) -> i32 {
+    let signal: u32 = ctx.arg(2);
+    if signal == 0 {
+        return 0;
+    }
+    outside(guard::SIGNAL, ctx.arg(0), u64::from(signal), true)
+}
+
+/// Signals that are sent for a descriptor (`F_SETOWN`).
+#[lsm(hook = "file_send_sigiotask")]
+pub fn file_send_sigiotask(ctx: LsmContext) -> i32 {
+    let signal: u32 = ctx.arg(2);
+    outside(guard::SIGNAL, ctx.arg(0), u64::from(signal), true)
+}
+
+#[lsm(hook = "task_setnice")]
+pub fn task_setnice(ctx: LsmContext) -> i32 {
+    outside(guard::PRIORITY, ctx.arg(0), 0, true)
+}
+
+#[lsm(hook = "task_setioprio")]
+pub fn task_setioprio(ctx: LsmContext) -> i32 {
+    outside(guard::PRIORITY, ctx.arg(0), 1, true)
+}
+
+#[lsm(hook = "task_setscheduler")]
+pub fn task_setscheduler(ctx: LsmContext) -> i32 {
+    outside(guard::PRIORITY, ctx.arg(0), 2, true)
+}
+
+#[lsm(hook = "task_movememory")]
+pub fn task_movememory(ctx: LsmContext) -> i32 {
+    outside(guard::PRIORITY, ctx.arg(0), 3, true)
+}
+
+#[lsm(hook = "task_setrlimit")]
+pub fn task_setrlimit(ctx: LsmContext) -> i32 {
+    outside(guard::PRIORITY, ctx.arg(0), 4, true)
+}
+
+// System calls that reach the whole host.
+
+#[lsm(hook = "bpf")]
+pub fn bpf(ctx: LsmContext) -> i32 {
+    let command: u32 = ctx.arg(0);
+    refuse(guard::BPF, 0, u64::from(command))
+}
+
+#[lsm(hook = "perf_event_open")]
+pub fn perf_event_open(_ctx: LsmContext) -> i32 {
+    refuse(guard::PERF, 0, 0)
+}
+
+#[lsm(hook = "uring_override_creds")]
+pub fn uring_override_creds(_ctx: LsmContext) -> i32 {
+    refuse(guard::CREDENTIALS, 0, 0)
+}
+
+#[lsm(hook = "tun_dev_create")]
+pub fn tun_dev_create(_ctx: LsmContext) -> i32 {
+    refuse(guard::CAPABILITY, 0, u64::from(CAP_NET_ADMIN))
+}
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+/// Capabilities over the host, by number (include/uapi/linux/capability.h): network administration, modules, raw I/O, process accounting,
+/// reboot and kexec, time, terminals, device nodes, audit control, MAC, the kernel's log, wake-ups, suspend, audit, tracing, BPF,
+/// checkpoints.
+const OVER_THE_HOST: u64 = 1 << CAP_NET_ADMIN
+    | 1 << 16
+    | 1 << 17
+    | 1 << 20
+    | 1 << 22
+    | 1 << 25
+    | 1 << 26
+    | 1 << 27
+    | 1 << 30
+    | 1 << 32
+    | 1 << 33
+    | 1 << 34
+    | 1 << 35
+    | 1 << 36
+    | 1 << 37
+    | 1 << 38
+    | 1 << 39
+    | 1 << 40;
+
+/// Capabilities, where they are over the host: those that a session has in a user namespace of its own reach nothing outside it.
+#[lsm(hook = "capable")]
+pub fn capable(ctx: LsmContext) -> i32 {
+    let capability: u32 = ctx.arg(2);
+    let interesting = capability == CAP_SYS_ADMIN
+        || (capability < 64 && OVER_THE_HOST & 1 << (capability & 63) != 0);
+    if !interesting {
+        return 0;
+    }
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    if !kernel::is_hosts_namespace(ctx.arg(1)) {
+        return 0;
+    }
+    let mut operation = guard::CAPABILITY;
+    if capability == CAP_SYS_ADMIN {
+        operation = administers();
+        if operation == guard::COUNT as u32 {
+            return 0;
+        }
+    }
+    let options: u32 = ctx.arg(3);
+    decide(
+        &subject,
+        operation,
+        0,
+        u64::from(capability),
+        0,
+        options & CAP_OPT_NOAUDIT == 0,
+    )
+}
+
+/// What a system call that asks for `CAP_SYS_ADMIN` is guarded as; `guard::COUNT` for those that have hooks of their own or
+/// harm nobody (making namespaces, say).
+#[inline(always)]
+fn administers() -> u32 {
+    /// Changes of mounts (arch/x86/entry/syscalls/syscall_64.tbl): pivot_root, mount, umount2, open_tree, move_mount, fsopen, fsconfig,
+    /// fsmount, fspick, mount_setattr, open_tree_attr.
+    const MOUNTS: [u64; 11] = [155, 165, 166, 428, 429, 430, 431, 432, 433, 442, 467];
+    /// ioctl, sethostname, setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, quotactl_fd.
+    const HOST: [u64; 9] = [16, 170, 171, 167, 168, 179, 212, 300, 443];
+    let call = kernel::system_call();
+    if call == kernel::COMPAT_SYSCALL || HOST.contains(&call) {
+        return guard::CAPABILITY;
+    }
+    if MOUNTS.contains(&call) && in_the_hosts_mounts() {
+        return guard::MOUNT;
+    }
+    guard::COUNT as u32
+}
+
+// Mounts.
+
+#[inline(always)]
+fn in_the_hosts_mounts() -> bool {
+    let (number, _) = TaskAt::current().mount_namespace();
+    is_hosts(number)
+}
+
+/// Whether a mount namespace is the host's; what is not known is.
+#[inline(always)]
+fn is_hosts(number: u32) -> bool {
+    HOST.get(0)
+        .is_none_or(|host| host.mount_namespace == 0 || host.mount_namespace == number)
+}
+
+/// Whether a change at a mount would be seen by the host: in the host's own mounts, and in a copy of them whose changes go back.
+#[inline(always)]
+fn host_would_see(mount: MountAt) -> bool {
+    let (number, hosts) = TaskAt::current().mount_namespace();
+    is_hosts(number) || (hosts && mount.is_shared())
+}
+
+#[lsm(hook = "sb_mount")]
+pub fn sb_mount(ctx: LsmContext) -> i32 {
+    const MS_REMOUNT: u64 = 32;
+    /// `MS_UNBINDABLE`, `MS_PRIVATE`, `MS_SLAVE`: what keeps changes from the host.
+    const APART: u64 = 7 << 17;
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let path = PathAt(ctx.arg(1));
+    let flags: u64 = ctx.arg(3);
+    let (number, _) = TaskAt::current().mount_namespace();
+    if !is_hosts(number) && (flags & (APART | MS_REMOUNT) != 0 || !host_would_see(path.mount())) {
+        return 0;
+    }
+    decide(&subject, guard::MOUNT, 0, flags, path.dentry().0, true)
+}
+
+#[lsm(hook = "move_mount")]
+pub fn move_mount(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let path = PathAt(ctx.arg(1));
+    if !host_would_see(path.mount()) {
+        return 0;
+    }
+    decide(&subject, guard::MOUNT, 0, 0, path.dentry().0, true)
+}
+
+#[lsm(hook = "sb_umount")]
+pub fn sb_umount(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    if !host_would_see(MountAt::of_vfsmount(ctx.arg(0)).parent()) {
+        return 0;
+    }
+    decide(&subject, guard::MOUNT, 0, 0, 0, true)
+}
+
+#[lsm(hook = "sb_pivotroot")]
+pub fn sb_pivotroot(_ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    if !in_the_hosts_mounts() {
+        return 0;
+    }
+    decide(&subject, guard::MOUNT, 0, 0, 0, true)
+}
+
+/// Other options for a whole file system: for one's own only.
+#[lsm(hook = "sb_remount")]
+pub fn sb_remount(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    if crate::verdict::is_own(SuperBlockAt(ctx.arg(0)), subject.number) {
+        return 0;
+    }
+    decide(&subject, guard::MOUNT, 0, 0, 0, true)
+}
+
+/// A file system is about to be mounted: one that reaches devices or other hosts is not the session's to mount.
+#[lsm(hook = "sb_kern_mount")]
+pub fn sb_kern_mount(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let super_block = SuperBlockAt(ctx.arg(0));
+    if super_block.is_harmless() || super_block.is_kernels() {
+        return 0;
+    }
+    decide(&subject, guard::MOUNT, 0, super_block.magic(), 0, true)
+}
+
+// Objects by the session that made them.
+
+#[inline(always)]
+fn made(object: u64) -> i32 {
+    match Subject::current() {
+        Some(subject) => {
+            if OBJECTS.insert(object, subject.number, 0).is_err() {
+                crate::maps::count(agentwatch_common::stats::OBJECTS_FULL);
+            }
+        }
+        // What stood at the same address before is gone.
+        None => gone(object),
+    }
+    0
+}
+
+#[inline(always)]
+fn gone(object: u64) {
+    // SAFETY: only looked at whether it is there.
+    if unsafe { OBJECTS.get(object) }.is_some() {
+        let _ = OBJECTS.remove(object);
+    }
+}
+
+#[inline(always)]
+fn foreign(operation: u32, object: u64, detail: u64) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    // SAFETY: entries are replaced whole.
+    if unsafe { OBJECTS.get(object) }.is_some_and(|owner| *owner == subject.number) {
+        return 0;
+    }
+    decide(&subject, operation, 0, detail, 0, true)
+}
+
+#[lsm(hook = "sb_alloc_security")]
+pub fn sb_alloc_security(ctx: LsmContext) -> i32 {
+    made(ctx.arg(0))
+}
+
+#[lsm(hook = "sb_free_security")]
+pub fn sb_free_security(ctx: LsmContext) -> i32 {
+    gone(ctx.arg(0));
+    0
+}
+
+#[lsm(hook = "key_alloc")]
+pub fn key_alloc(ctx: LsmContext) -> i32 {
+    made(ctx.arg(0))
+}
+
+#[lsm(hook = "key_permission")]
+pub fn key_permission(ctx: LsmContext) -> i32 {
+    // The lowest bit of a key reference says whether the key is possessed.
+    // Its type is declared and not defined: the verifier allows no look at it.
+    let key = kernel::raw_argument(aya_ebpf::EbpfContext::as_ptr(&ctx), 0) & !1;
+    foreign(guard::KEYRING, key, u64::from(kernel::key_serial(key)))
+}
+
+#[lsm(hook = "shm_alloc_security")]
+pub fn shm_alloc_security(ctx: LsmContext) -> i32 {
+    made(ctx.arg(0))
+}
+
+#[lsm(hook = "sem_alloc_security")]
+pub fn sem_alloc_security(ctx: LsmContext) -> i32 {
+    made(ctx.arg(0))
+}
+
+#[lsm(hook = "msg_queue_alloc_security")]
+pub fn msg_queue_alloc_security(ctx: LsmContext) -> i32 {
+    made(ctx.arg(0))
+}
+
+#[lsm(hook = "ipc_permission")]
+pub fn ipc_permission(ctx: LsmContext) -> i32 {
+    foreign(guard::IPC, ctx.arg(0), 0)
+}
+
+/// Control of an object; none is named where only figures are asked for.
+#[inline(always)]
+fn control(ctx: &LsmContext) -> i32 {
+    let object: u64 = kernel::raw_argument(aya_ebpf::EbpfContext::as_ptr(ctx), 0);
+    if object == 0 {
+        return 0;
+    }
+    foreign(guard::IPC, object, 1)
+}
+
+#[lsm(hook = "shm_shmctl")]
+pub fn shm_shmctl(ctx: LsmContext) -> i32 {
+    control(&ctx)
+}
+
+#[lsm(hook = "sem_semctl")]
+pub fn sem_semctl(ctx: LsmContext) -> i32 {
+    control(&ctx)
+}
+
+#[lsm(hook = "msg_queue_msgctl")]
+pub fn msg_queue_msgctl(ctx: LsmContext) -> i32 {
+    control(&ctx)
+}

@@ -1,0 +1,142 @@
+//! Another policy for a session that lives. It is put into the kernel whole under a number of its own, one store makes it
+//! the one in force, and what was in force before is taken out when no program can be in the middle of it any more.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Engine, orders::Refusal, policies};
+use crate::{
+    daemon::{
+        control::Peer,
+        launch::{self, Origin},
+    },
+    event::{
+        Kind, Mode,
+        model::{Lifecycle, SessionRef},
+    },
+    kernel::probe,
+    wire::control::{PolicyText, Response},
+};
+
+/// How long a policy that is no longer in force stays in the kernel: longer than any record of it stays in a ring that
+/// is drained ten times a second.
+const RETIRE: Duration = Duration::from_secs(3);
+
+impl Engine {
+    pub(super) fn order_reload(
+        &mut self,
+        peer: Peer,
+        session: &str,
+        text: Option<&PolicyText>,
+        mode: Option<Mode>,
+        accept_degraded: bool,
+    ) -> Result<Response, Refusal> {
+        let by_syscall = self.kernel.traces_by_syscall();
+        let live = self.find(peer, session)?;
+        if live.origin != Origin::Run && !peer.is_root() {
+            return Err(Refusal::new("only root may change this session"));
+        }
+        if by_syscall && live.origin == Origin::Run {
+            return Err(Refusal::new(
+                "files of this session are held by Landlock, which nobody can change for processes that run",
+            )
+            .hint("start another session; on a kernel with BPF LSM policies can be exchanged"));
+        }
+        let (number, origin, uid) = (live.number, live.origin, live.uid);
+        let in_force = Arc::clone(&live.subject.policy);
+        let mode_in_force = live.subject.reference.mode;
+        let (policy, asked) = match text {
+            Some(text) => (self.compile(text, uid)?.0, mode),
+            None => (in_force, mode.or(Some(mode_in_force))),
+        };
+        let mode = policies::mode_of(&policy, asked);
+        let live = self.find(peer, session)?;
+        let reference = SessionRef {
+            policy: policy.digest.clone(),
+            mode,
+            ..live.subject.reference.clone()
+        };
+        let holding = launch::holding(
+            self.kernel.file_backend,
+            probe::landlock_abi(),
+            origin,
+            mode,
+            &policy,
+        );
+        policies::degraded(&holding.missing, accept_degraded, &policy)?;
+
+        let key = self.next_number()?;
+        let bound = self.kernel.maps.insert_policy(key, &policy)?;
+        let flags = self.flags(mode);
+        let Some(live) = self.sessions.get_mut(&number) else {
+            self.kernel.maps.remove_policy(&bound);
+            return Err(Refusal::new("the session is gone"));
+        };
+        live.subject
+            .reload(key, reference.clone(), Arc::clone(&policy));
+        let old = std::mem::replace(&mut live.bound, bound);
+        live.retiring.push((Instant::now(), old));
+        live.holding = holding;
+        let mut event = self.enricher.own(&reference, Kind::Session);
+        event.lifecycle = Some(Lifecycle::Reloaded {
+            policy: reference.policy.clone(),
+            mode,
+            coverage: live.holding.coverage,
+            missing: live.holding.missing.clone(),
+            uid: peer.uid,
+            rules: Some(Box::new(policy.record())),
+        });
+        tracing::info!(
+            session = live.id(),
+            policy = reference.policy,
+            ?mode,
+            uid = peer.uid,
+            "policy exchanged"
+        );
+        // Both are written down before the store, so that whichever a killed daemon leaves in force is known.
+        self.write_down(number);
+        self.kernel.maps.bind_policy(number, key, flags);
+        self.ready.push(event);
+        self.ready(number)
+    }
+
+    /// Takes policies out of the kernel that no program goes by any more.
+    pub(super) fn retire(&mut self) {
+        let due = |(since, _): &(Instant, _)| since.elapsed() >= RETIRE;
+        if !self.drained
+            || !self
+                .sessions
+                .values()
+                .any(|live| live.retiring.iter().any(due))
+        {
+            return;
+        }
+        self.kernel.maps.wait_for_programs();
+        let numbers: Vec<u32> = self.sessions.keys().copied().collect();
+        for number in numbers {
+            let Some(live) = self.sessions.get_mut(&number) else {
+                continue;
+            };
+            if live.unreckoned {
+                continue;
+            }
+            let (old, still): (Vec<_>, Vec<_>) = std::mem::take(&mut live.retiring)
+                .into_iter()
+                .partition(due);
+            live.retiring = still;
+            if old.is_empty() {
+                continue;
+            }
+            // Its counts do not grow any more: they are told to the end, and forgotten.
+            self.collect_folds(Some(number));
+            for (_, bound) in &old {
+                self.kernel.maps.remove_folds_of(bound.number());
+                self.fold_counts
+                    .retain(|key, _| key.policy != bound.number());
+                self.kernel.maps.remove_policy(bound);
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What is known of each live session, on disk: a file each below `STATE_DIR/sessions`, so that the next daemon can take
+//! the session over. The kernel holds the sessions; a file here only says what they are.
+//!
+//! A file is replaced whole and begins with its digest: one that was cut short or changed is noticed, put aside and
+//! reported, never half believed.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::launch::{Holding, Origin};
+use crate::{
+    event::{Event, model::SessionRef},
+    policy::model::Compiled,
+};
+
+const VERSION: u32 = 1;
+const SUFFIX: &str = "session";
+
+/// A session as it is written down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub version: u32,
+    pub boot_id: String,
+    pub number: u32,
+    pub name: String,
+    pub id: String,
+    pub uid: u32,
+    pub origin: Origin,
+    pub command: Vec<String>,
+    pub backends: Vec<String>,
+    pub started: Timestamp,
+    pub cgroup: PathBuf,
+    pub cgroup_id: u64,
+    pub exit_code: Option<i32>,
+    /// Why it ended, where somebody else than a daemon ended it.
+    pub ended: Option<String>,
+    /// Policies that may be in force, the newest last: the kernel says which one is.
+    pub policies: Vec<Policy>,
+    /// The event of its start: it is told again, because the daemon that first told it may have been killed.
+    pub start: Event,
+}
+
+/// A policy as it was put in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// Key of its rules in the kernel.
+    pub number: u32,
+    pub reference: SessionRef,
+    pub policy: Arc<Compiled>,
+    pub holding: Holding,
+    /// Places that named nothing, by their index, and what of the policy is not in force.
+    pub missing: Vec<usize>,
+    pub gaps: Vec<String>,
+}
+
+/// A file that cannot be believed.
+#[derive(Debug)]
+pub struct Damaged {
+    /// Where it is now.
+    pub path: PathBuf,
+    pub why: String,
+}
+
+/// The files.
+pub struct Registry {
+    dir: PathBuf,
+}
+
+impl Registry {
+    pub fn open(state: &Path) -> Result<Self> {
+        let dir = state.join("sessions");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("make {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Everything that is written down. What cannot be read is put aside.
+    pub fn load(&self) -> Result<(Vec<Record>, Vec<Damaged>)> {
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
+        let entries =
+            fs::read_dir(&self.dir).with_context(|| format!("list {}", self.dir.display()))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            // What is left of a write that did not end is nothing: the file before it still stands.
+            if path.extension().is_none_or(|suffix| suffix != SUFFIX) {
+                if path.extension().is_some_and(|suffix| suffix == "new") {
+                    let _ = fs::remove_file(&path);
+                }
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    let aside = path.with_extension("damaged");
+                    fs::rename(&path, &aside)
+                        .with_context(|| format!("put {} aside", path.display()))?;
+                    damaged.push(Damaged {
+                        path: aside,
+                        why: format!("{error:#}"),
+                    });
+                }
+            }
+        }
+        Ok((records, damaged))
+    }
+
+    /// Writes a session down; on disk when this returns.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let path = self.path(&record.id);
+        let new = path.with_extension("new");
+        let json = serde_json::to_vec(record).context("encode the session")?;
+        let write = || -> std::io::Result<()> {
+            let mut file = File::options()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(digest(&json).as_bytes())?;
+            file.write_all(b"\n")?;
+            file.write_all(&json)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    pub fn remove(&self, id: &str) {
+        let path = self.path(id);
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %path.display(), %error, "the file of an ended session stays");
+        }
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.dir.join(id).with_extension(SUFFIX)
+    }
+}
+
+fn read(path: &Path) -> Result<Record> {
+    let bytes = fs::read(path).context("read it")?;
+    let Some((sum, json)) = bytes.split_at_checked(65) else {
+        bail!("it has {} bytes", bytes.len());
+    };
+    ensure!(
+        sum == format!("{}\n", digest(json)).as_bytes(),
+        "its content does not have the digest that it begins with"
+    );
+    let record: Record = serde_json::from_slice(json).context("it is another version's")?;
+    ensure!(
+        record.version == VERSION,
+        "it has version {}, and {VERSION} is known here",
+        record.version
+    );
+    ensure!(!record.policies.is_empty(), "it names no policy");
+    Ok(record)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+impl Record {
+    pub const VERSION: u32 = VERSION;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{Kind, Mode, model::Coverage, samples::sample},
+        policy,
+    };
+
+    fn record(id: &str) -> Record {
+        let context = policy::model::Context {
+            cwd: "/w".into(),
+            home: "/root".into(),
+            ..Default::default()
+        };
+        let text = b"[files]\nread = ['/usr', '/nowhere']\n[network]\nallow = ['192.0.2.0/24']\n";
+        let policy = policy::examine("p.toml", text, &context)
+            .compiled
+            .expect("a policy");
+        let reference = SessionRef {
+            id: id.to_owned(),
+            name: "name".to_owned(),
+            policy: policy.digest.clone(),
+            mode: Mode::Enforce,
+        };
+        Record {
+            version: VERSION,
+            boot_id: "boot".to_owned(),
+            number: 7,
+            name: "name".to_owned(),
+            id: id.to_owned(),
+            uid: 1,
+            origin: Origin::Run,
+            command: vec!["true".to_owned()],
+            backends: vec!["cgroup".to_owned()],
+            started: Timestamp::now(),
+            cgroup: "/sys/fs/cgroup/x".into(),
+            cgroup_id: 9,
+            exit_code: None,
+            ended: None,
+            policies: vec![Policy {
+                number: 7,
+                reference,
+                policy: Arc::new(policy),
+                holding: Holding {
+                    coverage: Coverage::Enforcing,
+                    missing: Vec::new(),
+                    landlock: false,
+                },
+                missing: vec![1],
+                gaps: Vec::new(),
+            }],
+            start: sample(Kind::Session),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        registry.write(&record("a")).unwrap();
+        registry.write(&record("b")).unwrap();
+        registry.remove("a");
+        let (records, damaged) = registry.load().unwrap();
+        assert!(damaged.is_empty(), "{damaged:?}");
+        let [read] = records.as_slice() else {
+            panic!("{records:?}");
+        };
+        let expected = Record {
+            started: read.started,
+            start: read.start.clone(),
+            ..record("b")
+        };
+        assert_eq!(
+            serde_json::to_value(read).unwrap(),
+            serde_json::to_value(expected).unwrap()
+        );
+    }
+
+    #[test]
+    fn damage_is_noticed_and_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        registry.write(&record("whole")).unwrap();
+        let whole = fs::read(registry.path("whole")).unwrap();
+        for cut in [0, 10, 65, 66, whole.len() / 2, whole.len() - 1] {
+            fs::write(registry.path("broken"), &whole[..cut]).unwrap();
+            let (records, damaged) = registry.load().unwrap();
+            assert_eq!((records.len(), damaged.len()), (1, 1), "cut at {cut}");
+            assert!(damaged[0].path.exists());
+            assert!(!registry.path("broken").exists());
+        }
+        for at in [0, 64, 70, whole.len() - 2] {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(registry.path("broken"), &changed).unwrap();
+            assert_eq!(registry.load().unwrap().1.len(), 1, "changed at {at}");
+        }
+    }
+}

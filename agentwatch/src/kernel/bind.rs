@@ -1,0 +1,358 @@
+//! From a compiled policy's paths to what the kernel looks up: files by identity, and names that a file will be known by when it
+//! comes to be there.
+//!
+//! Every path is entered twice: by the file that it names now, wherever that goes; and by its name in its directory, so that a
+//! file that is made or put there later is judged from its first moment.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
+
+use agentwatch_common::{
+    limits,
+    policy::{BY_MAGIC, Child, Place, effect, place, right, rule},
+};
+use anyhow::Result;
+
+use super::files::{self, Found, Identifier, Identity};
+use crate::policy::{
+    explain,
+    model::{Access, Compiled, Decision, Effect, UnixTarget},
+};
+
+/// A place in the kernel's map: a file, or a kind of file system.
+pub type PlaceAt = (u32, u64);
+
+/// A name in a directory, or below a name that does not exist yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChildAt {
+    /// Device of the directory; 0 where `inode` is the number of the name above.
+    pub dev: u32,
+    pub inode: u64,
+    pub name: Vec<u8>,
+}
+
+/// What a policy becomes on this host.
+#[derive(Default)]
+pub struct Entries {
+    pub places: HashMap<PlaceAt, Place>,
+    pub children: BTreeMap<ChildAt, Child>,
+    /// Indexes of places that name nothing yet.
+    pub missing: Vec<usize>,
+    /// What of the policy is not in force, a sentence each.
+    pub gaps: Vec<String>,
+    /// Numbers that have been given to names.
+    numbers: u64,
+}
+
+/// Our own files: nobody in a session reads or writes them.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    /// State, runtime directory, pins.
+    pub directories: Vec<PathBuf>,
+    /// The socket that a session may ask on.
+    pub socket: Option<PathBuf>,
+}
+
+/// Works a policy out.
+pub fn entries(policy: &Compiled, identifier: &Identifier, own: &Own) -> Result<Entries> {
+    let mut looked = Looked {
+        identifier,
+        known: HashMap::new(),
+    };
+    let mut entries = Entries::default();
+    for (index, place) in policy.places.iter().enumerate() {
+        let value = place_of(policy, &place.decisions);
+        match looked.at(&place.path) {
+            Ok(Some(identity)) => entries.enter(identity, value),
+            Ok(None) => entries.missing.push(index),
+            Err(error) => entries.gaps.push(format!(
+                "{} cannot be looked at: {error}",
+                place.path.display()
+            )),
+        }
+        entries.wait_for(policy, &mut looked, &place.path, value);
+    }
+    let mounts = files::list()?;
+    entries.roots(policy, &mut looked, &mounts);
+    entries.layers(policy, &mut looked, &mounts);
+    for target in &policy.unix {
+        if let UnixTarget::Path(path) = &target.target {
+            let mut value = place_of(policy, &inherited(policy, path));
+            if target.decision.effect == Effect::Allow {
+                value.flags |= place::SOCKET;
+            }
+            value.socket_rule = target.decision.rule;
+            if let Ok(Some(identity)) = looked.at(path) {
+                let entry = entries
+                    .places
+                    .entry((identity.dev, identity.inode))
+                    .or_insert(value);
+                entry.flags |= value.flags & place::SOCKET;
+                entry.socket_rule = value.socket_rule;
+                entry.generation = identity.generation;
+            }
+            entries.wait_for(policy, &mut looked, path, value);
+        }
+    }
+    entries.pin_ancestors(policy, &mut looked);
+    entries.protect(&mut looked, own);
+    Ok(entries)
+}
+
+/// Identities of paths, each looked up once.
+struct Looked<'a> {
+    identifier: &'a Identifier,
+    known: HashMap<PathBuf, Option<Identity>>,
+}
+
+impl Looked<'_> {
+    fn at(&mut self, path: &Path) -> Result<Option<Identity>> {
+        if let Some(known) = self.known.get(path) {
+            return Ok(*known);
+        }
+        let found = match self.identifier.identify(path)? {
+            Found::File(identity) => Some(identity),
+            Found::Missing => None,
+        };
+        self.known.insert(path.to_owned(), found);
+        Ok(found)
+    }
+}
+
+impl Entries {
+    fn enter(&mut self, identity: Identity, mut value: Place) {
+        value.generation = identity.generation;
+        self.places
+            .entry((identity.dev, identity.inode))
+            .and_modify(|old| *old = stricter(*old, value))
+            .or_insert(value);
+    }
+
+    /// A directory that names are waited for in: what holds there is entered, if nothing is.
+    fn flag(&mut self, policy: &Compiled, path: &Path, identity: Identity, flag: u8) -> &mut Place {
+        let entry = self
+            .places
+            .entry((identity.dev, identity.inode))
+            .or_insert_with(|| Place {
+                generation: identity.generation,
+                ..place_of(policy, &inherited(policy, path))
+            });
+        entry.flags |= flag;
+        entry
+    }
+
+    /// Enters a path by its name, and by the names on the way to it that do not exist.
+    fn wait_for(
+        &mut self,
+        policy: &Compiled,
+        looked: &mut Looked<'_>,
+        path: &Path,
+        mut value: Place,
+    ) {
+        let mut names: Vec<&OsStr> = Vec::new();
+        let mut above = path;
+        let start = loop {
+            let (Some(parent), Some(name)) = (above.parent(), above.file_name()) else {
+                return;
+            };
+            names.push(name);
+            above = parent;
+            if let Ok(Some(identity)) = looked.at(above) {
+                break identity;
+            }
+        };
+        if names.len() > limits::MISSING {
+            self.gaps.push(format!(
+                "{}: {} directories on the way do not exist, more than {}; hint: make them before the session starts",
+                path.display(),
+                names.len() - 1,
+                limits::MISSING - 1
+            ));
+            return;
+        }
+        self.flag(policy, above, start, place::CHILDREN);
+        let (mut dev, mut inode) = (start.dev, start.inode);
+        while let Some(name) = names.pop() {
+            let at = ChildAt {
+                dev,
+                inode,
+                name: name.as_bytes().to_vec(),
+            };
+            if at.name.len() >= limits::NAME {
+                self.gaps.push(format!(
+                    "{}: the name is longer than any file's",
+                    path.display()
+                ));
+                return;
+            }
+            let child = self.children.entry(at).or_default();
+            if names.is_empty() {
+                value.generation = 0;
+                child.place = if child.decides == 0 {
+                    value
+                } else {
+                    let flags = child.place.flags | value.flags;
+                    let socket_rule = child.place.socket_rule.max(value.socket_rule);
+                    Place {
+                        flags,
+                        socket_rule,
+                        ..child.place
+                    }
+                };
+                child.decides = 1;
+                return;
+            }
+            if child.number == 0 {
+                self.numbers += 1;
+                child.number = self.numbers;
+            }
+            (dev, inode) = (0, child.number);
+        }
+    }
+
+    /// Gives the roots of mounts what holds above them, and says what holds for file systems of a kind that shows the host.
+    fn roots(&mut self, policy: &Compiled, looked: &mut Looked<'_>, mounts: &[files::Mount]) {
+        let mut roots: HashMap<PlaceAt, Place> = HashMap::new();
+        for mount in mounts {
+            let value = place_of(policy, &inherited(policy, &mount.point));
+            if let Some(magic) = mount.magic() {
+                roots
+                    .entry((BY_MAGIC, magic))
+                    .and_modify(|old| *old = stricter(*old, value))
+                    .or_insert(value);
+            }
+            // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway.
+            if let Ok(Some(identity)) = looked.at(&mount.point)
+                && !self.places.contains_key(&(identity.dev, identity.inode))
+            {
+                roots
+                    .entry((identity.dev, identity.inode))
+                    .and_modify(|old| *old = stricter(*old, value))
+                    .or_insert(value);
+            }
+        }
+        self.places.extend(roots);
+    }
+
+    /// Marks the layers of overlays that the host mounted.
+    fn layers(&mut self, policy: &Compiled, looked: &mut Looked<'_>, mounts: &[files::Mount]) {
+        for layer in mounts.iter().flat_map(files::Mount::layers) {
+            if let Ok(Some(identity)) = looked.at(&layer) {
+                self.flag(policy, &layer, identity, place::LAYER);
+            }
+        }
+    }
+
+    /// A place that may not be written inside one that may protects the directories on the way to it: renaming or
+    /// removing one of them would carry it off.
+    fn pin_ancestors(&mut self, policy: &Compiled, looked: &mut Looked<'_>) {
+        let write = Access::Write as usize;
+        for protected in &policy.places {
+            let decision = protected.decisions[write];
+            if decision.effect == Effect::Allow {
+                continue;
+            }
+            for above in protected.path.ancestors().skip(1) {
+                if explain::decide_file(policy, Access::Write, above).effect != Effect::Allow {
+                    break;
+                }
+                let Ok(Some(identity)) = looked.at(above) else {
+                    continue;
+                };
+                self.flag(policy, above, identity, place::PINNED).pin_rule = decision.rule;
+            }
+        }
+    }
+
+    /// Closes what is ours to everyone in a session, but for the socket that they may ask on.
+    fn protect(&mut self, looked: &mut Looked<'_>, own: &Own) {
+        let closed = Place {
+            effects: [effect::DENY; 3],
+            rules: [rule::SELF; 3],
+            socket_rule: rule::SELF,
+            ..Place::default()
+        };
+        for directory in &own.directories {
+            if let Ok(Some(identity)) = looked.at(directory) {
+                self.places.insert(
+                    (identity.dev, identity.inode),
+                    Place {
+                        generation: identity.generation,
+                        ..closed
+                    },
+                );
+            }
+        }
+        if let Some(socket) = &own.socket
+            && let Ok(Some(identity)) = looked.at(socket)
+        {
+            self.places.insert(
+                (identity.dev, identity.inode),
+                Place {
+                    flags: place::SOCKET,
+                    generation: identity.generation,
+                    ..closed
+                },
+            );
+        }
+    }
+}
+
+/// What holds at a path by the places around it.
+fn inherited(policy: &Compiled, path: &Path) -> [Decision; 3] {
+    Access::ALL.map(|access| explain::decide_file(policy, access, path))
+}
+
+pub(super) fn effect_of(effect: Effect) -> u8 {
+    match effect {
+        Effect::Allow => effect::ALLOW,
+        Effect::Approve => effect::HOLD,
+        Effect::Deny => effect::DENY,
+    }
+}
+
+pub(super) fn place_of(policy: &Compiled, decisions: &[Decision; 3]) -> Place {
+    let mut value = Place::default();
+    for access in Access::ALL {
+        let index = match access {
+            Access::Read => right::READ,
+            Access::Write => right::WRITE,
+            Access::Exec => right::EXEC,
+        };
+        let decision = decisions[access as usize];
+        value.effects[index] = effect_of(decision.effect);
+        value.rules[index] = decision.rule;
+    }
+    let exec = decisions[Access::Exec as usize];
+    if exec.effect == Effect::Deny
+        && policy
+            .rules
+            .get(exec.rule as usize)
+            .is_some_and(crate::policy::model::Rule::denies)
+    {
+        value.flags |= place::EXEC_DENIED;
+    }
+    value
+}
+
+/// Of two places that turn out to be one file, what the stricter one says, right by right.
+pub(super) fn stricter(a: Place, b: Place) -> Place {
+    let mut value = a;
+    value.flags |= b.flags;
+    for right in 0..3 {
+        let rank = |effect| match effect {
+            effect::DENY => 0,
+            effect::HOLD => 1,
+            _ => 2,
+        };
+        if rank(b.effects[right]) < rank(a.effects[right]) {
+            value.effects[right] = b.effects[right];
+            value.rules[right] = b.rules[right];
+        }
+    }
+    value
+}

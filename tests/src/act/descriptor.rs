@@ -1,0 +1,357 @@
+//! Operations on a descriptor that was opened before, in this process or in another one: what the kernel decides when
+//! there is no path any more.
+
+use std::{
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+    sync::Mutex,
+};
+
+use nix::{
+    fcntl::OFlag,
+    sys::{
+        socket::{ControlMessageOwned, MsgFlags, recvmsg},
+        stat::Mode,
+    },
+};
+
+use super::{Failure, Operation, Outcome, arguments, c_string, number, process, sys};
+
+/// Descriptors that are kept between the operations of one step, the newest last.
+static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+pub(super) const OPERATIONS: &[Operation] = &[
+    Operation {
+        name: "hold",
+        usage: "PATH r|w|rw|path|create (opens and keeps it; the held-* operations act on the newest)",
+        run: hold,
+    },
+    Operation {
+        name: "held-read",
+        usage: "",
+        run: |_| held(|fd| sys!(libc::read(fd, [0_u8; 16].as_mut_ptr().cast(), 16)).map(drop)),
+    },
+    Operation {
+        name: "held-write",
+        usage: "",
+        run: |_| held(|fd| sys!(libc::write(fd, b"x".as_ptr().cast(), 1)).map(drop)),
+    },
+    Operation {
+        name: "held-truncate",
+        usage: "",
+        run: |_| held(|fd| sys!(libc::ftruncate(fd, 0)).map(drop)),
+    },
+    Operation {
+        name: "held-fallocate",
+        usage: "",
+        run: |_| held(|fd| sys!(libc::fallocate(fd, 0, 0, 4096)).map(drop)),
+    },
+    Operation {
+        name: "held-chmod",
+        usage: "OCTAL",
+        run: |args| {
+            let mode = u32::from_str_radix(arguments::<1>(args)?[0], 8)
+                .map_err(|_| Failure::Usage("the mode is not octal".to_owned()))?;
+            held(|fd| sys!(libc::fchmod(fd, mode)).map(drop))
+        },
+    },
+    Operation {
+        name: "held-chown",
+        usage: "UID GID",
+        run: |args| {
+            let [uid, gid] = arguments(args)?;
+            let (uid, gid) = (number(uid)?, number(gid)?);
+            held(|fd| sys!(libc::fchown(fd, uid, gid)).map(drop))
+        },
+    },
+    Operation {
+        name: "held-touch",
+        usage: "",
+        run: |_| held(|fd| sys!(libc::futimens(fd, std::ptr::null())).map(drop)),
+    },
+    Operation {
+        name: "held-setxattr",
+        usage: "NAME VALUE",
+        run: |args| {
+            let [name, value] = arguments(args)?;
+            let name = c_string(name)?;
+            held(|fd| {
+                sys!(libc::fsetxattr(
+                    fd,
+                    name.as_ptr(),
+                    value.as_ptr().cast(),
+                    value.len(),
+                    0
+                ))
+                .map(drop)
+            })
+        },
+    },
+    Operation {
+        name: "held-chattr",
+        usage: "(FS_IOC_SETFLAGS: no dump)",
+        run: |_| {
+            const NODUMP: libc::c_long = 0x40;
+            held(|fd| sys!(libc::ioctl(fd, libc::FS_IOC_SETFLAGS, &NODUMP)).map(drop))
+        },
+    },
+    Operation {
+        name: "held-reopen",
+        usage: "r|w (through /proc/self/fd)",
+        run: |args| {
+            let flags = open_flags(arguments::<1>(args)?[0])?;
+            held(|fd| open(&format!("/proc/self/fd/{fd}"), flags).map(drop))
+        },
+    },
+    Operation {
+        name: "held-open",
+        usage: "NAME r|w (relative to it)",
+        run: |args| {
+            let [name, how] = arguments(args)?;
+            let (name, flags) = (c_string(name)?, open_flags(how)?);
+            held(|fd| sys!(libc::openat(fd, name.as_ptr(), flags.bits(), 0o644)).map(drop))
+        },
+    },
+    Operation {
+        name: "held-unlink",
+        usage: "NAME (relative to it)",
+        run: |args| {
+            let name = c_string(arguments::<1>(args)?[0])?;
+            held(|fd| sys!(libc::unlinkat(fd, name.as_ptr(), 0)).map(drop))
+        },
+    },
+    Operation {
+        name: "held-link",
+        usage: "TO (gives a name to what has none: linkat through /proc/self/fd)",
+        run: |args| {
+            let to = c_string(arguments::<1>(args)?[0])?;
+            held(|fd| {
+                let from = c_string(&format!("/proc/self/fd/{fd}"))?;
+                sys!(libc::linkat(
+                    libc::AT_FDCWD,
+                    from.as_ptr(),
+                    libc::AT_FDCWD,
+                    to.as_ptr(),
+                    libc::AT_SYMLINK_FOLLOW
+                ))
+                .map(drop)
+            })
+        },
+    },
+    Operation {
+        name: "held-mmap-exec",
+        usage: "(PROT_READ|PROT_EXEC)",
+        run: |_| held(|fd| map(fd, libc::PROT_READ | libc::PROT_EXEC).map(drop)),
+    },
+    Operation {
+        name: "held-mprotect-exec",
+        usage: "(maps it for reading, then asks for PROT_EXEC)",
+        run: |_| {
+            held(|fd| {
+                let at = map(fd, libc::PROT_READ)?;
+                sys!(libc::mprotect(at, 1, libc::PROT_READ | libc::PROT_EXEC)).map(drop)
+            })
+        },
+    },
+    Operation {
+        name: "held-exec",
+        usage: "(execveat of the descriptor itself)",
+        run: |_| held(|fd| process::execute_at(fd, "", libc::AT_EMPTY_PATH)),
+    },
+    Operation {
+        name: "held-exec-by-name",
+        usage: "(execve of /proc/self/fd/N)",
+        run: |_| {
+            held(|fd| {
+                let words = [&*format!("/proc/self/fd/{fd}"), "exit", "0"];
+                process::execute(&words.map(str::to_owned))
+            })
+        },
+    },
+    Operation {
+        name: "copy-to",
+        usage: "PATH range|sendfile|splice (from the held descriptor)",
+        run: copy_to,
+    },
+    Operation {
+        name: "handle-open",
+        usage: "PATH MOUNT (open_by_handle_at, with a descriptor of MOUNT)",
+        run: handle_open,
+    },
+    Operation {
+        name: "receive",
+        usage: "SOCKET PATH (asks the process outside for a descriptor of PATH, and reads from it)",
+        run: |args| receive(args, true),
+    },
+    Operation {
+        name: "receive-only",
+        usage: "SOCKET PATH (the same without reading)",
+        run: |args| receive(args, false),
+    },
+    Operation {
+        name: "inherited",
+        usage: "FD (whether it is open)",
+        run: |args| {
+            let fd: RawFd = number(arguments::<1>(args)?[0])?;
+            sys!(libc::fcntl(fd, libc::F_GETFD)).map(drop)
+        },
+    },
+];
+
+/// Keeps a descriptor for the operations that follow.
+pub(super) fn keep(fd: OwnedFd) {
+    if let Ok(mut list) = HELD.lock() {
+        list.push(fd);
+    }
+}
+
+/// Acts on the newest descriptor.
+fn held(act: impl FnOnce(RawFd) -> Outcome) -> Outcome {
+    let newest = HELD
+        .lock()
+        .ok()
+        .and_then(|list| list.last().map(AsRawFd::as_raw_fd));
+    act(newest.ok_or_else(|| Failure::Usage("no descriptor is held".to_owned()))?)
+}
+
+fn open_flags(how: &str) -> Result<OFlag, Failure> {
+    Ok(OFlag::O_CLOEXEC
+        | match how {
+            "r" => OFlag::O_RDONLY,
+            "w" => OFlag::O_WRONLY,
+            "rw" => OFlag::O_RDWR,
+            "path" => OFlag::O_PATH,
+            "create" => OFlag::O_RDWR | OFlag::O_CREAT,
+            "tmpfile" => OFlag::O_RDWR | OFlag::O_TMPFILE,
+            other => return Err(Failure::Usage(format!("{other} is no way to open"))),
+        })
+}
+
+fn open(path: &str, flags: OFlag) -> Result<OwnedFd, Failure> {
+    Ok(nix::fcntl::open(
+        path,
+        flags,
+        Mode::from_bits_truncate(0o644),
+    )?)
+}
+
+fn hold(args: &[String]) -> Outcome {
+    let [path, how] = arguments(args)?;
+    keep(open(path, open_flags(how)?)?);
+    Ok(())
+}
+
+fn map(fd: RawFd, protection: i32) -> Result<*mut libc::c_void, Failure> {
+    // SAFETY: a fresh private mapping that nothing refers to; it ends with the process.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            1,
+            protection,
+            libc::MAP_PRIVATE,
+            fd,
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(nix::errno::Errno::last().into());
+    }
+    Ok(at)
+}
+
+fn copy_to(args: &[String]) -> Outcome {
+    let [path, how] = arguments(args)?;
+    let to = open(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC)?;
+    let (to, none) = (to.as_raw_fd(), std::ptr::null_mut());
+    held(|from| {
+        let copied = match how {
+            "range" => sys!(libc::copy_file_range(from, none, to, none, 1, 0))?,
+            "sendfile" => sys!(libc::sendfile(to, from, none, 1))?,
+            "splice" => {
+                let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+                sys!(libc::splice(from, none, writer.as_raw_fd(), none, 1, 0))?;
+                sys!(libc::splice(reader.as_raw_fd(), none, to, none, 1, 0))?
+            }
+            other => {
+                return Err(Failure::Usage(format!("{other} is no way to copy")));
+            }
+        };
+        if copied == 1 {
+            Ok(())
+        } else {
+            Err(Failure::Usage(format!("{copied} bytes were copied")))
+        }
+    })
+}
+
+fn handle_open(args: &[String]) -> Outcome {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; 128],
+    }
+    let [path, mount] = arguments(args)?;
+    let (path, mount) = (c_string(path)?, open(mount, OFlag::O_RDONLY)?);
+    let mut handle = Handle {
+        bytes: 128,
+        kind: 0,
+        data: [0; 128],
+    };
+    let (at, mut id) = (&raw mut handle, 0_i32);
+    sys!(libc::syscall(
+        libc::SYS_name_to_handle_at,
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        at,
+        &raw mut id,
+        0
+    ))?;
+    let fd = sys!(libc::syscall(
+        libc::SYS_open_by_handle_at,
+        mount.as_raw_fd(),
+        at,
+        libc::O_RDONLY | libc::O_CLOEXEC
+    ))?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    keep(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    Ok(())
+}
+
+fn receive(args: &[String], read: bool) -> Outcome {
+    let [socket, path] = arguments(args)?;
+    let mut stream = UnixStream::connect(socket)
+        .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
+    stream.write_all(format!("{path}\n").as_bytes())?;
+    let mut byte = [0_u8; 1];
+    let mut parts = [std::io::IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = recvmsg::<()>(
+        stream.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
+    let fd = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::ScmRights(list) => list.first().copied(),
+        _ => None,
+    });
+    match fd {
+        Some(fd) => {
+            // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+            let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            if read {
+                file.read_exact(&mut [0])?;
+            }
+            keep(file.into());
+            Ok(())
+        }
+        // The kernel drops a descriptor that may not be received, and marks the message as cut short.
+        None if truncated => Err(nix::errno::Errno::EACCES.into()),
+        None => Err(Failure::Usage("no descriptor came".to_owned())),
+    }
+}

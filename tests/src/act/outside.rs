@@ -1,0 +1,165 @@
+//! The process outside the session that conformance cases act upon: it has memory, descriptors, keys and shared objects of its own,
+//! and hands out descriptors to whoever asks. It does what it is asked only because it is part of a test.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, IoSlice, Read, Write},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use super::{Failure, ipc, sys};
+
+/// What it keeps in its memory at `outside.word`.
+pub const WORD: [u8; 8] = *b"outside!";
+
+/// Makes everything in `dir`, says on standard output where it is, and serves until standard input ends.
+pub fn serve(dir: &Path) -> Result<()> {
+    // Whatever Yama says about strangers: these tests are about what agentwatch says.
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
+    let word = Box::new(WORD);
+    let listener = UnixListener::bind(dir.join("in/descriptors")).context("bind the socket")?;
+    fs::set_permissions(dir.join("in/descriptors"), PermissionsExt::from_mode(0o666))?;
+    let own = std::process::id();
+    let kept = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(dir.join("in/kept"))?;
+    let posix = format!("/dev/shm/agentwatch-outside-{own}");
+    fs::write(&posix, "x")?;
+    let values = make(own).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let mut values: BTreeMap<String, String> = values;
+    values.insert("outside.pid".into(), own.to_string());
+    values.insert("outside.word".into(), (word.as_ptr() as usize).to_string());
+    values.insert("outside.fd".into(), kept.as_raw_fd().to_string());
+    values.insert("outside.posix-shm".into(), posix.clone());
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            // A client that goes away in the middle is no concern of the next one.
+            let _ = hand_out(&client);
+        }
+    });
+    println!("{}", serde_json::to_string(&values)?);
+    std::io::stdout().flush()?;
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    remove(&values);
+    let _ = fs::remove_file(posix);
+    std::hint::black_box(&word);
+    Ok(())
+}
+
+/// Objects that outlive the process unless they are removed.
+fn make(own: u32) -> Result<BTreeMap<String, String>, Failure> {
+    let mut values = BTreeMap::new();
+    let mut put = |name: &str, value: String| values.insert(format!("outside.{name}"), value);
+    let key = 0x6177_0000 | (own as i32 & 0xffff);
+    put("shm-key", key.to_string());
+    let exclusive = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
+    put("shm", sys!(libc::shmget(key, 4096, exclusive))?.to_string());
+    let private = libc::IPC_PRIVATE;
+    put(
+        "shm-2",
+        sys!(libc::shmget(private, 4096, 0o600))?.to_string(),
+    );
+    put("sem", sys!(libc::semget(private, 1, 0o600))?.to_string());
+    put("sem-2", sys!(libc::semget(private, 1, 0o600))?.to_string());
+    let queue = sys!(libc::msgget(private, 0o600))?;
+    let message = [1_u64, 0];
+    sys!(libc::msgsnd(
+        queue,
+        message.as_ptr().cast(),
+        8,
+        libc::IPC_NOWAIT
+    ))?;
+    put("msg", queue.to_string());
+    put("msg-2", sys!(libc::msgget(private, 0o600))?.to_string());
+
+    const USER_KEYRING: i32 = -4;
+    const ALL_RIGHTS: u32 = 0x3f3f_0000;
+    for (name, description) in [
+        ("key", c"agentwatch-outside"),
+        ("key-2", c"agentwatch-other"),
+    ] {
+        let key = ipc::add_key(description, USER_KEYRING)?;
+        sys!(libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_SETPERM,
+            key,
+            ALL_RIGHTS
+        ))?;
+        put(name, key.to_string());
+    }
+
+    let name = format!("/agentwatch-outside-{own}");
+    let c_name = super::c_string(&name)?;
+    let none = std::ptr::null::<libc::mq_attr>();
+    sys!(libc::mq_open(
+        c_name.as_ptr(),
+        libc::O_RDWR | libc::O_CREAT,
+        0o600,
+        none
+    ))?;
+    put("mq", name);
+
+    // The master stays open with the process.
+    let master = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY)?;
+    nix::pty::grantpt(&master)?;
+    nix::pty::unlockpt(&master)?;
+    put("terminal", nix::pty::ptsname_r(&master)?);
+    std::mem::forget(master);
+    Ok(values)
+}
+
+fn remove(values: &BTreeMap<String, String>) {
+    let id = |name: &str| -> i32 {
+        values
+            .get(&format!("outside.{name}"))
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(-1)
+    };
+    for name in ["shm", "shm-2"] {
+        // What a case has removed already is gone: either way nothing stays.
+        let _ = sys!(libc::shmctl(id(name), libc::IPC_RMID, std::ptr::null_mut()));
+    }
+    for name in ["sem", "sem-2"] {
+        let _ = sys!(libc::semctl(id(name), 0, libc::IPC_RMID));
+    }
+    for name in ["msg", "msg-2"] {
+        let _ = sys!(libc::msgctl(id(name), libc::IPC_RMID, std::ptr::null_mut()));
+    }
+    if let Some(name) = values
+        .get("outside.mq")
+        .and_then(|name| super::c_string(name).ok())
+    {
+        let _ = sys!(libc::mq_unlink(name.as_ptr()));
+    }
+}
+
+/// Reads a path and answers with a descriptor of it.
+fn hand_out(client: &UnixStream) -> Result<()> {
+    let mut path = String::new();
+    BufReader::new(client).read_line(&mut path)?;
+    let file = File::open(path.trim())?;
+    let fds = [file.as_raw_fd()];
+    sendmsg::<()>(
+        client.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::empty(),
+        None,
+    )?;
+    Ok(())
+}
