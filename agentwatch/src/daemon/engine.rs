@@ -305,6 +305,7 @@ impl Engine {
     }
 
     fn look_after(&mut self, number: u32) {
+        let out_of_time = self.out_of_time(number);
         if self.drained {
             self.declare_losses(number, false);
         }
@@ -353,6 +354,7 @@ impl Engine {
         let since = *live.empty_since.get_or_insert_with(Instant::now);
         let patience = since.elapsed() < LAST_WORD;
         match live.origin {
+            Origin::Run if out_of_time => self.end(number, "wall_time"),
             Origin::Run if live.exit_code.is_some() => self.end(number, "exited"),
             Origin::Run if !live.seen_tasks && since.elapsed() < FIRST_TASK => {}
             Origin::Run if patience => {}

@@ -354,7 +354,7 @@ pub enum Lifecycle {
     },
     /// The session ended.
     Ended {
-        /// Why: `exited`, `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),
+        /// Why: `exited`, `wall_time` (the policy's limit), `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),
         /// `host_restarted`, `lost` (it was gone from the kernel when a daemon came to take it over), `daemon_stopped` (where
         /// nothing could be pinned).
         reason: String,

@@ -166,7 +166,7 @@ pub struct EnvTable {
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(deny_unknown_fields, default)]
 pub struct TraceTable {
-    /// Which opens are recorded: `fold` (equal ones are counted; if left out), `all` or `writes`.
+    /// How opens are recorded: `fold`, equal ones as one event with a count.
     #[schemars(with = "Option<String>")]
     pub opens: Option<Spanned<String>>,
 }

@@ -267,10 +267,6 @@ pub enum Opens {
     /// Equal ones as one event with a count.
     #[default]
     Fold,
-    /// Each.
-    All,
-    /// Folded, and of those that are allowed only the ones for writing.
-    Writes,
 }
 
 /// Who may start sessions, as one managed file says. Users and groups together; anyone where both are absent.

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     event::model::Mode,
-    policy::{model::Context, sources::Included},
+    policy::{
+        model::{Context, Environment},
+        sources::Included,
+    },
     wire::collector::SessionRow,
 };
 
@@ -78,6 +81,9 @@ pub enum Response {
         session: String,
         name: String,
         warnings: Vec<String>,
+        /// Which of the asker's environment the command gets.
+        #[serde(default)]
+        environment: Environment,
         landlock: Option<Box<crate::policy::model::Compiled>>,
     },
     Sessions {

@@ -208,3 +208,106 @@ fn a_policy_builds_on_files_and_presets() {
         "{told}"
     );
 }
+
+#[test]
+fn secrets_of_the_environment_stay_outside() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let run = |policy: &str| {
+        let file = place.write("policy.toml", policy);
+        let output = place
+            .command()
+            .args(["run", "--policy", file.to_str().expect("UTF-8"), "--"])
+            .args([
+                "/bin/sh",
+                "-c",
+                "echo ${MY_API_KEY-none} ${OTHER_TOKEN-none} ${PLAIN-none}",
+            ])
+            .envs([("MY_API_KEY", "k"), ("OTHER_TOKEN", "t"), ("PLAIN", "p")])
+            .output()
+            .expect("run agentwatch");
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (out, told) = run(&policy());
+    assert_eq!(out.trim(), "none none p", "{told}");
+    assert!(
+        told.contains("not passed on: MY_API_KEY, OTHER_TOKEN")
+            || told.contains("not passed on: OTHER_TOKEN, MY_API_KEY"),
+        "{told}"
+    );
+    let (out, told) = run(&format!(
+        "{}[env]\npass = ['MY_*']\ndrop = ['PLAIN']\n",
+        policy()
+    ));
+    assert_eq!(out.trim(), "k none none", "{told}");
+}
+
+#[test]
+fn a_session_ends_when_its_time_is_over() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let limited = format!("{}[limits]\nwall_time = '2s'\n", policy());
+    let output = place.run(&limited, "long", "sleep 300 & sleep 300");
+    assert_eq!(
+        output.status.code(),
+        Some(128 + 9),
+        "{}",
+        text(&output.stderr)
+    );
+    let events = place.ended("long");
+    assert!(
+        events
+            .iter()
+            .any(|event| event["lifecycle"]["reason"] == "wall_time"),
+        "{events:#?}"
+    );
+    // One that is done before is not.
+    assert!(place.run(&limited, "short", "true").status.success());
+    let events = place.ended("short");
+    assert!(
+        events
+            .iter()
+            .any(|event| event["lifecycle"]["reason"] == "exited")
+    );
+}
+
+#[test]
+fn limits_are_held_or_said_to_be_missing() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let limited = format!(
+        "{}[limits]\npids = 5\nmemory = '64MiB'\ncpu = 0.5\n",
+        policy()
+    );
+    let script = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait";
+    let output = place.run(&limited, "few", script);
+    let told = text(&output.stderr);
+    if output.status.code() == Some(125) {
+        for limit in [
+            "limits.pids: the controller pids",
+            "limits.memory: the controller memory",
+            "limits.cpu: the controller cpu",
+        ] {
+            assert!(told.contains(limit), "{told}");
+        }
+        let mode = format!("mode = 'monitor'\n{limited}");
+        assert!(
+            place.run(&mode, "watched", "true").status.success(),
+            "in this mode nothing is held"
+        );
+        return;
+    }
+    assert!(
+        told.contains("fork") || told.contains("Resource temporarily unavailable"),
+        "{told}"
+    );
+}

@@ -234,6 +234,7 @@ impl Engine {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
             warnings,
+            environment: policy.environment.clone(),
             landlock: live.holding.landlock.then(|| Box::new((**policy).clone())),
         })
     }
@@ -325,13 +326,19 @@ impl Engine {
 
     /// Puts a session into the kernel, its rules before its processes.
     fn start(&mut self, plan: Plan<'_>) -> Result<u32, Refusal> {
-        let holding = launch::holding(
+        let mut holding = launch::holding(
             self.kernel.file_backend,
             probe::landlock_abi(),
             plan.origin,
             plan.mode,
             &plan.policy,
         );
+        holding.lacks(policies::limit_gaps(
+            &self.kernel.cgroup_root,
+            plan.origin,
+            plan.mode,
+            &plan.policy.limits,
+        ));
         policies::degraded(&holding.missing, plan.accept_degraded, &plan.policy)?;
         self.admit(plan.uid, &plan.policy)?;
         if let Some(path) = plan.cgroup
@@ -371,7 +378,9 @@ impl Engine {
         };
         let started = self.enter_kernel(number, &plan, &holding, &path);
         let started = started.and_then(|(bound, id)| {
-            if bound.gaps.is_empty() || plan.accept_degraded {
+            let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
+            if bound.gaps.is_empty() || accepted {
+                self.limit(&path, plan.origin, plan.mode, &plan.policy)?;
                 return Ok((bound, id));
             }
             let gaps = bound.gaps.join("\n  - ");

@@ -2,18 +2,20 @@
 
 use std::{path::Path, sync::Arc};
 
+use jiff::Timestamp;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use super::{Engine, orders::Refusal};
 use crate::{
+    daemon::launch::Origin,
     event::Mode,
     policy::{
         self,
         explain::managed_over,
-        model::{Access, Admission, Compiled},
+        model::{Access, Admission, Compiled, Limits},
         sources::Sources,
     },
-    session::managed,
+    session::{cgroup, managed},
     wire::control::PolicyText,
 };
 
@@ -118,6 +120,76 @@ pub(super) fn degraded(
         None => Err(Refusal::new(what).hint(
             "--accept-degraded starts the session without that; `agentwatch doctor` says what the kernel lacks",
         )),
+    }
+}
+
+/// What of a policy's limits does not hold for a session that came to be like this. In `monitor` mode nothing is held.
+pub(super) fn limit_gaps(root: &Path, origin: Origin, mode: Mode, limits: &Limits) -> Vec<String> {
+    if mode == Mode::Monitor || *limits == Limits::default() {
+        return Vec::new();
+    }
+    if origin != Origin::Run {
+        return vec![
+            "limits: they hold for what `agentwatch run` starts; a cgroup of others has limits of its own".to_owned(),
+        ];
+    }
+    cgroup::limit_gaps(root, limits)
+}
+
+impl Engine {
+    /// Sets the limits of a session's own cgroup.
+    pub(super) fn limit(
+        &self,
+        path: &Path,
+        origin: Origin,
+        mode: Mode,
+        policy: &Compiled,
+    ) -> anyhow::Result<()> {
+        if origin != Origin::Run {
+            return Ok(());
+        }
+        let none = Limits::default();
+        let limits = match mode {
+            Mode::Enforce => &policy.limits,
+            Mode::Monitor => &none,
+        };
+        cgroup::limit(&self.kernel.cgroup_root, path, limits)
+    }
+
+    /// Kills what is left of a session whose time is over; says whether it is.
+    pub(super) fn out_of_time(&mut self, number: u32) -> bool {
+        let Some(live) = self.sessions.get(&number) else {
+            return false;
+        };
+        let Some(most) = live.subject.policy.limits.wall_time else {
+            return false;
+        };
+        let lived = Timestamp::now().duration_since(live.started);
+        if live.origin != Origin::Run
+            || live.subject.reference.mode == Mode::Monitor
+            || u64::try_from(lived.as_secs()).unwrap_or(0) < most
+        {
+            return false;
+        }
+        if live.seen_tasks
+            && let Err(error) = cgroup::kill(&live.cgroup)
+        {
+            tracing::error!(
+                session = live.id(),
+                error = format!("{error:#}"),
+                "a session whose time is over goes on"
+            );
+        }
+        // One that left the session's cgroup is still the session's.
+        for pid in self.kernel.maps.processes_of(number) {
+            let inside = cgroup::of_process(&self.kernel.cgroup_root, pid)
+                .is_none_or(|path| path.starts_with(&live.cgroup));
+            if !inside {
+                let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        true
     }
 }
 

@@ -46,6 +46,7 @@ impl Engine {
         }
         let (number, origin, uid) = (live.number, live.origin, live.uid);
         let in_force = Arc::clone(&live.subject.policy);
+        let cgroup = live.cgroup.clone();
         let mode_in_force = live.subject.reference.mode;
         let (policy, asked) = match text {
             Some(text) => (self.compile(text, uid)?.0, mode),
@@ -58,15 +59,22 @@ impl Engine {
             mode,
             ..live.subject.reference.clone()
         };
-        let holding = launch::holding(
+        let mut holding = launch::holding(
             self.kernel.file_backend,
             probe::landlock_abi(),
             origin,
             mode,
             &policy,
         );
+        holding.lacks(policies::limit_gaps(
+            &self.kernel.cgroup_root,
+            origin,
+            mode,
+            &policy.limits,
+        ));
         policies::degraded(&holding.missing, accept_degraded, &policy)?;
 
+        self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
         let bound = self.kernel.maps.insert_policy(key, &policy)?;
         let flags = self.flags(mode);
