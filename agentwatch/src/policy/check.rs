@@ -427,6 +427,18 @@ fn read_list<L: Copy, T: Clone + Eq + Hash>(
         match parse(&text) {
             Ok(target) => {
                 if let Some(first) = seen.get(&target) {
+                    // Variables may have the same value here and different ones elsewhere.
+                    if text.contains("${") {
+                        rules.push(Checked {
+                            list,
+                            index,
+                            target,
+                            text,
+                            span,
+                            layer,
+                        });
+                        continue;
+                    }
                     report.push(
                         Diagnostic::warning(
                             format!("{} is listed twice in `{name}`", quote(&text)),

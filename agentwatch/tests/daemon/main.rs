@@ -7,5 +7,6 @@ mod faults;
 mod harness;
 mod layers;
 mod outlive;
+mod presets;
 mod sessions;
 mod workloads;
