@@ -16,9 +16,8 @@ use super::{
     check::{self, Checked, FileList, FileRule, NameRule, NetList, NetRule, Rules},
     default,
     diagnostic::{Diagnostic, PolicyError, Report, Severity, quote},
-    explain,
-    file::ExpectTable,
-    lint,
+    expect::{self, Expectation},
+    explain, lint,
     model::{
         Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, Environment, FILES_DEFAULT,
         FamilyRule, GuardRule, Limits, MAX_PORT_RULES, Name, NetOp, Opens, Place, PortRule, Prefix,
@@ -40,7 +39,7 @@ pub struct Examined {
     /// Absent where the report holds errors.
     pub compiled: Option<Compiled>,
     /// What the policy is to be held to.
-    pub expect: Vec<ExpectTable>,
+    pub expect: Vec<Expectation>,
     pub report: Report,
 }
 
@@ -77,7 +76,9 @@ pub fn examine_all(sources: &Sources<'_>) -> Examined {
             };
         }
     };
-    let rules = sources::read(sources, &mut report);
+    let mut rules = sources::read(sources, &mut report);
+    let expect = std::mem::take(&mut rules.expect);
+    let expect = expect::read(expect, sources.context, &mut report);
     let mut compiled = compile(&rules, &mut report);
     if report.errors() == 0 {
         lint::lint(&rules, &compiled, &mut report);
@@ -97,7 +98,7 @@ pub fn examine_all(sources: &Sources<'_>) -> Examined {
     Examined {
         name: rules.name,
         compiled: (report.errors() == 0).then_some(compiled),
-        expect: rules.expect,
+        expect,
         report,
     }
 }

@@ -8,8 +8,10 @@ pub mod check;
 pub mod compile;
 pub mod default;
 pub mod diagnostic;
+pub mod expect;
 pub mod explain;
 pub mod file;
+pub mod learn;
 pub mod limits;
 mod lint;
 pub mod model;
@@ -17,6 +19,7 @@ pub mod name;
 pub mod network;
 pub mod path;
 pub mod preset;
+pub mod replay;
 pub mod sources;
 pub mod surface;
 

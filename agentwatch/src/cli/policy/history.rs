@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     cli::ask::ask,
     event::model::{Event, Kind, Lifecycle, PolicyRecord},
-    wire::collector::{Answer, Filter, Question, SessionRow},
+    wire::collector::{Answer, Filter, Question},
 };
 
 /// Calls `each` for every event that the filter lets through, oldest first.
@@ -24,18 +24,6 @@ pub(super) fn events(
         Answer::Events { events } => events.into_iter().try_for_each(&mut each),
         _ => Ok(()),
     })
-}
-
-/// All sessions that the asker may see, newest first.
-pub(super) fn sessions(runtime_dir: &Path) -> Result<Vec<SessionRow>> {
-    let mut rows = Vec::new();
-    asked(runtime_dir, &Question::Sessions, |answer| {
-        if let Answer::Sessions { sessions } = answer {
-            rows.extend(sessions);
-        }
-        Ok(())
-    })?;
-    Ok(rows)
 }
 
 /// The policy that was put in force for a session last, and the reference by which its events name it.
