@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => args.run(&runtime_dir),
         Command::Release(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
-        Command::Policy(command) => command.run(),
+        Command::Policy(command) => command.run(&runtime_dir),
         Command::Canary(args) => args.run(),
         command => threaded(command, &runtime_dir),
     };

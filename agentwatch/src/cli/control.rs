@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    policy::{default, model::Context},
+    policy::{default, model::Context, sources},
     wire::{
         blocking,
         control::{CONTROL_SOCKET, PolicyText, Request, Response},
@@ -71,14 +71,21 @@ pub fn end(runtime_dir: &Path, request: impl Fn(bool) -> Request) -> Result<()> 
     }
 }
 
-/// The text of a policy, read with the asker's own rights; the default one where none is named.
+/// The text of a policy and of what it extends, read with the asker's own rights; the default one where none is named.
 pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
-    let context = Context { cwd, home: home() };
+    let context = Context {
+        cwd,
+        home: home(),
+        tmp: std::env::temp_dir(),
+        uid: nix::unistd::getuid().as_raw(),
+    };
     let Some(file) = file else {
         return Ok(PolicyText {
             file: String::new(),
             text: default::TEXT.to_owned(),
+            directory: context.cwd.clone(),
+            included: Vec::new(),
             context,
         });
     };
@@ -89,10 +96,14 @@ pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
             error.utf8_error().valid_up_to()
         )
     })?;
+    let directory = super::policy::directory_of(file, &context.cwd);
+    let included = sources::gather(&text, &directory, &context, super::policy::read_included);
     Ok(PolicyText {
         file: name,
         text,
         context,
+        directory,
+        included,
     })
 }
 

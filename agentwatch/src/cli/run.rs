@@ -4,8 +4,9 @@
 //! the command; the parent stays outside, passes signals on and reports how it ended. All of it before any thread exists.
 
 use std::{
+    ffi::OsString,
     io::Read as _,
-    os::unix::process::CommandExt as _,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -169,11 +170,12 @@ fn become_command(
     command: &[String],
     tell: &mut impl std::io::Write,
 ) -> i32 {
-    let prepared = (|| -> Result<String> {
+    let prepared = (|| -> Result<(String, Vec<OsString>)> {
         let stream = control::connect(runtime_dir)?;
         let Response::Ready {
             session,
             warnings,
+            environment,
             landlock,
             ..
         } = control::ask(&stream, request)?
@@ -193,10 +195,14 @@ fn become_command(
             session: session.clone(),
         };
         control::ask(&stream, &enter)?;
-        Ok(session)
+        let dropped: Vec<OsString> = std::env::vars_os()
+            .map(|(name, _)| name)
+            .filter(|name| !environment.passes(name.as_bytes()))
+            .collect();
+        Ok((session, dropped))
     })();
-    let session = match prepared {
-        Ok(session) => session,
+    let (session, dropped) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => {
             eprintln!("agentwatch: {error:#}");
             return i32::from(FAILED);
@@ -206,8 +212,19 @@ fn become_command(
         return i32::from(FAILED);
     };
     shed();
+    if !dropped.is_empty() {
+        let names: Vec<_> = dropped.iter().map(|name| name.to_string_lossy()).collect();
+        eprintln!(
+            "agentwatch: not passed on: {}; hint: [env] pass in the policy",
+            escape(&names.join(", "))
+        );
+    }
+    let mut command = Command::new(program);
+    for name in &dropped {
+        command.env_remove(name);
+    }
     // The pipe closes with the program's start: it is close-on-exec.
-    let error = Command::new(program)
+    let error = command
         .args(arguments)
         .env("AGENTWATCH_SESSION", &session)
         .exec();

@@ -2,6 +2,7 @@
 
 mod live;
 mod orders;
+mod policies;
 mod prove;
 mod reload;
 mod resume;
@@ -81,6 +82,8 @@ pub struct Engine {
     /// Whether everything is to be taken out of the kernel.
     released: bool,
     watches: Vec<Watch>,
+    /// Where the administrator's policies are.
+    managed_dir: std::path::PathBuf,
     /// Watched cgroups that could not become sessions, so that it is said once.
     refused: Vec<std::path::PathBuf>,
     outbox: mpsc::Sender<Event>,
@@ -130,6 +133,7 @@ impl Engine {
             began: Timestamp::now(),
             released: false,
             watches,
+            managed_dir: config.managed_dir.0.clone(),
             refused: Vec::new(),
             outbox,
             ready: Vec::new(),
@@ -310,6 +314,7 @@ impl Engine {
     }
 
     fn look_after(&mut self, number: u32) {
+        let out_of_time = self.out_of_time(number);
         if self.drained {
             self.declare_losses(number, false);
         }
@@ -358,6 +363,7 @@ impl Engine {
         let since = *live.empty_since.get_or_insert_with(Instant::now);
         let patience = since.elapsed() < LAST_WORD;
         match live.origin {
+            Origin::Run if out_of_time => self.end(number, "wall_time"),
             Origin::Run if live.exit_code.is_some() => self.end(number, "exited"),
             Origin::Run if !live.seen_tasks && since.elapsed() < FIRST_TASK => {}
             Origin::Run if patience => {}

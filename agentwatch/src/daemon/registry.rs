@@ -192,6 +192,7 @@ mod tests {
         let context = policy::model::Context {
             cwd: "/w".into(),
             home: "/root".into(),
+            ..Default::default()
         };
         let text = b"[files]\nread = ['/usr', '/nowhere']\n[network]\nallow = ['192.0.2.0/24']\n";
         let policy = policy::examine("p.toml", text, &context)

@@ -456,6 +456,16 @@ impl Maps {
         self.processes.get(&pid, 0).ok()
     }
 
+    /// The processes that belong to a session.
+    pub fn processes_of(&self, session: u32) -> Vec<u32> {
+        self.processes
+            .iter()
+            .flatten()
+            .filter(|(_, owner)| *owner == session)
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
     /// What has been folded so far. Counts only grow while a session lives.
     pub fn folds(&self) -> impl Iterator<Item = (FoldKey, Fold)> + '_ {
         self.folds.iter().flatten()

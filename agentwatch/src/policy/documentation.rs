@@ -39,6 +39,7 @@ fn every_policy_on_the_page_means_what_it_says() {
     let context = Context {
         cwd: "/home/u/project".into(),
         home: "/home/u".into(),
+        ..Default::default()
     };
     let blocks = blocks();
     let mut loaded = 0;
@@ -91,6 +92,7 @@ fn every_table_of_answers_is_true() {
     let context = Context {
         cwd: "/home/u/project".into(),
         home: "/home/u".into(),
+        ..Default::default()
     };
     let mut policy: Option<Compiled> = None;
     let mut answers = 0;

@@ -29,6 +29,7 @@ fn context() -> Context {
     Context {
         cwd: "/a/b".into(),
         home: "/a".into(),
+        ..Default::default()
     }
 }
 

@@ -3,4 +3,5 @@
 pub mod canary;
 pub mod cgroup;
 pub mod landlock;
+pub mod managed;
 pub mod watch;

@@ -5,7 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{event::model::Mode, policy::model::Context, wire::collector::SessionRow};
+use crate::{
+    event::model::Mode,
+    policy::{
+        model::{Context, Environment},
+        sources::Included,
+    },
+    wire::collector::SessionRow,
+};
 
 /// Name of the control socket below `RUNTIME_DIR`.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -17,6 +24,12 @@ pub struct PolicyText {
     pub file: String,
     pub text: String,
     pub context: Context,
+    /// What files in `extends` are named from.
+    #[serde(default)]
+    pub directory: PathBuf,
+    /// The files that it extends.
+    #[serde(default)]
+    pub included: Vec<Included>,
 }
 
 /// A request.
@@ -69,6 +82,9 @@ pub enum Response {
         session: String,
         name: String,
         warnings: Vec<String>,
+        /// Which of the asker's environment the command gets.
+        #[serde(default)]
+        environment: Environment,
         landlock: Option<Box<crate::policy::model::Compiled>>,
     },
     Sessions {

@@ -272,6 +272,7 @@ fn record_lifecycle(
             uid,
             command,
             origin,
+            ..
         } => {
             transaction.prepare_cached(STARTED)?.execute(params![
                 reference.name,

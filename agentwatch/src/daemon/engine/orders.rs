@@ -6,10 +6,10 @@ use std::{
 };
 
 use agentwatch_common::{limits, policy::flags};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Engine, live::Live};
+use super::{Engine, live::Live, policies};
 use crate::{
     daemon::{
         control::Peer,
@@ -22,7 +22,7 @@ use crate::{
         model::{Lifecycle, SessionRef},
     },
     kernel::probe,
-    policy::{self, Examined, model::Compiled},
+    policy::model::Compiled,
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
 };
@@ -169,7 +169,8 @@ impl Engine {
             left = left.saturating_sub(argument.len() + 1);
             left > 0
         });
-        let (policy, policy_name) = compile(text)?;
+        let (policy, policy_name) = self.compile(text, peer.uid)?;
+        let told = policies::mode_warning(&policy, mode);
         let program = command.first().map(|program| {
             Path::new(program).file_name().map_or_else(
                 || program.clone(),
@@ -184,13 +185,17 @@ impl Engine {
             uid: peer.uid,
             origin: Origin::Run,
             command,
-            mode: mode.unwrap_or(policy.mode),
+            mode: policies::mode_of(&policy, mode),
             policy,
             accept_degraded,
             cgroup: None,
         };
         let number = self.start(plan)?;
-        self.ready(number)
+        let mut response = self.ready(number)?;
+        if let Response::Ready { warnings, .. } = &mut response {
+            warnings.extend(told);
+        }
+        Ok(response)
     }
 
     fn order_enter(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
@@ -229,6 +234,7 @@ impl Engine {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
             warnings,
+            environment: policy.environment.clone(),
             landlock: live.holding.landlock.then(|| Box::new((**policy).clone())),
         })
     }
@@ -258,7 +264,7 @@ impl Engine {
             return Err(Refusal::new("only root may attach to a cgroup")
                 .hint("`agentwatch run` starts a session of your own"));
         }
-        let (policy, policy_name) = compile(text)?;
+        let (policy, policy_name) = self.compile(text, peer.uid)?;
         let path = cgroup::resolve(&self.kernel.cgroup_root, named)?;
         let last = path
             .file_name()
@@ -307,20 +313,7 @@ impl Engine {
     pub(super) fn watch(&mut self, path: &Path, watch: &Watch) -> Result<(), Refusal> {
         let rule = &watch.rule;
         let file = &rule.policy;
-        let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        let context = policy::model::Context {
-            cwd: "/".into(),
-            home: "/root".into(),
-        };
-        let examined = policy::examine(&file.to_string_lossy(), &text, &context);
-        let Examined {
-            compiled: Some(policy),
-            name,
-            ..
-        } = examined
-        else {
-            return Err(Refusal::new(examined.report.render(false)));
-        };
+        let (policy, name) = self.compile(&policies::watched(file)?, 0)?;
         let last = path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
@@ -330,7 +323,7 @@ impl Engine {
             origin: Origin::Watch,
             command: Vec::new(),
             mode: policy.mode,
-            policy: Arc::new(policy),
+            policy,
             accept_degraded: rule.accept_degraded,
             cgroup: Some(path),
         })?;
@@ -348,15 +341,16 @@ impl Engine {
         );
         if plan.mode == Mode::Enforce {
             self.prove();
-            holding.lack(&self.proof.failures);
+            holding.lacks(self.proof.failures.clone());
         }
-        if !holding.missing.is_empty() && !plan.accept_degraded {
-            return Err(Refusal::new(format!(
-                "this kernel cannot hold the whole policy:\n  - {}",
-                holding.missing.join("\n  - ")
-            ))
-            .hint("--accept-degraded starts the session without that; `agentwatch doctor` says what the kernel lacks"));
-        }
+        holding.lacks(policies::limit_gaps(
+            &self.kernel.cgroup_root,
+            plan.origin,
+            plan.mode,
+            &plan.policy.limits,
+        ));
+        policies::degraded(&holding.missing, plan.accept_degraded, &plan.policy)?;
+        self.admit(plan.uid, &plan.policy)?;
         if let Some(path) = plan.cgroup
             && let Some(other) = self
                 .sessions
@@ -394,7 +388,9 @@ impl Engine {
         };
         let started = self.enter_kernel(number, &plan, &holding, &path);
         let started = started.and_then(|(bound, id)| {
-            if bound.gaps.is_empty() || plan.accept_degraded {
+            let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
+            if bound.gaps.is_empty() || accepted {
+                self.limit(&path, plan.origin, plan.mode, &plan.policy)?;
                 return Ok((bound, id));
             }
             let gaps = bound.gaps.join("\n  - ");
@@ -434,6 +430,7 @@ impl Engine {
             uid: plan.uid,
             command: plan.command.clone(),
             origin: plan.origin.name().to_owned(),
+            policy: Some(Box::new(plan.policy.record())),
         });
         self.ready.push(event.clone());
         tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
@@ -604,15 +601,4 @@ impl Engine {
 
 fn may(peer: Peer, live: &Live) -> bool {
     peer.is_root() || peer.uid == live.uid
-}
-
-/// A client's policy; its name is the second value.
-pub(super) fn compile(text: &PolicyText) -> Result<(Arc<Compiled>, Option<String>), Refusal> {
-    let examined = policy::examine(&text.file, text.text.as_bytes(), &text.context);
-    match examined.compiled {
-        Some(policy) => Ok((Arc::new(policy), examined.name)),
-        None => {
-            Err(Refusal::new(examined.report.render(false)).hint("agentwatch policy check FILE"))
-        }
-    }
 }

@@ -6,13 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Engine,
-    live::Live,
-    orders::{Refusal, compile},
-};
 use agentwatch_common::policy::flags;
 
+use super::{Engine, live::Live, orders::Refusal, policies};
 use crate::{
     daemon::{
         control::Peer,
@@ -50,38 +46,37 @@ impl Engine {
             )
             .hint("start another session; on a kernel with BPF LSM policies can be exchanged"));
         }
-        let (number, origin) = (live.number, live.origin);
-        let (policy, mode) = match text {
-            Some(text) => {
-                let (policy, _) = compile(text)?;
-                let mode = mode.unwrap_or(policy.mode);
-                (policy, mode)
-            }
-            None => (
-                Arc::clone(&live.subject.policy),
-                mode.unwrap_or(live.subject.reference.mode),
-            ),
+        let (number, origin, uid) = (live.number, live.origin, live.uid);
+        let in_force = Arc::clone(&live.subject.policy);
+        let cgroup = live.cgroup.clone();
+        let mode_in_force = live.subject.reference.mode;
+        let (policy, asked) = match text {
+            Some(text) => (self.compile(text, uid)?.0, mode),
+            None => (in_force, mode.or(Some(mode_in_force))),
         };
+        let mode = policies::mode_of(&policy, asked);
+        let live = self.find(peer, session)?;
         let reference = SessionRef {
             policy: policy.digest.clone(),
             mode,
             ..live.subject.reference.clone()
         };
-        let holding = launch::holding(
+        let mut holding = launch::holding(
             self.kernel.file_backend,
             probe::landlock_abi(),
             origin,
             mode,
             &policy,
         );
-        if !holding.missing.is_empty() && !accept_degraded {
-            return Err(Refusal::new(format!(
-                "this kernel cannot hold the whole policy:\n  - {}",
-                holding.missing.join("\n  - ")
-            ))
-            .hint("--accept-degraded puts it in force without that; what was in force still is"));
-        }
+        holding.lacks(policies::limit_gaps(
+            &self.kernel.cgroup_root,
+            origin,
+            mode,
+            &policy.limits,
+        ));
+        policies::degraded(&holding.missing, accept_degraded, &policy)?;
 
+        self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
         let bound = self.kernel.maps.insert_policy(key, &policy)?;
         let bits = self.flags(mode);
@@ -102,6 +97,7 @@ impl Engine {
             coverage: live.holding.coverage,
             missing: live.holding.missing.clone(),
             uid: peer.uid,
+            rules: Some(Box::new(policy.record())),
         });
         tracing::info!(
             session = live.id(),
