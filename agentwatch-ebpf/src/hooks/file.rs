@@ -13,13 +13,14 @@ use aya_ebpf::{
 
 use crate::{
     emit::{self, Draft},
-    kernel::{self, Dentry, DentryAt, File, FileAt, TaskAt},
+    kernel::{self, Dentry, DentryAt, File, TaskAt},
     maps::{HOST, IDENTIFIED, TAGS},
     session::{self, Subject},
     verdict::{self as policy, Decision},
 };
 
 const EACCES: i32 = 13;
+const EPERM: i32 = 1;
 /// In a task's tag: the open in hand has been recorded as denied.
 const DENIED: u64 = 1;
 /// `ATTR_SIZE` (include/linux/fs.h).
@@ -292,7 +293,10 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
     let file = File(ctx.arg(0));
     let dentry = file.dentry();
     if dentry.is_socket() && dentry.is_internal() {
-        return super::socket::received(&subject, FileAt(file.0 as u64));
+        return session::answer(
+            super::socket::received(&subject, file.0 as u64) != 0,
+            EPERM,
+        );
     }
     let mode = file.mode();
     let mut rights = 0;

@@ -229,8 +229,9 @@ fn refused(
 }
 
 /// A socket that comes from another process: what it is connected to is decided as if the session connected to it.
-#[inline(always)]
-pub fn received(subject: &Subject, file: FileAt) -> i32 {
+#[inline(never)]
+pub fn received(subject: &Subject, file: u64) -> i32 {
+    let file = FileAt(file);
     let sock = file.sock();
     let family = sock.family();
     let kind = file.socket_type();
