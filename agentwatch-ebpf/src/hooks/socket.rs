@@ -229,9 +229,21 @@ fn refused(
 }
 
 /// A socket that comes from another process: what it is connected to is decided as if the session connected to it.
-#[inline(never)]
-pub fn received(subject: &Subject, file: u64) -> i32 {
-    let file = FileAt(file);
+#[lsm(hook = "file_receive")]
+pub fn socket_receive(ctx: LsmContext) -> i32 {
+    let file = kernel::File(ctx.arg(0));
+    let dentry = file.dentry();
+    if !dentry.is_socket() || !dentry.is_internal() {
+        return 0;
+    }
+    match Subject::current() {
+        Some(subject) => received(&subject, FileAt(file.0 as u64)),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn received(subject: &Subject, file: FileAt) -> i32 {
     let sock = file.sock();
     let family = sock.family();
     let kind = file.socket_type();

@@ -53,7 +53,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 58] = [
+const LSM: [(&[&str], &str); 59] = [
     (&["task_alloc"], "task_alloc"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
@@ -71,6 +71,7 @@ const LSM: [(&[&str], &str); 58] = [
     (&["mmap_file"], "mmap_file"),
     (&["file_mprotect"], "file_mprotect"),
     (&["file_receive"], "file_receive"),
+    (&["socket_receive"], "file_receive"),
     (&["path_notify"], "path_notify"),
     (&["socket_create"], "socket_create"),
     (&["socket_post_create"], "socket_post_create"),
