@@ -24,6 +24,8 @@ pub mod flags {
     pub const LANDLOCK: u32 = 1 << 1;
     /// The policy has rules on names: every file's own name is looked up.
     pub const NAMES: u32 = 1 << 2;
+    /// From this bit on: how often the session was taken over.
+    pub const EPOCH_SHIFT: u32 = 16;
 }
 
 /// Rules that stand first in every policy.
@@ -139,7 +141,7 @@ pub struct Tag {
     /// A system call that has begun: address of its path, its flags.
     pub pointer: u64,
     pub flags: u64,
-    /// Sequence number of the denial that the system call in hand has met; 0 for none.
+    /// What of the system call in hand has been recorded already, so that its end is not recorded again.
     pub denied: u64,
     /// The socket address of the `connect` in hand.
     pub addr: [u8; 112],

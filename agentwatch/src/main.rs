@@ -41,6 +41,7 @@ enum Command {
     Doctor(cli::doctor::DoctorArgs),
     Status(cli::status::StatusArgs),
     Collector(cli::collector::CollectorArgs),
+    Canary(cli::canary::CanaryArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Release(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
+        Command::Canary(args) => args.run(),
         command => threaded(command, &runtime_dir),
     };
     result.unwrap_or_else(|error| {
@@ -92,7 +94,8 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Reload(_)
             | Command::Release(_)
             | Command::Status(_)
-            | Command::Policy(_) => {
+            | Command::Policy(_)
+            | Command::Canary(_) => {
                 unreachable!("dispatched by main")
             }
         }

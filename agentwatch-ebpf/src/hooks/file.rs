@@ -20,6 +20,8 @@ use crate::{
 };
 
 const EACCES: i32 = 13;
+/// In a task's tag: the open in hand has been recorded as denied.
+const DENIED: u64 = 1;
 /// `ATTR_SIZE` (include/linux/fs.h).
 const ATTR_SIZE: u32 = 1 << 3;
 const PROT_EXEC: u64 = 4;
@@ -356,7 +358,7 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
     };
     // SAFETY: the subject was found by its tag.
     let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
-    if denied != 0 {
+    if denied == DENIED {
         return 0;
     }
     let flags = kernel::open_flag(ctx.arg(2));
@@ -503,7 +505,7 @@ fn answer(
     let (outcome, result) = outcome(subject, &decision);
     if result != 0 && (what == kind::OPEN || what == kind::EXEC) {
         // SAFETY: the subject was found by its tag.
-        unsafe { (*subject.tag).denied = 1 };
+        unsafe { (*subject.tag).denied = DENIED };
     }
     record_file(
         subject,

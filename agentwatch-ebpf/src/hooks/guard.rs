@@ -468,6 +468,7 @@ pub fn msg_queue_alloc_security(ctx: LsmContext) -> i32 {
     made(ctx.arg(0))
 }
 
+/// The kernel makes `EACCES` of what is refused here.
 #[lsm(hook = "ipc_permission")]
 pub fn ipc_permission(ctx: LsmContext) -> i32 {
     foreign(guard::IPC, ctx.arg(0), 0)

@@ -1,6 +1,11 @@
 //! Asking the daemon.
 
-use std::{fmt, os::unix::net::UnixStream, path::Path};
+use std::{
+    fmt,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -48,6 +53,21 @@ pub fn ask(stream: &UnixStream, request: &Request) -> Result<Response> {
     match blocking::receive(stream).context("hear the daemon")? {
         Response::Error { message, hint } => Err(Refused { message, hint }.into()),
         response => Ok(response),
+    }
+}
+
+/// How long the daemon may take to learn what an earlier one had told of its sessions.
+const RECKONING: Duration = Duration::from_secs(10);
+
+/// Asks for the end of sessions, again where the daemon is not ready for it yet.
+pub fn end(runtime_dir: &Path, request: impl Fn(bool) -> Request) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let now = since.elapsed() > RECKONING;
+        match ask(&connect(runtime_dir)?, &request(now))? {
+            Response::Later => std::thread::sleep(Duration::from_millis(100)),
+            _ => return Ok(()),
+        }
     }
 }
 

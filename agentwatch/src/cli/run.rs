@@ -222,6 +222,7 @@ fn become_command(
     for name in &dropped {
         command.env_remove(name);
     }
+    shed();
     // The pipe closes with the program's start: it is close-on-exec.
     let error = command
         .args(arguments)
@@ -232,6 +233,23 @@ fn become_command(
         NOT_FOUND
     } else {
         NOT_EXECUTABLE
+    }
+}
+
+/// Lets go of what the command is not to have from whoever started us: descriptors but for the first three, and the keys of the
+/// session keyring.
+fn shed() {
+    const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: neither call takes a pointer. Both may fail where the kernel has them not: then nothing was to be shed, or the
+    // kernel's own decisions on descriptors and keys stand alone.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0usize);
     }
 }
 

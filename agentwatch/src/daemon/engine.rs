@@ -3,11 +3,13 @@
 mod live;
 mod orders;
 mod policies;
+mod prove;
 mod reload;
 mod resume;
 
 use std::{
     collections::HashMap,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -63,6 +65,10 @@ const FOLD_BASES: usize = 1 << 16;
 
 pub struct Engine {
     kernel: Kernel,
+    /// Whether what the programs are to refuse is refused.
+    proof: prove::Proof,
+    /// Where the canary tries.
+    canary: PathBuf,
     rings: Rings,
     enricher: Enricher,
     sessions: HashMap<u32, Live>,
@@ -104,6 +110,7 @@ impl Engine {
         config: &Config,
         figures: Arc<Figures>,
         registry: Registry,
+        runtime: &Path,
     ) -> Result<Self> {
         let enricher = Enricher::new(kernel.cgroup_root.clone())?;
         let watches = config
@@ -114,6 +121,8 @@ impl Engine {
             .map_err(|error| anyhow::anyhow!("a [[watch]] rule's cgroup is not a glob: {error}"))?;
         Ok(Self {
             kernel,
+            proof: prove::Proof::default(),
+            canary: runtime.join("canary"),
             rings,
             enricher,
             sessions: HashMap::new(),

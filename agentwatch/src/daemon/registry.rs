@@ -46,8 +46,9 @@ pub struct Record {
     pub ended: Option<String>,
     /// Policies that may be in force, the newest last: the kernel says which one is.
     pub policies: Vec<Policy>,
-    /// The event of its start: it is told again, because the daemon that first told it may have been killed.
-    pub start: Event,
+    /// The events of its start and of what has changed since, the newest of them: they are told again, because the daemon
+    /// that first told them may have been killed.
+    pub told: Vec<Event>,
 }
 
 /// A policy as it was put in force.
@@ -230,7 +231,7 @@ mod tests {
                 missing: vec![1],
                 gaps: Vec::new(),
             }],
-            start: sample(Kind::Session),
+            told: vec![sample(Kind::Session)],
         }
     }
 
@@ -248,7 +249,7 @@ mod tests {
         };
         let expected = Record {
             started: read.started,
-            start: read.start.clone(),
+            told: read.told.clone(),
             ..record("b")
         };
         assert_eq!(

@@ -53,7 +53,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 57] = [
+const LSM: [(&[&str], &str); 58] = [
     (&["task_alloc"], "task_alloc"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
@@ -74,6 +74,7 @@ const LSM: [(&[&str], &str); 57] = [
     (&["path_notify"], "path_notify"),
     (&["socket_create"], "socket_create"),
     (&["socket_post_create"], "socket_post_create"),
+    (&["socket_connect"], "socket_connect"),
     (&["socket_listen"], "socket_listen"),
     (&["socket_accept"], "socket_accept"),
     (&["unix_stream_connect"], "unix_stream_connect"),

@@ -480,6 +480,10 @@ impl Maps {
         self.remove_folds_where(|key| key.policy == policy);
     }
 
+    pub fn remove_folds_of_other_epochs(&mut self, session: u32, epoch: u32) {
+        self.remove_folds_where(|key| key.session == session && key.epoch != epoch);
+    }
+
     fn remove_folds_where(&mut self, which: impl Fn(&FoldKey) -> bool) {
         let keys: Vec<FoldKey> = self
             .folds

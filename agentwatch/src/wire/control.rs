@@ -56,7 +56,8 @@ pub enum Request {
         accept_degraded: bool,
     },
     /// Ends a session; its processes go on, unwatched. Root only for `attach` and `watch` sessions.
-    Detach { session: String },
+    /// Without `now` the daemon may answer [`Response::Later`].
+    Detach { session: String, now: bool },
     /// Puts another policy, another mode, or both in force for a session. Root only for `attach` and `watch` sessions.
     Reload {
         session: String,
@@ -65,7 +66,7 @@ pub enum Request {
         accept_degraded: bool,
     },
     /// Ends all sessions, takes everything out of the kernel and stops the daemon. Root only.
-    Release,
+    Release { now: bool },
     /// The sessions that live now and that the asker may see.
     Sessions,
     /// The daemon's state.
@@ -93,6 +94,9 @@ pub enum Response {
         status: Box<Status>,
     },
     Done,
+    /// What an earlier daemon has told of the session is being looked up: ask again in a moment. Asked for `now`, the
+    /// daemon does not wait, and declares lost what it does not know of.
+    Later,
     Error {
         message: String,
         hint: Option<String>,

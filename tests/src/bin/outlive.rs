@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     match Options::parse().what {
         What::Load { dir } => load(&dir),
         What::All { agentwatch } => {
-            let cases: [(&str, fn(&Place) -> Result<()>); 4] = [
+            let cases: [(&str, Case); 4] = [
                 ("outlive_killed_under_load", killed_under_load),
                 ("outlive_other_programs", other_programs),
                 ("outlive_stopped_and_released", stopped_and_released),
@@ -91,6 +91,9 @@ impl std::fmt::Display for Skipped {
 }
 
 impl std::error::Error for Skipped {}
+
+/// Looks at one thing on a place of its own.
+type Case = fn(&Place) -> Result<()>;
 
 /// What the load did: how often each of its files was opened and refused, a line a round.
 fn load(dir: &Path) -> ExitCode {

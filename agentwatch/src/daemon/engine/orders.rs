@@ -93,7 +93,7 @@ impl Engine {
             | Request::Attach { .. }
             | Request::Detach { .. }
             | Request::Reload { .. }
-            | Request::Release
+            | Request::Release { .. }
                 if self.is_inside(peer) =>
             {
                 Err(
@@ -116,14 +116,14 @@ impl Engine {
                 name,
                 accept_degraded,
             } => self.order_attach(peer, &cgroup, &policy, name, accept_degraded),
-            Request::Detach { session } => self.order_detach(peer, &session),
+            Request::Detach { session, now } => self.order_detach(peer, &session, now),
             Request::Reload {
                 session,
                 policy,
                 mode,
                 accept_degraded,
             } => self.order_reload(peer, &session, policy.as_ref(), mode, accept_degraded),
-            Request::Release => self.order_release(peer),
+            Request::Release { now } => self.order_release(peer, now),
             Request::Sessions => Ok(Response::Sessions {
                 sessions: self
                     .sessions
@@ -283,20 +283,26 @@ impl Engine {
         self.ready(number)
     }
 
-    fn order_detach(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
+    fn order_detach(&mut self, peer: Peer, session: &str, now: bool) -> Result<Response, Refusal> {
         let live = self.find(peer, session)?;
         if live.origin != Origin::Run && !peer.is_root() {
             return Err(Refusal::new("only root may end this session"));
+        }
+        if live.unreckoned && !now {
+            return Ok(Response::Later);
         }
         let number = live.number;
         self.end(number, "detached");
         Ok(Response::Done)
     }
 
-    fn order_release(&mut self, peer: Peer) -> Result<Response, Refusal> {
+    fn order_release(&mut self, peer: Peer, now: bool) -> Result<Response, Refusal> {
         if !peer.is_root() {
             return Err(Refusal::new("only root may end the sessions of all users")
                 .hint("agentwatch detach ends one of yours"));
+        }
+        if !now && self.sessions.values().any(|live| live.unreckoned) {
+            return Ok(Response::Later);
         }
         self.end_all("released");
         self.released = true;
@@ -333,7 +339,11 @@ impl Engine {
             plan.mode,
             &plan.policy,
         );
-        holding.lacks(policies::limit_gaps(
+        if plan.mode == Mode::Enforce {
+            self.prove();
+            holding.lack(&self.proof.failures);
+        }
+        holding.lack(&policies::limit_gaps(
             &self.kernel.cgroup_root,
             plan.origin,
             plan.mode,
@@ -447,13 +457,15 @@ impl Engine {
             account: Account::default(),
             taken_over_at: None,
             unreckoned: false,
+            epoch: 0,
+            stale_folds: None,
             exit_code: None,
             seen_tasks: false,
             empty_since: None,
             events: 0,
             denied: 0,
             holding,
-            start: event,
+            told: vec![event],
         };
         self.sessions.insert(number, live);
         self.write_down(number);

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Engine, orders::Refusal, policies};
+use super::{Engine, live::Live, orders::Refusal, policies};
+use agentwatch_common::policy::flags;
+
 use crate::{
     daemon::{
         control::Peer,
@@ -66,7 +68,7 @@ impl Engine {
             mode,
             &policy,
         );
-        holding.lacks(policies::limit_gaps(
+        holding.lack(&policies::limit_gaps(
             &self.kernel.cgroup_root,
             origin,
             mode,
@@ -77,7 +79,7 @@ impl Engine {
         self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
         let bound = self.kernel.maps.insert_policy(key, &policy)?;
-        let flags = self.flags(mode);
+        let bits = self.flags(mode);
         let Some(live) = self.sessions.get_mut(&number) else {
             self.kernel.maps.remove_policy(&bound);
             return Err(Refusal::new("the session is gone"));
@@ -87,6 +89,7 @@ impl Engine {
         let old = std::mem::replace(&mut live.bound, bound);
         live.retiring.push((Instant::now(), old));
         live.holding = holding;
+        let bits = bits | live.epoch << flags::EPOCH_SHIFT;
         let mut event = self.enricher.own(&reference, Kind::Session);
         event.lifecycle = Some(Lifecycle::Reloaded {
             policy: reference.policy.clone(),
@@ -103,9 +106,10 @@ impl Engine {
             uid = peer.uid,
             "policy exchanged"
         );
+        live.changed(&event);
         // Both are written down before the store, so that whichever a killed daemon leaves in force is known.
         self.write_down(number);
-        self.kernel.maps.bind_policy(number, key, flags);
+        self.kernel.maps.bind_policy(number, key, bits);
         self.ready.push(event);
         self.ready(number)
     }
@@ -113,11 +117,15 @@ impl Engine {
     /// Takes policies out of the kernel that no program goes by any more.
     pub(super) fn retire(&mut self) {
         let due = |(since, _): &(Instant, _)| since.elapsed() >= RETIRE;
+        let stale = |live: &Live| {
+            live.stale_folds
+                .is_some_and(|since| since.elapsed() >= RETIRE)
+        };
         if !self.drained
             || !self
                 .sessions
                 .values()
-                .any(|live| live.retiring.iter().any(due))
+                .any(|live| stale(live) || live.retiring.iter().any(due))
         {
             return;
         }
@@ -134,11 +142,21 @@ impl Engine {
                 .into_iter()
                 .partition(due);
             live.retiring = still;
-            if old.is_empty() {
+            let epoch = live.epoch;
+            let stale = stale(live);
+            if stale {
+                live.stale_folds = None;
+            }
+            if old.is_empty() && !stale {
                 continue;
             }
             // Its counts do not grow any more: they are told to the end, and forgotten.
             self.collect_folds(Some(number));
+            if stale {
+                self.kernel.maps.remove_folds_of_other_epochs(number, epoch);
+                self.fold_counts
+                    .retain(|key, _| key.session != number || key.epoch == epoch);
+            }
             for (_, bound) in &old {
                 self.kernel.maps.remove_folds_of(bound.number());
                 self.fold_counts
