@@ -14,7 +14,9 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     btf_maps::lpm_trie::Key,
-    helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+    helpers::generated::{
+        bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
+    },
 };
 
 use crate::{
@@ -24,7 +26,7 @@ use crate::{
         BINDINGS, CHILDREN, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
         SESSIONS, count,
     },
-    session::{Subject, swap64},
+    session::Subject,
 };
 
 /// include/uapi/linux/magic.h.
@@ -80,17 +82,17 @@ fn has(held: &Held, flag: u8) -> bool {
     held.place.flags & flag != 0
 }
 
-/// What holds in a directory, kept with its inode until a policy changes or a directory moves.
+/// What holds in a directory, kept until a policy changes or a directory moves. `version` stands first and `seal` last, and they
+/// are equal but while the kernel writes another value over this one.
 #[repr(C)]
 pub struct Kept {
-    /// Odd while it is written.
     version: u64,
-    writing: u64,
-    policy: u32,
     generation: u32,
     moves: u32,
+    inode_generation: u32,
     _pad: u32,
     held: Held,
+    seal: u64,
 }
 
 /// Decides on a file. The name's own directory decides where there is no file yet.
@@ -265,7 +267,7 @@ fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) ->
         descend(policy, start.address(), held);
     }
     if sequence & 1 == 0 && kernel::moves() == moves {
-        keep(start, policy, generation, sequence, held);
+        keep(start.0, policy, generation, sequence, held);
     }
     0
 }
@@ -307,22 +309,27 @@ fn near(policy: u32, start: *const c_void, generation: u32, sequence: u32, held:
 /// Takes what is kept of a directory, where that is still true.
 #[inline(always)]
 fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Held) -> u32 {
-    let kept = DIRECTORIES.get(dentry.inode_pointer());
-    if kept.is_null() {
+    let Some(kept) = DIRECTORIES.get_ptr(PlaceKey {
+        policy,
+        dev: dentry.device(),
+        inode: dentry.inode(),
+    }) else {
         return 0;
-    }
-    // SAFETY: a map's value, which others write: it is read between two looks at its version.
+    };
+    // SAFETY: a map's value, which another processor may be writing: it is read between two looks at its ends.
     unsafe {
         let version = (&raw const (*kept).version).read_volatile();
-        if version & 1 != 0
-            || (&raw const (*kept).policy).read_volatile() != policy
+        if (&raw const (*kept).seal).read_volatile() != version
             || (&raw const (*kept).generation).read_volatile() != generation
             || (&raw const (*kept).moves).read_volatile() != moves
+            || (&raw const (*kept).inode_generation).read_volatile() != dentry.generation()
         {
             return 0;
         }
         copy(&raw const (*kept).held, held);
-        if (&raw const (*kept).version).read_volatile() != version {
+        if (&raw const (*kept).version).read_volatile() != version
+            || (&raw const (*kept).seal).read_volatile() != version
+        {
             clear(held);
             return 0;
         }
@@ -330,7 +337,7 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
     }
 }
 
-/// Copies word by word, past the stack.
+/// Copies word by word.
 #[inline(always)]
 unsafe fn copy(from: *const Held, to: *mut Held) {
     for word in 0..size_of::<Held>() / 8 {
@@ -343,38 +350,32 @@ unsafe fn copy(from: *const Held, to: *mut Held) {
     }
 }
 
-/// What a directory's storage begins as.
-static FRESH: Kept = Kept {
-    version: 1,
-    writing: 0,
-    policy: 0,
-    generation: 0,
-    moves: 0,
-    _pad: 0,
-    held: NOTHING,
-};
-
-/// Keeps what was found in a directory's inode; lets it be where another processor is about to.
-#[inline(always)]
-fn keep(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &Held) {
-    let kept = DIRECTORIES.get_or_insert(dentry.inode_pointer(), &raw const FRESH);
-    if kept.is_null() {
-        return;
-    }
-    // SAFETY: a map's value; whoever has set `writing` is the only one who writes it.
-    unsafe {
-        if swap64(&raw mut (*kept).writing, 1) != 0 {
-            return;
-        }
-        let version = (&raw const (*kept).version).read_volatile() | 1;
-        (&raw mut (*kept).version).write_volatile(version);
-        (&raw mut (*kept).policy).write_volatile(policy);
-        (&raw mut (*kept).generation).write_volatile(generation);
-        (&raw mut (*kept).moves).write_volatile(moves);
-        copy(held, &raw mut (*kept).held);
-        (&raw mut (*kept).version).write_volatile(version + 1);
-        (&raw mut (*kept).writing).write_volatile(0);
-    }
+/// Keeps what was found in a directory.
+#[inline(never)]
+fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &Held) -> u32 {
+    let dentry = Dentry(dentry);
+    // SAFETY: no requirements.
+    let version = unsafe { bpf_ktime_get_boot_ns() };
+    let kept = Kept {
+        version,
+        generation,
+        moves,
+        inode_generation: dentry.generation(),
+        _pad: 0,
+        held: *held,
+        seal: version,
+    };
+    // Without room the answer is found again the next time.
+    let _ = DIRECTORIES.insert(
+        PlaceKey {
+            policy,
+            dev: dentry.device(),
+            inode: dentry.inode(),
+        },
+        kept,
+        0,
+    );
+    0
 }
 
 /// What holds at the root of a file system that no place stands above: one that the session mounted is its own.

@@ -237,7 +237,12 @@ pub fn mmap_file(ctx: LsmContext) -> i32 {
     if protection & PROT_EXEC == 0 || kernel::raw_argument(ctx.as_ptr(), 0) == 0 {
         return 0;
     }
-    map(File(ctx.arg(0)))
+    let file = File(ctx.arg(0));
+    // The verifier of newer kernels asks for this look, that of older ones believes that it is not needed.
+    if file.0.is_null() {
+        return 0;
+    }
+    map(file)
 }
 
 #[lsm(hook = "file_mprotect")]

@@ -211,6 +211,7 @@ fn become_command(
     let Some((program, arguments)) = command.split_first() else {
         return i32::from(FAILED);
     };
+    shed();
     if !dropped.is_empty() {
         let names: Vec<_> = dropped.iter().map(|name| name.to_string_lossy()).collect();
         eprintln!(
@@ -222,7 +223,6 @@ fn become_command(
     for name in &dropped {
         command.env_remove(name);
     }
-    shed();
     // The pipe closes with the program's start: it is close-on-exec.
     let error = command
         .args(arguments)

@@ -40,11 +40,11 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Adds what is missing besides.
-    pub fn lack(&mut self, missing: &[String]) {
-        if !missing.is_empty() {
-            self.missing.extend_from_slice(missing);
+    /// Adds what cannot be held.
+    pub fn lacks(&mut self, gaps: Vec<String>) {
+        if !gaps.is_empty() {
             self.coverage = Coverage::Degraded;
+            self.missing.extend(gaps);
         }
     }
 }

@@ -341,9 +341,9 @@ impl Engine {
         );
         if plan.mode == Mode::Enforce {
             self.prove();
-            holding.lack(&self.proof.failures);
+            holding.lacks(self.proof.failures.clone());
         }
-        holding.lack(&policies::limit_gaps(
+        holding.lacks(policies::limit_gaps(
             &self.kernel.cgroup_root,
             plan.origin,
             plan.mode,

@@ -67,7 +67,8 @@ impl Engine {
         let context = model::Context {
             cwd: "/".into(),
             home: "/".into(),
-            ..Default::default()
+            tmp: "/tmp".into(),
+            uid: 0,
         };
         let nothing = policy::load("canary", b"", &context)
             .map_err(|error| anyhow::anyhow!("the empty policy: {error}"))?;

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Engine, live::Live, orders::Refusal, policies};
 use agentwatch_common::policy::flags;
 
+use super::{Engine, live::Live, orders::Refusal, policies};
 use crate::{
     daemon::{
         control::Peer,
@@ -68,7 +68,7 @@ impl Engine {
             mode,
             &policy,
         );
-        holding.lack(&policies::limit_gaps(
+        holding.lacks(policies::limit_gaps(
             &self.kernel.cgroup_root,
             origin,
             mode,
