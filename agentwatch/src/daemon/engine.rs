@@ -363,7 +363,9 @@ impl Engine {
         let since = *live.empty_since.get_or_insert_with(Instant::now);
         let patience = since.elapsed() < LAST_WORD;
         match live.origin {
-            Origin::Run if out_of_time => self.end(number, "wall_time"),
+            Origin::Run if out_of_time && (live.exit_code.is_some() || !patience) => {
+                self.end(number, "wall_time");
+            }
             Origin::Run if live.exit_code.is_some() => self.end(number, "exited"),
             Origin::Run if !live.seen_tasks && since.elapsed() < FIRST_TASK => {}
             Origin::Run if patience => {}

@@ -20,6 +20,9 @@ use crate::event::model::{Layer, Mode};
 /// The most rules that a policy may have.
 pub const MAX_RULES: usize = 20_000;
 
+/// The most rules on names that a policy may have: each name of each path is held against all of them.
+pub const MAX_NAMES: usize = 512;
+
 /// The longest name of a policy, in characters.
 pub const MAX_NAME: usize = 128;
 
@@ -223,6 +226,19 @@ pub fn check(
                 FileTarget::Name(pattern) => names.push(rule.with(pattern)),
             }
         }
+    }
+    if let Some(beyond) = rules.names.get(MAX_NAMES) {
+        report.push(
+            Diagnostic::error(
+                format!(
+                    "the policy has {} rules on names, more than {MAX_NAMES}",
+                    rules.names.len()
+                ),
+                beyond.span.clone(),
+            )
+            .help("name directories by their paths instead of what is in them"),
+        );
+        rules.names.truncate(MAX_NAMES);
     }
     for (list, entries) in net_lists {
         read_list(

@@ -243,13 +243,15 @@ fn names(rules: &[NameRule], base: RuleIndex) -> Vec<Name> {
 /// A socket that `files.deny` names too is left out: the stricter rule wins. What the administrator denies is left out with
 /// everything below it.
 fn unix(rules: &Rules, managed_names: &[Name], base: RuleIndex) -> Vec<UnixRule> {
+    let closed: HashSet<&Path> = rules
+        .files
+        .iter()
+        .filter(|rule| rule.layer == Layer::Managed && rule.list == FileList::Deny)
+        .map(|rule| rule.target.as_path())
+        .collect();
     let managed = |path: &Path| {
         explain::named(managed_names, path, None).is_some()
-            || rules.files.iter().any(|rule| {
-                rule.layer == Layer::Managed
-                    && rule.list == FileList::Deny
-                    && path.starts_with(&rule.target)
-            })
+            || path.ancestors().any(|above| closed.contains(above))
     };
     let denied: HashSet<&Path> = rules
         .files

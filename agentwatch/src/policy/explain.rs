@@ -111,7 +111,10 @@ pub fn decide_unix(compiled: &Compiled, peer: UnixPeer<'_>) -> Decision {
             .map(|rule| rule.decision)
             .or_else(|| {
                 let write = decide_file(compiled, Access::Write, path);
-                (write.effect != Effect::Deny).then_some(write)
+                // What closes the file closes the socket; what only grants less says nothing of sockets.
+                let closed = decide_file(compiled, Access::Read, path).effect == Effect::Deny
+                    && write.rule != FILES_DEFAULT;
+                (write.effect != Effect::Deny || closed).then_some(write)
             }),
         UnixPeer::Abstract(name) => compiled
             .unix
@@ -536,7 +539,10 @@ mod tests {
                 ][..],
             ),
             (path("/run/x/y"), &["Deny network.unix.default -"]),
-            (path("/run/no"), &["Deny network.unix.default -"]),
+            (
+                path("/run/no"),
+                &["Deny files.deny[0] /run/no", "Deny network.unix.default -"],
+            ),
             (
                 path("/w/s"),
                 &["Allow files.write[0] /w/s", "Deny network.unix.default -"],

@@ -155,7 +155,7 @@ impl Learner {
         for ((access, path), seen) in &self.files {
             if is_secret(secrets.as_ref(), path) {
                 left_out.push(format!(
-                    "{} of {} ({}): the base preset takes it for a credential",
+                    "{} of {} ({}): the base preset denies it",
                     name(*access),
                     visible(&path.display().to_string()),
                     seen.comment()
@@ -280,7 +280,7 @@ fn denied(
         return Vec::new();
     };
     let text = |rule: u32| base.rules[rule as usize].text.clone();
-    let comment = "the base preset takes it for a credential".to_owned();
+    let comment = "denied by the base preset".to_owned();
     let opened: Vec<PathBuf> = rules
         .keys()
         .filter_map(|(_, rule)| super::path::parse(rule, context).ok())
@@ -302,11 +302,6 @@ fn denied(
 
 /// The tree that a path stands for, as a rule writes it.
 fn widen(access: Access, path: &Path, context: &Context) -> String {
-    for tree in SYSTEM.into_iter().chain(SCRATCH) {
-        if path.starts_with(tree) {
-            return tree.to_owned();
-        }
-    }
     let inside = |root: &Path, name: &str, depth: usize| {
         let rest = path.strip_prefix(root).ok()?;
         if depth == 0 || rest.as_os_str().is_empty() {
@@ -329,6 +324,11 @@ fn widen(access: Access, path: &Path, context: &Context) -> String {
         && let Some(rule) = inside(&context.cwd, "${workspace}", 0)
     {
         return escaped(rule, path);
+    }
+    for tree in SYSTEM.into_iter().chain(SCRATCH) {
+        if path.starts_with(tree) {
+            return tree.to_owned();
+        }
     }
     let hidden = |root: &Path| {
         path.strip_prefix(root).is_ok_and(|rest| {
@@ -493,7 +493,7 @@ mod tests {
             "    \"192.0.2.7:443\", # seen ",
             "    \"*:8443\", # seen 19 times",
             "# Left out: reading of /home/u/.ssh/id_rsa",
-            "    \"**/.env\", # the base preset takes it for a credential",
+            "    \"**/.env\", # denied by the base preset",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }

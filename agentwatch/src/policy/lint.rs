@@ -187,6 +187,12 @@ fn lint_floor(rules: &Rules, compiled: &Compiled, report: &mut Report) {
 }
 
 fn lint_unix(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    let denied: HashMap<&Path, &FileRule> = rules
+        .files
+        .iter()
+        .filter(|rule| rule.list == FileList::Deny)
+        .map(|rule| (rule.target.as_path(), rule))
+        .collect();
     for rule in &rules.unix {
         let UnixTarget::Path(path) = &rule.target else {
             continue;
@@ -194,10 +200,7 @@ fn lint_unix(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         if !is_own(rule, report) {
             continue;
         }
-        let denied = rules
-            .files
-            .iter()
-            .find(|other| other.list == FileList::Deny && other.target == *path);
+        let denied = denied.get(path.as_path());
         if let Some(over) = denied {
             report.push(
                 Diagnostic::warning(

@@ -311,3 +311,79 @@ fn limits_are_held_or_said_to_be_missing() {
         "{told}"
     );
 }
+
+#[test]
+fn a_policy_is_learned_and_judges_the_history() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let script = "mkdir -p out; cat /etc/hostname > out/a; mv out/a out/b; cp /bin/true out/prog; ./out/prog; rm -r out";
+    let monitor = place.run("mode = 'monitor'\n", "watched", script);
+    assert!(monitor.status.success(), "{}", text(&monitor.stderr));
+    place.ended("watched");
+
+    let work = place.work();
+    let from = work.to_str().expect("UTF-8");
+    let learned = place.cli(&["policy", "learn", "watched", "--from", from]);
+    let told = text(&learned.stderr);
+    assert!(learned.status.success(), "{told}");
+    assert!(!told.contains("still denied"), "{told}");
+    let learned = text(&learned.stdout);
+    assert!(learned.contains("\"${workspace}\", # seen"), "{learned}");
+
+    // Under it the same work is done, and nothing is denied.
+    let file = place.write("learned.toml", &learned);
+    let path = file.to_str().expect("UTF-8");
+    let again = place.cli(&[
+        "run",
+        "--accept-degraded",
+        "--policy",
+        path,
+        "--name",
+        "again",
+        "--",
+        "/bin/sh",
+        "-c",
+        script,
+    ]);
+    assert!(again.status.success(), "{}\n{learned}", text(&again.stderr));
+    let denied: Vec<_> = place
+        .ended("again")
+        .into_iter()
+        .filter(|event| event["verdict"] == "denied")
+        .collect();
+    assert!(denied.is_empty(), "{denied:#?}\n{learned}");
+
+    let judged = place.cli(&[
+        "policy",
+        "backtest",
+        path,
+        "--json",
+        "--sessions",
+        "again,watched",
+    ]);
+    assert_eq!(judged.status.code(), Some(0), "{}", text(&judged.stdout));
+    let judged: serde_json::Value = serde_json::from_slice(&judged.stdout).expect("JSON");
+    assert_eq!(judged["sessions"].as_array().map(Vec::len), Some(2));
+    assert!(judged["judged"].as_u64() > Some(5), "{judged}");
+
+    let narrow = place.write(
+        "narrow.toml",
+        "[files]\nread = ['/usr', '/never']\nexec = ['/usr']\n",
+    );
+    let judged = place.cli(&[
+        "policy",
+        "backtest",
+        narrow.to_str().expect("UTF-8"),
+        "--since",
+        "1h",
+    ]);
+    assert_eq!(judged.status.code(), Some(1));
+    let out = text(&judged.stdout);
+    assert!(out.contains("by files.default, session again"), "{out}");
+    assert!(out.contains("files.read[1] /never"), "{out}");
+    let unknown = place.cli(&["policy", "backtest", path, "--sessions", "nobody"]);
+    assert_eq!(unknown.status.code(), Some(2), "{}", text(&unknown.stdout));
+}
