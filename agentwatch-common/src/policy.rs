@@ -290,7 +290,8 @@ pub struct NameKey {
     pub policy: u32,
     /// See [`name`].
     pub kind: u32,
-    /// A name's bytes, from the end for [`name::SUFFIX`]; an exact name has a `/` behind them.
+    /// A name's bytes, from the end for [`name::SUFFIX`]; an exact name has a `/` behind them,
+    /// an exact abstract name the byte 255.
     pub bytes: [u8; limits::NAME_RULE],
 }
 const _: () = assert!(size_of::<NameKey>() == 8 + limits::NAME_RULE);

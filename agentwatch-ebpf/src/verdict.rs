@@ -714,7 +714,12 @@ extern "C" fn spell(index: u32, context: *mut c_void) -> i64 {
         let data = spelling.data;
         let at = index as usize & 127;
         if index >= spelling.len {
-            data.add(KEY + at).write_volatile(b'/');
+            let end = if spelling.kind == name::ABSTRACT {
+                0xff
+            } else {
+                b'/'
+            };
+            data.add(KEY + at).write_volatile(end);
             return 1;
         }
         let from = if spelling.kind == name::SUFFIX {

@@ -284,7 +284,8 @@ impl Maps {
         anyhow::ensure!(len <= limits::NAME_RULE, "a name in a rule is too long");
         key.bytes[..bytes.len()].copy_from_slice(bytes);
         if whole {
-            key.bytes[bytes.len()] = b'/';
+            // What no name of its kind holds: a slash is in no file's name, and this byte in no text.
+            key.bytes[bytes.len()] = if kind == name::ABSTRACT { 0xff } else { b'/' };
         }
         let len = NAME_BASE + 8 * len as u32;
         self.names

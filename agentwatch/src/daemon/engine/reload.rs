@@ -74,11 +74,19 @@ impl Engine {
             mode,
             &policy.limits,
         ));
+        if mode == Mode::Enforce {
+            self.prove();
+            holding.lacks(self.proof.failures.clone());
+        }
         policies::degraded(&holding.missing, accept_degraded, &policy)?;
 
         self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
         let bound = self.kernel.maps.insert_policy(key, &policy)?;
+        if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {
+            self.kernel.maps.remove_policy(&bound);
+            return Err(refusal);
+        }
         let bits = self.flags(mode);
         let Some(live) = self.sessions.get_mut(&number) else {
             self.kernel.maps.remove_policy(&bound);
