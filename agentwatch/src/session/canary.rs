@@ -45,6 +45,10 @@ macro_rules! acts {
 }
 
 // SAFETY of all of them: the strings are C strings that outlive the call, and every struct is whole and outlives it.
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "said once for all of them"
+)]
 const ACTS: &[Act] = acts! {
     "file_open", FILES, false, |p| unsafe { libc::open(p.file.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) as i64 };
     "inode_create", FILES, false, |p| unsafe { libc::open(p.other.as_ptr(), libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC, 0o600) as i64 };
