@@ -283,8 +283,9 @@ fn administers() -> u32 {
     /// Changes of mounts (arch/x86/entry/syscalls/syscall_64.tbl): pivot_root, mount, umount2, open_tree, move_mount, fsopen, fsconfig,
     /// fsmount, fspick, mount_setattr, open_tree_attr.
     const MOUNTS: [u64; 11] = [155, 165, 166, 428, 429, 430, 431, 432, 433, 442, 467];
-    /// ioctl, sethostname, setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, quotactl_fd.
-    const HOST: [u64; 9] = [16, 170, 171, 167, 168, 179, 212, 300, 443];
+    /// ioctl, syslog (which asks for this where CAP_SYSLOG was refused), sethostname, setdomainname, swapon, swapoff, quotactl,
+    /// lookup_dcookie, fanotify_init, quotactl_fd.
+    const HOST: [u64; 10] = [16, 103, 170, 171, 167, 168, 179, 212, 300, 443];
     let call = kernel::system_call();
     if call == kernel::COMPAT_SYSCALL || HOST.contains(&call) {
         return guard::CAPABILITY;
