@@ -17,6 +17,10 @@ pub const DIRECTORY: &str = "directory";
 /// Socket that listens for the canary.
 pub const SOCKET: &str = "socket";
 
+/// What the canary says when it can be moved, and what when it has tried everything.
+pub const READY: &str = "ready\n";
+pub const END: &str = "end\n";
+
 /// An act, by the hook that is to refuse it.
 struct Act {
     hook: &'static str,
@@ -200,6 +204,11 @@ pub fn sing(directory: &Path, all: bool) -> Result<()> {
     };
     // The socket is named relative to the directory: a socket's address has room for short paths only.
     std::env::set_current_dir(directory).context("enter the canary's directory")?;
+    // Moved any earlier, it could not load its own libraries.
+    std::io::stdout()
+        .write_all(READY.as_bytes())
+        .and_then(|()| std::io::stdout().flush())
+        .context("say that it is ready")?;
     std::io::stdin()
         .read_exact(&mut [0])
         .context("wait for the session")?;
@@ -217,7 +226,7 @@ pub fn sing(directory: &Path, all: bool) -> Result<()> {
         };
         lines.push_str(&format!("{}: {met}\n", act.hook));
     }
-    lines.push_str("end\n");
+    lines.push_str(END);
     std::io::stdout()
         .write_all(lines.as_bytes())
         .context("tell what came of it")

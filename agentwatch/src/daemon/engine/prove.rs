@@ -3,9 +3,9 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::net::UnixListener,
+    os::{fd::AsFd as _, unix::net::UnixListener},
     path::Path,
-    process::{Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -124,6 +124,10 @@ fn hear(cgroup: &Path, dir: &Path, all: bool) -> Result<Vec<String>> {
         .spawn()
         .context("start the canary")?;
     let heard = (|| {
+        let mut output = child.stdout.take().context("the canary's output")?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut text = String::new();
+        until(&mut output, &mut text, canary::READY, deadline)?;
         cgroup::enter(cgroup, child.id())?;
         child
             .stdin
@@ -131,30 +135,30 @@ fn hear(cgroup: &Path, dir: &Path, all: bool) -> Result<Vec<String>> {
             .context("the canary's input")?
             .write_all(b"x")
             .context("let the canary begin")?;
-        let mut output = child.stdout.take().context("the canary's output")?;
-        let mut text = String::new();
-        let deadline = Instant::now() + PATIENCE;
-        while !text.ends_with("end\n") {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "the canary did not come to an end");
-            let mut ready = [PollFd::new(
-                std::os::fd::AsFd::as_fd(&output),
-                PollFlags::POLLIN,
-            )];
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            poll(&mut ready, timeout).context("wait for the canary")?;
-            let mut bytes = [0; 4096];
-            let len = output.read(&mut bytes).context("hear the canary")?;
-            ensure!(len > 0, "the canary ended before it had tried everything");
-            text.push_str(&String::from_utf8_lossy(&bytes[..len]));
-        }
+        until(&mut output, &mut text, canary::END, deadline)?;
         Ok(text
             .lines()
-            .filter(|line| *line != "end")
+            .filter(|line| *line != canary::READY.trim() && *line != canary::END.trim())
             .map(|line| format!("the canary was not refused by {line}"))
             .collect())
     })();
     let _ = child.kill();
     let _ = child.wait();
     heard
+}
+
+/// Hears what the canary says up to a word.
+fn until(output: &mut ChildStdout, text: &mut String, word: &str, deadline: Instant) -> Result<()> {
+    while !text.ends_with(word) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "the canary did not come to an end");
+        let mut ready = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        poll(&mut ready, timeout).context("wait for the canary")?;
+        let mut bytes = [0; 4096];
+        let len = output.read(&mut bytes).context("hear the canary")?;
+        ensure!(len > 0, "the canary ended before it had tried everything");
+        text.push_str(&String::from_utf8_lossy(&bytes[..len]));
+    }
+    Ok(())
 }
