@@ -150,7 +150,8 @@ pub struct Tag {
     pub ended: u32,
     /// Which of the task's executions was recorded last.
     pub exec_id: u32,
-    pub _pad: u32,
+    /// Whether CAP_SYS_ADMIN is asked for next in place of a capability that was refused.
+    pub stands_in: u32,
     /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
     /// tell apart what it may be.
     pub held: Held,

@@ -243,6 +243,9 @@ const OVER_THE_HOST: u64 = 1 << CAP_NET_ADMIN
     | 1 << 39
     | 1 << 40;
 
+/// Capabilities that were part of CAP_SYS_ADMIN once: the kernel's log, tracing, BPF, checkpoints.
+const SPLIT_OFF: u64 = 1 << 34 | 1 << 38 | 1 << 39 | 1 << 40;
+
 /// Capabilities, where they are over the host: those that a session has in a user namespace of its own reach nothing outside it.
 #[lsm(hook = "capable")]
 pub fn capable(ctx: LsmContext) -> i32 {
@@ -259,7 +262,15 @@ pub fn capable(ctx: LsmContext) -> i32 {
         return 0;
     }
     let mut operation = guard::CAPABILITY;
-    if capability == CAP_SYS_ADMIN {
+    // Where one of these is refused the kernel asks for CAP_SYS_ADMIN in its place.
+    // SAFETY: the subject was found by its tag.
+    let stands_in = unsafe {
+        core::mem::replace(
+            &mut (*subject.tag).stands_in,
+            u32::from(capability < 64 && SPLIT_OFF & 1 << (capability & 63) != 0),
+        )
+    };
+    if capability == CAP_SYS_ADMIN && stands_in == 0 {
         operation = administers();
         if operation == guard::COUNT as u32 {
             return 0;
