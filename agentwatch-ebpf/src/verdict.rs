@@ -7,7 +7,7 @@ use agentwatch_common::{
     event::Scratch,
     limits,
     policy::{
-        BY_MAGIC, ChildKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
+        BY_MAGIC, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
         PrefixKey, effect, flags, found, name, net, place, right, rule,
     },
     stats,
@@ -16,6 +16,7 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
+        bpf_probe_read_user,
     },
 };
 
@@ -23,7 +24,7 @@ use crate::{
     emit,
     kernel::{self, Dentry, DentryAt, SuperBlockAt},
     maps::{
-        BINDINGS, CHILDREN, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
+        BINDINGS, CHILDREN, COMMANDS, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
         SESSIONS, count,
     },
     session::Subject,
@@ -46,6 +47,29 @@ impl Decision {
     #[inline(always)]
     pub fn allows(&self) -> bool {
         self.effect == effect::ALLOW
+    }
+
+    /// Whether a person is to be asked.
+    #[inline(always)]
+    pub fn holds(&self) -> bool {
+        self.effect == effect::HOLD
+    }
+
+    /// What is said of one right.
+    #[inline(always)]
+    fn about(place: &Place, right: usize) -> Self {
+        Self {
+            effect: place.effects[right],
+            rule: place.rules[right],
+        }
+    }
+
+    /// The stricter one of two: denied, held, allowed. Of equals this one.
+    #[inline(always)]
+    pub fn stricter(self, other: Self) -> Self {
+        let looser = (self.allows() && !other.allows())
+            || (self.holds() && other.effect == effect::DENY);
+        if looser { other } else { self }
     }
 }
 
@@ -154,7 +178,7 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
     }
     let held = everything(subject, dentry);
     let decision = of(held, WRITE);
-    if decision.allows() && held.found == found::HERE && has(held, place::PINNED) {
+    if decision.effect != effect::DENY && held.found == found::HERE && has(held, place::PINNED) {
         return Decision {
             effect: effect::DENY,
             rule: held.place.pin_rule,
@@ -807,24 +831,56 @@ pub fn of(held: &Held, rights: Rights) -> Decision {
         rule: place.rules[right::READ],
     };
     if rights & READ != 0 {
-        decision = Decision {
-            effect: place.effects[right::READ],
-            rule: place.rules[right::READ],
-        };
+        decision = Decision::about(place, right::READ);
     }
-    if rights & WRITE != 0 && decision.allows() {
-        decision = Decision {
-            effect: place.effects[right::WRITE],
-            rule: place.rules[right::WRITE],
-        };
+    if rights & WRITE != 0 {
+        decision = Decision::about(place, right::WRITE).stricter(decision);
     }
-    if rights & EXEC != 0 && decision.allows() {
-        decision = Decision {
-            effect: place.effects[right::EXEC],
-            rule: place.rules[right::EXEC],
-        };
+    if rights & EXEC != 0 {
+        decision = Decision::about(place, right::EXEC).stricter(decision);
     }
     decision
+}
+
+/// Decides on a command by its program and where the rest of its arguments stands in its memory; `None` where no rule is about it.
+#[inline(never)]
+pub fn command(policy: u32, device: u32, inode: u64, arguments: &[u64; 2], answer: &mut Decision) -> u32 {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return 0;
+    };
+    // SAFETY: the slot is ours, and long enough.
+    let key = unsafe { &mut *(&raw mut (*scratch).data).cast::<Key<CommandKey>>() };
+    let mut hit = 0;
+    // SAFETY: as above; the helper checks the address and writes at most the arguments' length.
+    unsafe {
+        let words = (&raw mut (*scratch).data).cast::<u32>();
+        words.write_volatile(COMMAND_BASE + 8 * limits::COMMAND_RULE as u32);
+        words.add(1).write_volatile(policy);
+        words.add(2).write_volatile(device);
+        words.add(3).write_volatile(inode as u32);
+        words.add(4).write_volatile((inode >> 32) as u32);
+        let bytes = words.add(5).cast::<u8>();
+        for word in 0..limits::COMMAND_RULE / 4 {
+            words.add(5 + word).write_volatile(0);
+        }
+        let len = arguments[1].wrapping_sub(arguments[0]);
+        let len = if len > limits::COMMAND_RULE as u64 {
+            limits::COMMAND_RULE as u64
+        } else {
+            len
+        };
+        if bpf_probe_read_user(bytes.cast(), len as u32, arguments[0] as *const _) != 0 {
+            count(stats::READ_FAILED);
+        }
+        if let Some(found) = COMMANDS.get(&*key) {
+            answer.effect = found.effect as u8;
+            answer.rule = found.rule;
+            hit = 1;
+        }
+    }
+    emit::give_back(scratch);
+    hit
 }
 
 /// Decides on an address: IPv4 as v4-mapped, the port in host byte order.

@@ -47,6 +47,7 @@ impl Host {
             target: None,
             net: None,
             guard: None,
+            approval: None,
             exit: None,
             lifecycle: None,
             loss: None,

@@ -166,6 +166,8 @@ pub fn compile(rules: &Rules, report: &mut Report) -> Compiled {
             .filter(|(operation, _)| !forbidden(operation))
             .map(|(operation, rule)| GuardRule { operation, rule })
             .collect(),
+        commands: Vec::new(),
+        approvals: super::model::Approvals::default(),
         task: rules.task.clone(),
         limits: rules.limits,
         environment: rules.environment.clone(),

@@ -131,6 +131,29 @@ pub struct Name {
     pub decisions: [Decision; 3],
 }
 
+/// A command by its program and the first of its arguments. Of the rules that match, the one with the most arguments decides;
+/// none opens a program that its place denies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandRule {
+    pub program: Program,
+    /// argv[1..] begins with these; empty: any arguments.
+    pub arguments: Vec<String>,
+    pub decision: Decision,
+}
+
+/// What a [`CommandRule`] says of the program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A file. Absolute, lexically clean.
+    Path(PathBuf),
+    /// A name, looked for in the usual directories when the rules are bound.
+    Name(String),
+}
+
+/// The most bytes of a [`CommandRule`]'s arguments, each with its NUL: the size of the kernel's key.
+pub const MAX_ARGUMENTS: usize = 111;
+
 /// The longest pattern of a name, in bytes.
 pub const MAX_NAME_PATTERN: usize = agentwatch_common::limits::NAME_RULE - 1;
 
@@ -252,6 +275,39 @@ pub struct Limits {
     pub wall_time: Option<u64>,
 }
 
+/// How an action that needs approval waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Approvals {
+    /// Seconds until an action that nobody decided on is decided by `on_timeout`.
+    pub timeout: u64,
+    pub on_timeout: OnTimeout,
+    /// Actions of a session that may wait at the same time. What is beyond is denied.
+    pub max_pending: u32,
+    /// Requests of a session within an hour. What is beyond is denied.
+    pub max_per_hour: u32,
+}
+
+impl Default for Approvals {
+    fn default() -> Self {
+        Self {
+            timeout: 900,
+            on_timeout: OnTimeout::Deny,
+            max_pending: 64,
+            max_per_hour: 120,
+        }
+    }
+}
+
+/// What becomes of an action that nobody decided on in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    #[default]
+    Deny,
+    Allow,
+}
+
 /// Which of the environment `run` passes on, beyond [`super::limits::SECRETS`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -302,11 +358,14 @@ pub struct Compiled {
     /// Sorted by operation and prefix, each pair once.
     pub prefixes: Vec<Prefix>,
     pub names: Vec<Name>,
+    /// Each program with each list of arguments once.
+    pub commands: Vec<CommandRule>,
     pub unix: Vec<UnixRule>,
     pub families: Vec<FamilyRule>,
     pub guards: Vec<GuardRule>,
     pub task: Task,
     pub limits: Limits,
+    pub approvals: Approvals,
     pub environment: Environment,
     pub opens: Opens,
     pub floor: Floor,

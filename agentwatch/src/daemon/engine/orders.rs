@@ -1,7 +1,7 @@
 //! What the command line asks for, and starting sessions.
 
 use std::{
-    collections::HashMap, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
+    collections::{HashMap, VecDeque}, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
     sync::atomic::Ordering,
 };
 
@@ -94,10 +94,14 @@ impl Engine {
             | Request::Detach { .. }
             | Request::Reload { .. }
             | Request::Release { .. }
+            | Request::Approvals
+            | Request::Decide { .. }
+            | Request::Grants
+            | Request::Revoke { .. }
                 if self.is_inside(peer) =>
             {
                 Err(
-                    Refusal::new("a process of a session may not start, change or end sessions")
+                    Refusal::new("a process of a session may not start, change or end sessions, or decide what they may do")
                         .hint("ask from outside the session"),
                 )
             }
@@ -132,6 +136,10 @@ impl Engine {
                     .map(Live::row)
                     .collect(),
             }),
+            Request::Approvals => Ok(self.order_approvals(peer)),
+            Request::Decide { id, extent, reason } => self.order_decide(peer, &id, extent, reason),
+            Request::Grants => Ok(self.order_grants(peer)),
+            Request::Revoke { id, reason } => self.order_revoke(peer, &id, reason),
             Request::Status => self.status(),
         };
         result.unwrap_or_else(|refusal| Response::Error {
@@ -227,6 +235,7 @@ impl Engine {
             .warnings
             .iter()
             .chain(&live.bound.gaps)
+            .chain(&live.bound.notes)
             .cloned()
             .chain(missing.map(|missing| format!("not enforced: {missing}")))
             .collect();
@@ -466,6 +475,7 @@ impl Engine {
             denied: 0,
             holding,
             told: vec![event],
+            recent: VecDeque::new(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);
@@ -593,6 +603,7 @@ impl Engine {
                 spooled: self.figures.spooled.load(Ordering::Relaxed),
                 queued: self.figures.queued.load(Ordering::Relaxed),
                 collector: if connected { "connected" } else { "away" }.to_owned(),
+                approvals: self.desk.metrics(),
                 kernel,
             }),
         })
