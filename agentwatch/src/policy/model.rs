@@ -122,14 +122,37 @@ pub enum NamePattern {
     Prefix(String),
 }
 
-/// A rule on names. It wins over the places around a file, but not over a place that names that very file. A directory's name
-/// holds for everything below it.
+/// A rule on names. It takes away from what the places around a file say, right by right, and never gives: [`Effect::Allow`]
+/// adds nothing. A place that names that very file wins over it. A directory's name holds for everything below it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
     pub pattern: NamePattern,
     /// Indexed by [`Access`].
     pub decisions: [Decision; 3],
 }
+
+/// A command by its program and the first of its arguments. Of the rules that match, the one with the most arguments decides;
+/// none opens a program that its place denies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandRule {
+    pub program: Program,
+    /// argv[1..] begins with these; empty: any arguments.
+    pub arguments: Vec<String>,
+    pub decision: Decision,
+}
+
+/// What a [`CommandRule`] says of the program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A file. Absolute, lexically clean.
+    Path(PathBuf),
+    /// A name, looked for in the usual directories when the rules are bound.
+    Name(String),
+}
+
+/// The most bytes of a [`CommandRule`]'s arguments, each with its NUL: the size of the kernel's key.
+pub const MAX_ARGUMENTS: usize = 111;
 
 /// The longest pattern of a name, in bytes.
 pub const MAX_NAME_PATTERN: usize = agentwatch_common::limits::NAME_RULE - 1;
@@ -252,6 +275,39 @@ pub struct Limits {
     pub wall_time: Option<u64>,
 }
 
+/// How an action that needs approval waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Approvals {
+    /// Seconds until an action that nobody decided on is decided by `on_timeout`.
+    pub timeout: u64,
+    pub on_timeout: OnTimeout,
+    /// Actions of a session that may wait at the same time. What is beyond is denied.
+    pub max_pending: u32,
+    /// Requests of a session within an hour. What is beyond is denied.
+    pub max_per_hour: u32,
+}
+
+impl Default for Approvals {
+    fn default() -> Self {
+        Self {
+            timeout: 900,
+            on_timeout: OnTimeout::Deny,
+            max_pending: 64,
+            max_per_hour: 120,
+        }
+    }
+}
+
+/// What becomes of an action that nobody decided on in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    #[default]
+    Deny,
+    Allow,
+}
+
 /// Which of the environment `run` passes on, beyond [`super::limits::SECRETS`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -287,6 +343,18 @@ pub struct Floor {
     /// Whether a session must not begin where the kernel cannot hold all of its policy.
     pub refuses_degraded: Option<String>,
     pub sessions: Vec<Admission>,
+    pub approvals: ApprovalBounds,
+}
+
+/// How far a task's [`Approvals`] may go, each bound with the place where it is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ApprovalBounds {
+    pub timeout: Option<(u64, String)>,
+    /// What nobody decides on is denied.
+    pub denies_on_timeout: Option<String>,
+    pub max_pending: Option<(u32, String)>,
+    pub max_per_hour: Option<(u32, String)>,
 }
 
 /// A compiled policy.
@@ -302,11 +370,14 @@ pub struct Compiled {
     /// Sorted by operation and prefix, each pair once.
     pub prefixes: Vec<Prefix>,
     pub names: Vec<Name>,
+    /// Each program with each list of arguments once.
+    pub commands: Vec<CommandRule>,
     pub unix: Vec<UnixRule>,
     pub families: Vec<FamilyRule>,
     pub guards: Vec<GuardRule>,
     pub task: Task,
     pub limits: Limits,
+    pub approvals: Approvals,
     pub environment: Environment,
     pub opens: Opens,
     pub floor: Floor,
