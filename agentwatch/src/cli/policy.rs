@@ -96,10 +96,10 @@ pub struct ExplainArgs {
     /// With --open: ask about writing
     #[arg(long, requires = "open", conflicts_with_all = ["exec", "connect", "listen"])]
     write: bool,
-    /// Ask about executing a command: a path, or a name that is looked for in $PATH. Symbolic links are not followed, and
-    /// arguments decide nothing
-    #[arg(long, value_name = "CMD", num_args = 1..)]
-    exec: Vec<PathBuf>,
+    /// Ask about executing a command: a path, or a name that is looked for in $PATH, and its arguments. Symbolic links are
+    /// not followed
+    #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true)]
+    exec: Vec<String>,
     /// Ask about connecting to an IP address and port, or to a UNIX socket: `unix:PATH`, `unix:@NAME`
     #[arg(long, value_name = "HOST:PORT|unix:…")]
     connect: Option<String>,
@@ -325,8 +325,11 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
     let asked = match (&args.open, &args.exec[..], &args.connect, args.listen) {
         (Some(path), ..) if args.write => Ok(file(Access::Write, path)),
         (Some(path), ..) => Ok(file(Access::Read, path)),
-        (_, [program, ..], ..) => match find_program(program) {
-            Ok(path) => Ok(file(Access::Exec, &path)),
+        (_, [program, arguments @ ..], ..) => match find_program(Path::new(program)) {
+            Ok(path) => {
+                let path = clean(&context.cwd.join(path));
+                Ok(Question::Command(path, arguments.to_vec()))
+            }
             Err(error) => return Ok(unusable(&error)),
         },
         (.., Some(peer), _) => Question::connect(peer, &context),
@@ -515,6 +518,10 @@ mod tests {
             "broken.toml",
             "[files]\nread = [\"/usr\"]\n[[expect]]\nwrite = \"/usr/x\"\nverdict = \"allowed\"\n",
         );
+        let asked = write(
+            "asked.toml",
+            "[exec]\nallow = [\"/usr\"]\napprove = [[\"git\", \"push\"]]\n[network]\nunknown = \"approve\"\n",
+        );
         let bad = write("bad.toml", "[files]\nraed = [\"/usr\"]\n");
         let missing = directory.path().join("missing.toml").display().to_string();
         for (args, code, expected) in [
@@ -575,6 +582,28 @@ mod tests {
                 "denied: exec /",
             ),
             (&["explain", &good, "--exec", "no-such-program"], USAGE, ""),
+            (
+                &[
+                    "explain",
+                    &asked,
+                    "--exec",
+                    "/usr/bin/git",
+                    "push",
+                    "--force",
+                ],
+                0,
+                "held for approval: exec /usr/bin/git push --force\n  by   approve exec.approve[0] at /usr/bin/git",
+            ),
+            (
+                &["explain", &asked, "--json", "--exec", "/usr/bin/git", "log"],
+                0,
+                "\"effect\": \"allow\"",
+            ),
+            (
+                &["explain", &asked, "--connect", "192.0.2.1:1"],
+                0,
+                "held for approval: connect 192.0.2.1:1\n  by   approve network.default",
+            ),
             (&["presets"], 0, "base"),
             (&["presets", "preset:base"], 0, "# "),
             (&["presets", "bsae"], USAGE, ""),
@@ -609,7 +638,7 @@ mod tests {
                 "{peer}"
             );
         }
-        assert!(run(&["explain", "p", "--exec", "/", "--write"]).is_err());
+        assert!(run(&["explain", "p", "--write", "--exec", "/"]).is_err());
     }
 
     #[test]

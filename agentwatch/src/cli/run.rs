@@ -188,7 +188,11 @@ fn become_command(
         tell.write_all(session.as_bytes())
             .context("tell the parent")?;
         if let Some(policy) = landlock {
-            landlock::apply(&landlock::plan(&policy))?;
+            let plan = landlock::plan(&policy);
+            for note in &plan.notes {
+                eprintln!("agentwatch: {}", escape(note));
+            }
+            landlock::apply(&plan)?;
         }
         // From here on the session sees what this process does.
         let enter = Request::Enter {

@@ -257,7 +257,7 @@ impl Entries {
                 continue;
             }
             for above in protected.path.ancestors().skip(1) {
-                if explain::decide_file(policy, Access::Write, above).effect != Effect::Allow {
+                if explain::decide_file(policy, Access::Write, above).effect == Effect::Deny {
                     break;
                 }
                 let Ok(Some(identity)) = looked.at(above) else {

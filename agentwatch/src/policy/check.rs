@@ -6,8 +6,10 @@ use std::{collections::HashMap, hash::Hash, ops::Range, path::PathBuf};
 use toml::Spanned;
 
 use super::{
+    approvals,
+    command::{self, Command},
     diagnostic::{Diagnostic, Report, quote},
-    file::{Entries, ExpectTable, PolicyFile, SessionsTable},
+    file::{ApproveEntry, Entries, ExecEntry, ExpectTable, PolicyFile, SessionsTable, suggestion},
     limits,
     model::{Admission, Context, Environment, Floor, Limits, NamePattern, Opens, Task, UnixTarget},
     name,
@@ -33,8 +35,20 @@ pub enum FileList {
     Write,
     Exec,
     Deny,
-    /// `[exec] deny`.
+    Approve(Approval),
+    /// `[exec] allow`, and so on.
+    ExecAllow,
     ExecDeny,
+    ExecApprove,
+}
+
+/// What a rule of `files.approve` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Approval {
+    Both,
+    /// Reading, and so writing where that is allowed at all.
+    Read,
+    Write,
 }
 
 impl FileList {
@@ -44,8 +58,27 @@ impl FileList {
             FileList::Write => "files.write",
             FileList::Exec => "files.exec",
             FileList::Deny => "files.deny",
-            FileList::ExecDeny => "exec.deny",
+            FileList::Approve(_) => "files.approve",
+            FileList::ExecAllow => EXEC_LISTS[0],
+            FileList::ExecDeny => EXEC_LISTS[1],
+            FileList::ExecApprove => EXEC_LISTS[2],
         }
+    }
+}
+
+const EXEC_LISTS: [&str; 3] = ["exec.allow", "exec.deny", "exec.approve"];
+
+/// Lists of a policy that name commands: the same as those on executables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CommandList {
+    Allow,
+    Deny,
+    Approve,
+}
+
+impl CommandList {
+    pub fn name(self) -> &'static str {
+        EXEC_LISTS[self as usize]
     }
 }
 
@@ -54,6 +87,7 @@ impl FileList {
 pub enum NetList {
     Allow,
     Deny,
+    Approve,
     Listen,
 }
 
@@ -62,6 +96,7 @@ impl NetList {
         match self {
             NetList::Allow => "network.allow",
             NetList::Deny => "network.deny",
+            NetList::Approve => "network.approve",
             NetList::Listen => "network.listen",
         }
     }
@@ -105,8 +140,9 @@ pub enum Origin {
 }
 
 pub type FileRule = Checked<FileList, PathBuf>;
-/// A rule of `files.deny` on names.
+/// A rule of `files.deny` or `files.approve` on names.
 pub type NameRule = Checked<FileList, NamePattern>;
+pub type CommandEntry = Checked<CommandList, Command>;
 pub type NetRule = Checked<NetList, Endpoint>;
 /// The lists below have one name each.
 pub type UnixRule = Checked<(), UnixTarget>;
@@ -129,8 +165,14 @@ pub struct Rules {
     pub guards: Vec<GuardRule>,
     /// What the administrator takes out of `guards`.
     pub denied_guards: Vec<GuardRule>,
+    pub commands: Vec<CommandEntry>,
+    /// Whether connections that no rule decides on need approval.
+    pub unknown: Option<bool>,
+    /// Where the administrator says that they are denied.
+    pub unknown_denied: Option<String>,
     pub task: Task,
     pub limits: Limits,
+    pub approvals: approvals::Asked,
     pub environment: Environment,
     pub opens: Option<Opens>,
     pub expect: Vec<ExpectTable>,
@@ -147,6 +189,7 @@ impl Rules {
             + self.families.len()
             + self.guards.len()
             + self.denied_guards.len()
+            + self.commands.len()
     }
 }
 
@@ -166,7 +209,26 @@ pub fn check(
         rules.name = file.name.and_then(|name| check_name(name, report));
         rules.expect = file.expect;
     }
+    let unknown = file
+        .network
+        .unknown
+        .and_then(|unknown| check_unknown(unknown, report));
     if origin == Origin::Managed {
+        if let Some(unknown) = unknown {
+            if *unknown.get_ref() {
+                report.push(
+                    Diagnostic::error(
+                        "a managed file may not say `network.unknown = \"approve\"`",
+                        unknown.span(),
+                    )
+                    .help("it only takes away: write \"deny\", which no task changes"),
+                );
+            } else {
+                let place = || report.place(unknown.span().start);
+                rules.unknown_denied.get_or_insert_with(place);
+            }
+        }
+        approvals::bounds(&file.approvals, report, &mut rules.floor.approvals);
         floor(
             file.mode.as_ref(),
             file.accept_degraded.as_ref(),
@@ -179,32 +241,49 @@ pub fn check(
         rules.mode = rules.mode.or(file.mode.map(Spanned::into_inner));
         limits::task(file.task, report, &mut rules.task);
         limits::limits(&file.limits, report, &mut rules.limits);
+        approvals::asked(&file.approvals, report, &mut rules.approvals);
+        rules.unknown = rules.unknown.or(unknown.map(Spanned::into_inner));
         limits::environment(file.env, report, &mut rules.environment);
         let opens = limits::opens(file.trace.opens, report);
         rules.opens = rules.opens.or(opens);
     }
+    let (exec_allow, commands_allow) = exec_entries(file.exec.allow);
+    let (exec_deny, commands_deny) = exec_entries(file.exec.deny);
+    let (exec_approve, commands_approve) = exec_entries(file.exec.approve);
+    let [approve_both, approve_read, approve_write] = approve_entries(file.files.approve, report);
     let file_lists = [
-        (FileList::Read, file.files.read),
-        (FileList::Write, file.files.write),
-        (FileList::Exec, file.files.exec),
-        (FileList::Deny, file.files.deny),
-        (FileList::ExecDeny, file.exec.deny),
+        (FileList::Read, numbered(file.files.read)),
+        (FileList::Write, numbered(file.files.write)),
+        (FileList::Exec, numbered(file.files.exec)),
+        (FileList::Deny, numbered(file.files.deny)),
+        (FileList::Approve(Approval::Both), approve_both),
+        (FileList::Approve(Approval::Read), approve_read),
+        (FileList::Approve(Approval::Write), approve_write),
+        (FileList::ExecAllow, exec_allow),
+        (FileList::ExecDeny, exec_deny),
+        (FileList::ExecApprove, exec_approve),
+    ];
+    let command_lists = [
+        (CommandList::Allow, commands_allow),
+        (CommandList::Deny, commands_deny),
+        (CommandList::Approve, commands_approve),
     ];
     let net_lists = [
-        (NetList::Allow, file.network.allow),
-        (NetList::Deny, file.network.deny),
-        (NetList::Listen, file.network.listen),
+        (NetList::Allow, numbered(file.network.allow)),
+        (NetList::Deny, numbered(file.network.deny)),
+        (NetList::Approve, numbered(file.network.approve)),
+        (NetList::Listen, numbered(file.network.listen)),
     ];
-    let lists = file_lists
-        .iter()
-        .map(|(_, entries)| entries)
+    let (unix, families) = (numbered(file.network.unix), numbered(file.network.families));
+    let (guards, denied_guards) = (numbered(file.guard.allow), numbered(file.guard.deny));
+    let lists = (file_lists.iter().map(|(_, entries)| entries))
         .chain(net_lists.iter().map(|(_, entries)| entries))
-        .chain([
-            &file.network.unix,
-            &file.network.families,
-            &file.guard.allow,
-            &file.guard.deny,
-        ]);
+        .chain([&unix, &families, &guards, &denied_guards])
+        .flat_map(|entries| entries.iter().map(|(_, entry)| entry.span()))
+        .chain(
+            (command_lists.iter())
+                .flat_map(|(_, entries)| entries.iter().map(|(_, entry)| entry.span())),
+        );
     if too_many(rules.count(), lists, report) {
         return;
     }
@@ -226,6 +305,28 @@ pub fn check(
                 FileTarget::Name(pattern) => names.push(rule.with(pattern)),
             }
         }
+    }
+    for (list, entries) in command_lists {
+        let mut texts = Vec::with_capacity(entries.len());
+        let mut words: HashMap<String, Vec<String>> = HashMap::new();
+        for (index, entry) in entries {
+            let span = entry.span();
+            let own: Vec<String> = (entry.into_inner().into_iter())
+                .map(Spanned::into_inner)
+                .collect();
+            let text = command::text(&own);
+            words.insert(text.clone(), own);
+            texts.push((index, Spanned::new(span, text)));
+        }
+        let parse = |text: &str| {
+            let own: Vec<&str> = words
+                .get(text)
+                .map(|words| words.iter().map(String::as_str).collect())
+                .unwrap_or_default();
+            command::parse(&own, context)
+        };
+        let name = list.name();
+        read_list(list, name, layer, texts, &mut rules.commands, report, parse);
     }
     if let Some(beyond) = rules.names.get(MAX_NAMES) {
         report.push(
@@ -251,11 +352,9 @@ pub fn check(
             network::parse,
         );
     }
-    let unix = file.network.unix;
     read_list((), UNIX, layer, unix, &mut rules.unix, report, |text| {
         surface::parse_unix(text, context)
     });
-    let families = file.network.families;
     let parse = surface::parse_family;
     read_list(
         (),
@@ -266,18 +365,103 @@ pub fn check(
         report,
         parse,
     );
-    let (allow, deny) = (file.guard.allow, file.guard.deny);
     let parse = surface::parse_guard;
-    read_list((), GUARDS, layer, allow, &mut rules.guards, report, parse);
+    read_list((), GUARDS, layer, guards, &mut rules.guards, report, parse);
     read_list(
         (),
         DENIED_GUARDS,
         layer,
-        deny,
+        denied_guards,
         &mut rules.denied_guards,
         report,
         parse,
     );
+}
+
+/// Entries, each with its index in its list.
+type Numbered<T> = Vec<(usize, Spanned<T>)>;
+
+fn numbered(entries: Entries) -> Numbered<String> {
+    entries.into_iter().enumerate().collect()
+}
+
+/// Paths apart from commands.
+fn exec_entries(entries: Vec<ExecEntry>) -> (Numbered<String>, Numbered<Entries>) {
+    let (mut paths, mut commands) = (Vec::new(), Vec::new());
+    for (index, entry) in entries.into_iter().enumerate() {
+        match entry {
+            ExecEntry::Program(path) => paths.push((index, path)),
+            ExecEntry::Command(words) => commands.push((index, words)),
+        }
+    }
+    (paths, commands)
+}
+
+/// The entries of `files.approve` by what they are about, in the order of [`Approval`].
+fn approve_entries(entries: Vec<ApproveEntry>, report: &mut Report) -> [Numbered<String>; 3] {
+    let mut lists: [Numbered<String>; 3] = Default::default();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let approval = match entry.access {
+            None => Some(Approval::Both),
+            Some(access) => check_access(&access, report),
+        };
+        if let Some(approval) = approval {
+            lists[approval as usize].push((index, entry.path));
+        }
+    }
+    lists
+}
+
+fn check_access(access: &Spanned<Entries>, report: &mut Report) -> Option<Approval> {
+    let (mut read, mut write, mut wrong) = (false, false, false);
+    for word in access.get_ref() {
+        match word.get_ref().as_str() {
+            "read" => read = true,
+            "write" => write = true,
+            other => {
+                wrong = true;
+                let help = match other {
+                    "exec" => "what is executed is approved by `exec.approve`".to_owned(),
+                    _ => suggestion(other, &["read", "write"], "they are"),
+                };
+                report.push(
+                    Diagnostic::error(format!("there is no access {}", quote(other)), word.span())
+                        .help(help),
+                );
+            }
+        }
+    }
+    match (read, write) {
+        _ if wrong => None,
+        (true, true) => Some(Approval::Both),
+        (true, false) => Some(Approval::Read),
+        (false, true) => Some(Approval::Write),
+        (false, false) => {
+            report.push(
+                Diagnostic::error("the entry is about no access", access.span())
+                    .help("leave `access` out for reading and writing"),
+            );
+            None
+        }
+    }
+}
+
+/// Whether what nobody knows needs approval; otherwise it is denied.
+fn check_unknown(unknown: Spanned<String>, report: &mut Report) -> Option<Spanned<bool>> {
+    match unknown.get_ref().as_str() {
+        "approve" => Some(Spanned::new(unknown.span(), true)),
+        "deny" => Some(Spanned::new(unknown.span(), false)),
+        other => {
+            report.push(
+                Diagnostic::error(
+                    format!("{} does not say what becomes of them", quote(other)),
+                    unknown.span(),
+                )
+                .help(suggestion(other, &["deny", "approve"], "write one of")),
+            );
+            None
+        }
+    }
 }
 
 /// What a managed file says of sessions as such.
@@ -354,15 +538,23 @@ enum FileTarget {
 }
 
 fn parse_file(list: FileList, text: &str, context: &Context) -> Result<FileTarget, Fault> {
+    let of_exec = matches!(
+        list,
+        FileList::ExecAllow | FileList::ExecDeny | FileList::ExecApprove
+    );
     if name::is_pattern(text) {
         return match list {
-            FileList::Deny => name::parse(text).map(FileTarget::Name),
-            FileList::ExecDeny => Err(Fault::new(
-                format!("{} is a pattern, and `exec.deny` takes paths", quote(text)),
+            FileList::Deny | FileList::Approve(_) => name::parse(text).map(FileTarget::Name),
+            _ if of_exec => Err(Fault::new(
+                format!(
+                    "{} is a pattern, and `{}` takes paths",
+                    quote(text),
+                    list.name()
+                ),
                 "a program can be copied to another name, so a name keeps nothing from being run: write the paths, or leave \
                  the directories where copies can be made out of `files.exec`",
             )),
-            FileList::Read | FileList::Write | FileList::Exec => Err(Fault::new(
+            _ => Err(Fault::new(
                 format!(
                     "the path holds the pattern character `{}`",
                     text.chars()
@@ -370,23 +562,19 @@ fn parse_file(list: FileList, text: &str, context: &Context) -> Result<FileTarge
                         .unwrap_or('*')
                 ),
                 "a session can give any file any name, so a name allows nothing: write the directory, and list what \
-                 differs inside it as rules of their own; `files.deny` takes patterns of names",
+                 differs inside it as rules of their own; `files.deny` and `files.approve` take patterns of names",
             )),
         };
     }
-    if list == FileList::ExecDeny
-        && !text.is_empty()
-        && !text.contains('/')
-        && !matches!(text, "." | ".." | "~")
-    {
+    if of_exec && !text.is_empty() && !text.contains('/') && !matches!(text, "." | ".." | "~") {
+        let short: String = text.chars().take(40).collect();
         return Err(Fault::new(
             format!(
                 "{} is a bare name, and rules bind to the file that a path names",
                 quote(text)
             ),
             format!(
-                "write the path, such as `/usr/bin/{}`",
-                text.chars().take(40).collect::<String>()
+                "write the path, such as `/usr/bin/{short}`, or `[\"{short}\"]` for the command that is installed under this name"
             ),
         ));
     }
@@ -411,17 +599,17 @@ fn check_name(name: Spanned<String>, report: &mut Report) -> Option<String> {
 }
 
 /// Reports the first rule beyond [`MAX_RULES`].
-fn too_many<'a>(
+fn too_many(
     before: usize,
-    lists: impl Iterator<Item = &'a Entries> + Clone,
+    rules: impl Iterator<Item = Range<usize>> + Clone,
     report: &mut Report,
 ) -> bool {
-    let count = before + lists.clone().map(Vec::len).sum::<usize>();
-    let Some(beyond) = lists.flatten().nth(MAX_RULES.saturating_sub(before)) else {
+    let count = before + rules.clone().count();
+    let Some(beyond) = rules.clone().nth(MAX_RULES.saturating_sub(before)) else {
         return false;
     };
     report.push(
-        Diagnostic::error(format!("the policy has {count} rules, more than {MAX_RULES}"), beyond.span())
+        Diagnostic::error(format!("the policy has {count} rules, more than {MAX_RULES}"), beyond)
             .help("name directories instead of the files in them, and prefixes instead of the addresses in them"),
     );
     true
@@ -431,13 +619,13 @@ fn read_list<L: Copy, T: Clone + Eq + Hash>(
     list: L,
     name: &str,
     layer: Layer,
-    entries: Entries,
+    entries: Numbered<String>,
     rules: &mut Vec<Checked<L, T>>,
     report: &mut Report,
     parse: impl Fn(&str) -> Result<T, Fault>,
 ) {
     let mut seen: HashMap<T, Range<usize>> = HashMap::new();
-    for (index, entry) in entries.into_iter().enumerate() {
+    for (index, entry) in entries {
         let span = entry.span();
         let text = entry.into_inner();
         match parse(&text) {
@@ -529,7 +717,7 @@ error: the path holds the pattern character `*`
 3 | write = [\"src/*.rs\"]
   |          ^^^^^^^^^^
   |
-  = help: a session can give any file any name, so a name allows nothing: write the directory, and list what differs inside it as rules of their own; `files.deny` takes patterns of names
+  = help: a session can give any file any name, so a name allows nothing: write the directory, and list what differs inside it as rules of their own; `files.deny` and `files.approve` take patterns of names
 
 error: domain names are not yet supported: `crates.io`
  --> p.toml:5:10
@@ -545,7 +733,7 @@ error: `curl` is a bare name, and rules bind to the file that a path names
 7 | deny = [\"curl\"]
   |         ^^^^^^
   |
-  = help: write the path, such as `/usr/bin/curl`"
+  = help: write the path, such as `/usr/bin/curl`, or `[\"curl\"]` for the command that is installed under this name"
         );
     }
 

@@ -3,26 +3,32 @@
 //! kernel only has to find the nearest place or the longest prefix. Pure: no I/O.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     hash::Hash,
     path::Path,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    check::{self, Checked, FileList, FileRule, NameRule, NetList, NetRule, Rules},
-    default,
+    approvals,
+    check::{
+        self, Approval, Checked, CommandEntry, CommandList, FileList, FileRule, NameRule, NetList,
+        Rules,
+    },
+    command, default,
     diagnostic::{Diagnostic, PolicyError, Report, Severity, quote},
     expect::{self, Expectation},
     explain, lint,
     model::{
-        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, Environment, FILES_DEFAULT,
-        FamilyRule, GuardRule, Limits, MAX_PORT_RULES, Name, NetOp, Opens, Place, PortRule, Prefix,
-        Rule, RuleIndex, UnixRule, UnixTarget,
+        Access, Approvals, CommandRule, Compiled, Context, DEFAULT_RULES, Decision, Effect,
+        Environment, FILES_DEFAULT, FamilyRule, GuardRule, Limits, MAX_PORT_RULES, NETWORK_DEFAULT,
+        Name, NamePattern, NetOp, Opens, Place, PortRule, Prefix, Rule, RuleIndex, UnixRule,
+        UnixTarget,
     },
+    name,
     network::Ports,
     sources::{self, Sources},
 };
@@ -132,13 +138,11 @@ pub fn compile(rules: &Rules, report: &mut Report) -> Compiled {
             all.push(written(rule, list, report));
         }
     }
+    for rule in &rules.commands {
+        all.push(written(rule, rule.list.name(), report));
+    }
     let bases = Bases::of(rules);
-    let names = names(&rules.names, bases.names);
-    let managed_names: Vec<Name> = names
-        .iter()
-        .filter(|name| is_managed(&all, name.decisions[0].rule))
-        .cloned()
-        .collect();
+    let (names, managed_names) = names(&rules.names, bases.names);
     let managed_names = managed_names.as_slice();
     let forbidden = |operation: &u32| {
         rules
@@ -156,9 +160,10 @@ pub fn compile(rules: &Rules, report: &mut Report) -> Compiled {
             .map_or(rules.mode.unwrap_or_default(), |(mode, _)| *mode),
         rules: all,
         places: places(&rules.files, &names, managed_names),
-        prefixes: prefixes(&rules.network, bases.network, report),
+        prefixes: prefixes(rules, bases.network, report),
         unix: unix(rules, managed_names, bases.unix),
         names,
+        commands: commands(&rules.commands, bases.commands),
         families: first_of_each(&rules.families, bases.families)
             .map(|(bit, rule)| FamilyRule { bit, rule })
             .collect(),
@@ -166,10 +171,9 @@ pub fn compile(rules: &Rules, report: &mut Report) -> Compiled {
             .filter(|(operation, _)| !forbidden(operation))
             .map(|(operation, rule)| GuardRule { operation, rule })
             .collect(),
-        commands: Vec::new(),
-        approvals: super::model::Approvals::default(),
         task: rules.task.clone(),
         limits: rules.limits,
+        approvals: approvals::bounded(&rules.approvals, &rules.floor.approvals).0,
         environment: rules.environment.clone(),
         opens: rules.opens.unwrap_or_default(),
         floor: rules.floor.clone(),
@@ -186,12 +190,6 @@ fn written<L, T>(rule: &Checked<L, T>, list: &str, report: &Report) -> Rule {
     }
 }
 
-fn is_managed(rules: &[Rule], rule: RuleIndex) -> bool {
-    rules
-        .get(rule as usize)
-        .is_some_and(|rule| rule.layer == Layer::Managed)
-}
-
 /// Index in [`Compiled::rules`] of the first rule that is written, which is about a file.
 pub(super) const FILES_BASE: RuleIndex = DEFAULT_RULES.len() as RuleIndex;
 
@@ -203,6 +201,7 @@ pub(super) struct Bases {
     pub(super) unix: RuleIndex,
     pub(super) families: RuleIndex,
     pub(super) guards: RuleIndex,
+    pub(super) commands: RuleIndex,
 }
 
 impl Bases {
@@ -212,34 +211,93 @@ impl Bases {
         let unix = network + rules.network.len() as RuleIndex;
         let families = unix + rules.unix.len() as RuleIndex;
         let guards = families + rules.families.len() as RuleIndex;
+        let all_guards = rules.guards.len() + rules.denied_guards.len();
         Self {
             names,
             network,
             unix,
             families,
             guards,
+            commands: guards + all_guards as RuleIndex,
         }
     }
 }
 
-fn names(rules: &[NameRule], base: RuleIndex) -> Vec<Name> {
-    let mut names: Vec<Name> = Vec::with_capacity(rules.len());
-    let mut seen = HashSet::new();
-    // Of two layers that say the same, the administrator's is named.
+/// The rules on names, each pattern once, and those of the administrator alone.
+fn names(rules: &[NameRule], base: RuleIndex) -> (Vec<Name>, Vec<Name>) {
+    let managed: Vec<Name> = merged_names(rules, base, |rule| rule.layer == Layer::Managed);
+    let mut names = merged_names(rules, base, |_| true);
+    // The kernel looks up the longest pattern alone: it says what the administrator says of shorter ones too.
+    for name in &mut names {
+        let shorter = managed
+            .iter()
+            .filter(|managed| name::covers(&managed.pattern, &name.pattern));
+        for managed in shorter {
+            for (own, managed) in name.decisions.iter_mut().zip(managed.decisions) {
+                if managed.effect > Effect::Allow && managed.effect >= own.effect {
+                    *own = managed;
+                }
+            }
+        }
+    }
+    (names, managed)
+}
+
+/// What rules say of each pattern, right by right the strictest; of two layers that say the same, the administrator's is named.
+fn merged_names(
+    rules: &[NameRule],
+    base: RuleIndex,
+    among: impl Fn(&NameRule) -> bool,
+) -> Vec<Name> {
+    let mut names: Vec<Name> = Vec::new();
+    let mut known: HashMap<&NamePattern, usize> = HashMap::new();
     let mut numbered: Vec<(&NameRule, RuleIndex)> = rules.iter().zip(base..).collect();
     numbered.sort_by_key(|(rule, _)| rule.layer != Layer::Managed);
-    for (rule, index) in numbered {
-        if seen.insert(&rule.target) {
-            names.push(Name {
-                pattern: rule.target.clone(),
-                decisions: [Decision {
-                    effect: Effect::Deny,
-                    rule: index,
-                }; 3],
-            });
+    for (rule, index) in numbered.into_iter().filter(|(rule, _)| among(rule)) {
+        use Effect::{Allow, Approve, Deny};
+        let effects = match rule.list {
+            FileList::Approve(Approval::Both | Approval::Read) => [Approve, Approve, Allow],
+            FileList::Approve(Approval::Write) => [Allow, Approve, Allow],
+            _ => [Deny; 3],
+        };
+        let decisions = effects.map(|effect| Decision {
+            effect,
+            rule: index,
+        });
+        match known.entry(&rule.target) {
+            Entry::Vacant(entry) => {
+                entry.insert(names.len());
+                names.push(Name {
+                    pattern: rule.target.clone(),
+                    decisions,
+                });
+            }
+            Entry::Occupied(entry) => {
+                let known = &mut names[*entry.get()].decisions;
+                for (known, own) in known.iter_mut().zip(decisions) {
+                    if own.effect > known.effect {
+                        *known = own;
+                    }
+                }
+            }
         }
     }
     names
+}
+
+fn commands(rules: &[CommandEntry], base: RuleIndex) -> Vec<CommandRule> {
+    command::merge(rules.iter().zip(base..).map(|(rule, index)| {
+        let effect = match rule.list {
+            CommandList::Allow => Effect::Allow,
+            CommandList::Approve => Effect::Approve,
+            CommandList::Deny => Effect::Deny,
+        };
+        let decision = Decision {
+            effect,
+            rule: index,
+        };
+        (rule.target.clone(), decision, rule.layer)
+    }))
 }
 
 /// A socket that `files.deny` names too is left out: the stricter rule wins. What the administrator denies is left out with
@@ -252,7 +310,8 @@ fn unix(rules: &Rules, managed_names: &[Name], base: RuleIndex) -> Vec<UnixRule>
         .map(|rule| rule.target.as_path())
         .collect();
     let managed = |path: &Path| {
-        explain::named(managed_names, path, None).is_some()
+        explain::names_over(managed_names, path, None)[Access::Write as usize]
+            .is_some_and(|name| name.effect == Effect::Deny)
             || path.ancestors().any(|above| closed.contains(above))
     };
     let denied: HashSet<&Path> = rules
@@ -291,7 +350,7 @@ fn first_of_each<L, T: Clone + Eq + Hash>(
 /// What a list of addresses is about.
 pub(super) fn operation(list: NetList) -> NetOp {
     match list {
-        NetList::Allow | NetList::Deny => NetOp::Connect,
+        NetList::Allow | NetList::Deny | NetList::Approve => NetOp::Connect,
         NetList::Listen => NetOp::Listen,
     }
 }
@@ -341,46 +400,116 @@ struct Stated {
     exec: Option<RuleIndex>,
     deny: Option<RuleIndex>,
     exec_deny: Option<RuleIndex>,
+    approve_read: Option<RuleIndex>,
+    approve_write: Option<RuleIndex>,
+    exec_approve: Option<RuleIndex>,
     /// The administrator's.
-    managed_deny: Option<RuleIndex>,
-    managed_exec_deny: Option<RuleIndex>,
+    floor: Floor,
+}
+
+/// What the administrator denies and has approved at a place and above it, indexed by [`Access`].
+#[derive(Clone, Copy, Default)]
+struct Floor {
+    deny: [Option<RuleIndex>; 3],
+    approve: [Option<RuleIndex>; 3],
+}
+
+impl Floor {
+    /// With what holds around it.
+    fn inside(self, around: Floor) -> Floor {
+        let nearer = |own: [Option<RuleIndex>; 3], around: [Option<RuleIndex>; 3]| {
+            Access::ALL.map(|access| own[access as usize].or(around[access as usize]))
+        };
+        Floor {
+            deny: nearer(self.deny, around.deny),
+            approve: nearer(self.approve, around.approve),
+        }
+    }
+
+    /// What is left of a decision.
+    fn limit(&self, access: Access, name: Option<Decision>, decided: Decision) -> Decision {
+        let by = |effect, rule: Option<RuleIndex>| rule.map(|rule| Decision { effect, rule });
+        let denied = by(Effect::Deny, self.deny[access as usize]);
+        let approved = by(Effect::Approve, self.approve[access as usize]);
+        [denied, name, approved]
+            .into_iter()
+            .flatten()
+            .rev()
+            .filter(|floor| floor.effect >= decided.effect)
+            .max_by_key(|floor| floor.effect)
+            .unwrap_or(decided)
+    }
 }
 
 impl Stated {
     fn add(&mut self, list: FileList, layer: Layer, rule: RuleIndex) {
-        let slot = match list {
-            FileList::Deny if layer == Layer::Managed => &mut self.managed_deny,
-            FileList::ExecDeny if layer == Layer::Managed => &mut self.managed_exec_deny,
-            FileList::Read => &mut self.read,
-            FileList::Write => &mut self.write,
-            FileList::Exec => &mut self.exec,
-            FileList::Deny => &mut self.deny,
-            FileList::ExecDeny => &mut self.exec_deny,
+        let [read, write, exec] = Access::ALL.map(|access| access as usize);
+        if layer == Layer::Managed {
+            let Floor { deny, approve } = &mut self.floor;
+            let (slots, rights): (_, &[usize]) = match list {
+                FileList::Deny => (deny, &[read, write, exec]),
+                FileList::ExecDeny => (deny, &[exec]),
+                FileList::Approve(Approval::Both | Approval::Read) => (approve, &[read, write]),
+                FileList::Approve(Approval::Write) => (approve, &[write]),
+                FileList::ExecApprove => (approve, &[exec]),
+                // A managed file has no such lists.
+                FileList::Read | FileList::Write | FileList::Exec | FileList::ExecAllow => return,
+            };
+            for right in rights {
+                slots[*right].get_or_insert(rule);
+            }
+            return;
+        }
+        let set = |slot: &mut Option<RuleIndex>| {
+            slot.get_or_insert(rule);
         };
-        slot.get_or_insert(rule);
+        match list {
+            FileList::Read => set(&mut self.read),
+            FileList::Write => set(&mut self.write),
+            FileList::Exec | FileList::ExecAllow => set(&mut self.exec),
+            FileList::Deny => set(&mut self.deny),
+            FileList::ExecDeny => set(&mut self.exec_deny),
+            FileList::ExecApprove => set(&mut self.exec_approve),
+            FileList::Approve(approval) => {
+                if approval != Approval::Write {
+                    set(&mut self.approve_read);
+                }
+                if approval != Approval::Read {
+                    set(&mut self.approve_write);
+                }
+            }
+        }
     }
 
     fn decide(self, inherited: [Decision; 3]) -> [Decision; 3] {
-        let allow = |rule| Decision {
-            effect: Effect::Allow,
-            rule,
-        };
-        let deny = |rule| Decision {
-            effect: Effect::Deny,
-            rule,
-        };
+        let by = |effect| move |rule| Decision { effect, rule };
+        let (allow, approve, deny) = (by(Effect::Allow), by(Effect::Approve), by(Effect::Deny));
         let mut decisions = inherited;
+        let [read, write, exec] = &mut decisions;
         // A rule that speaks of reading or writing states everything that is allowed from here down.
         if let Some(stating) = self.read.or(self.write) {
-            decisions[Access::Read as usize] = allow(stating);
-            decisions[Access::Write as usize] = self.write.map_or(deny(stating), allow);
-            decisions[Access::Exec as usize] = deny(stating);
+            *read = allow(stating);
+            *write = self.write.map_or(deny(stating), allow);
+            *exec = deny(stating);
+        }
+        if let Some(rule) = self.approve_read {
+            *read = approve(rule);
+            // What is not read without asking is not changed without asking.
+            if write.effect == Effect::Allow {
+                *write = approve(rule);
+            }
+        }
+        if let Some(rule) = self.approve_write {
+            *write = approve(rule);
         }
         if let Some(rule) = self.exec {
-            decisions[Access::Exec as usize] = allow(rule);
+            *exec = allow(rule);
+        }
+        if let Some(rule) = self.exec_approve {
+            *exec = approve(rule);
         }
         if let Some(rule) = self.exec_deny {
-            decisions[Access::Exec as usize] = deny(rule);
+            *exec = deny(rule);
         }
         if let Some(rule) = self.deny {
             decisions = [deny(rule); 3];
@@ -388,9 +517,6 @@ impl Stated {
         decisions
     }
 }
-
-/// What the administrator denies at a place and above it, right by right.
-type Forbidden = [Option<RuleIndex>; 3];
 
 fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Place> {
     let mut stated: BTreeMap<&Path, Stated> = BTreeMap::new();
@@ -402,7 +528,7 @@ fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Pla
     }
     // Paths compare by component, so a place comes right before everything inside it, and the last entries of
     // `enclosing` are the places around the next path.
-    let mut enclosing: Vec<(&Path, [Decision; 3], Forbidden)> = Vec::new();
+    let mut enclosing: Vec<(&Path, [Decision; 3], Floor)> = Vec::new();
     let mut places = Vec::with_capacity(stated.len());
     for (path, stated) in stated {
         while enclosing
@@ -411,43 +537,29 @@ fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Pla
         {
             enclosing.pop();
         }
-        // What a rule on names says between here and there comes first.
         let around = enclosing.last().copied();
-        let inherited = explain::named(names, path, around.map(|(around, ..)| around)).map_or_else(
-            || {
-                around.map_or(
-                    [Decision {
-                        effect: Effect::Deny,
-                        rule: FILES_DEFAULT,
-                    }; 3],
-                    |(_, decisions, _)| decisions,
-                )
-            },
-            |(_, name)| name.decisions,
-        );
-        let decisions = stated.decide(inherited);
-        // The administrator's denials hold whatever is said below them, and so do those on names.
-        let mut forbidden = around.map_or([None; 3], |(.., forbidden)| forbidden);
-        for access in Access::ALL {
-            let slot = &mut forbidden[access as usize];
-            *slot = stated.managed_deny.or(*slot);
-            if access == Access::Exec {
-                *slot = slot.or(stated.managed_exec_deny);
-            }
-        }
-        enclosing.push((path, decisions, forbidden));
-        let name = explain::named(managed_names, path, None).map(|(_, name)| name.decisions);
-        let mut decisions = decisions;
-        for access in Access::ALL {
-            let right = access as usize;
-            let by_name = || name.map(|decisions| decisions[right].rule);
-            if let Some(rule) = forbidden[right].or_else(by_name) {
-                decisions[right] = Decision {
+        let (above, decisions, floor) = around.map_or(
+            (
+                None,
+                [Decision {
                     effect: Effect::Deny,
-                    rule,
-                };
-            }
-        }
+                    rule: FILES_DEFAULT,
+                }; 3],
+                Floor::default(),
+            ),
+            |(above, decisions, floor)| (Some(above), decisions, floor),
+        );
+        // What rules on names take away between there and here is inherited too.
+        let over = explain::names_over(names, path, above);
+        let inherited = Access::ALL
+            .map(|access| explain::under_names(over[access as usize], decisions[access as usize]));
+        let floor = stated.floor.inside(floor);
+        let decisions = stated.decide(inherited);
+        enclosing.push((path, decisions, floor));
+        // What the administrator says holds whatever is said below it, and so does what he says of names.
+        let over = explain::names_over(managed_names, path, None);
+        let decisions = Access::ALL
+            .map(|access| floor.limit(access, over[access as usize], decisions[access as usize]));
         places.push(Place {
             path: path.to_owned(),
             decisions,
@@ -460,85 +572,147 @@ fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Pla
 #[derive(Default)]
 struct Own {
     managed: Vec<usize>,
+    managed_approves: Vec<usize>,
     denies: Vec<usize>,
+    approves: Vec<usize>,
     allows: Vec<usize>,
 }
 
-fn prefixes(rules: &[NetRule], base: RuleIndex, report: &mut Report) -> Vec<Prefix> {
+impl Own {
+    fn all(&self) -> impl DoubleEndedIterator<Item = usize> + Clone {
+        (self.denies.iter())
+            .chain(&self.approves)
+            .chain(&self.allows)
+            .chain(&self.managed)
+            .chain(&self.managed_approves)
+            .copied()
+    }
+}
+
+/// What holds in a prefix and what is inside it.
+#[derive(Clone, Default)]
+struct Around {
+    op: Option<NetOp>,
+    net: IpNet,
+    /// Without what the administrator has approved.
+    ports: Vec<PortRule>,
+    /// What he has, the nearest first.
+    approves: Vec<PortRule>,
+}
+
+fn prefixes(all: &Rules, base: RuleIndex, report: &mut Report) -> Vec<Prefix> {
+    let rules = &all.network;
     let mut own: BTreeMap<(NetOp, IpNet), Own> = BTreeMap::new();
     for (index, rule) in rules.iter().enumerate() {
         for net in &rule.target.nets {
             let entry = own.entry((operation(rule.list), *net)).or_default();
-            match rule.list {
-                NetList::Deny if rule.layer == Layer::Managed => entry.managed.push(index),
-                NetList::Deny => entry.denies.push(index),
-                NetList::Allow | NetList::Listen => entry.allows.push(index),
-            }
+            let managed = rule.layer == Layer::Managed;
+            let list = match rule.list {
+                NetList::Deny if managed => &mut entry.managed,
+                NetList::Approve if managed => &mut entry.managed_approves,
+                NetList::Deny => &mut entry.denies,
+                NetList::Approve => &mut entry.approves,
+                NetList::Allow | NetList::Listen => &mut entry.allows,
+            };
+            list.push(index);
         }
     }
+    // What nothing else decides is decided by the prefixes that hold every address.
+    let unknown = (all.unknown == Some(true) && all.unknown_denied.is_none()).then_some(PortRule {
+        first: Ports::ALL.first,
+        last: Ports::ALL.last,
+        decision: Decision {
+            effect: Effect::Approve,
+            rule: NETWORK_DEFAULT,
+        },
+    });
+    if unknown.is_some() {
+        for net in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
+            own.entry((NetOp::Connect, net)).or_default();
+        }
+    }
+    let is_managed = |rule: &PortRule| {
+        rule.decision
+            .rule
+            .checked_sub(base)
+            .and_then(|index| rules.get(index as usize))
+            .is_some_and(|rule| rule.layer == Layer::Managed)
+    };
     // Prefixes compare by address, then by length, so a prefix comes before everything inside it.
-    let mut enclosing: Vec<usize> = Vec::new();
+    let mut enclosing: Vec<Around> = Vec::new();
     let mut prefixes: Vec<Prefix> = Vec::with_capacity(own.len());
     for ((op, net), own_rules) in own {
-        while enclosing.last().is_some_and(|around| {
-            prefixes[*around].op != op || !prefixes[*around].net.contains(&net)
-        }) {
+        while enclosing
+            .last()
+            .is_some_and(|around| around.op != Some(op) || !around.net.contains(&net))
+        {
             enclosing.pop();
         }
-        let around: &[PortRule] = enclosing
-            .last()
-            .map_or(&[], |around| prefixes[*around].ports.as_slice());
-        let managed =
-            |rule: &&PortRule| rules[(rule.decision.rule - base) as usize].layer == Layer::Managed;
+        let around = enclosing.last().cloned().unwrap_or_default();
         let own = |index: &usize| PortRule {
             first: rules[*index].target.ports.first,
             last: rules[*index].target.ports.last,
             decision: Decision {
                 effect: match rules[*index].list {
                     NetList::Deny => Effect::Deny,
+                    NetList::Approve => Effect::Approve,
                     NetList::Allow | NetList::Listen => Effect::Allow,
                 },
                 rule: base + *index as RuleIndex,
             },
         };
+        let whole = net.prefix_len() == 0 && op == NetOp::Connect;
         // The administrator's denials come before all others, those of enclosing prefixes too.
         let ports = (own_rules.managed.iter().map(own))
-            .chain(around.iter().filter(managed).copied())
+            .chain(around.ports.iter().filter(|rule| is_managed(rule)).copied())
             .chain(own_rules.denies.iter().map(own))
+            .chain(own_rules.approves.iter().map(own))
             .chain(own_rules.allows.iter().map(own))
-            .chain(around.iter().filter(|rule| !managed(rule)).copied());
-        let mut list = PortList::default();
-        let mut overflow = None;
-        for port in ports {
-            if !list.push(port) {
-                // The rule that is too many may stand further out: then the last one here is shown.
-                let here = own_rules
-                    .denies
+            .chain(
+                around
+                    .ports
                     .iter()
-                    .chain(&own_rules.allows)
-                    .chain(&own_rules.managed);
-                let beyond = (port.decision.rule - base) as usize;
-                overflow = here
-                    .clone()
-                    .find(|index| **index == beyond)
-                    .or(here.last())
-                    .copied();
+                    .filter(|rule| !is_managed(rule))
+                    .copied(),
+            )
+            .chain(unknown.filter(|_| whole));
+        let mut approves = PortList::default();
+        let mut beyond = (own_rules.managed_approves.iter().map(own))
+            .chain(around.approves)
+            .find(|approve| !approves.push(*approve));
+        let approves = approves.0;
+        let mut inherited = PortList::default();
+        let mut list = PortList::default();
+        for port in ports {
+            let fits = inherited.push(port)
+                && under_approvals(port, &approves).all(|part| list.push(part));
+            if !fits {
+                beyond = Some(port);
                 break;
             }
         }
-        if let Some(index) = overflow {
+        if let Some(port) = beyond {
+            // The rule that is too many may stand further out: then the last one here is shown.
+            let index = port.decision.rule.checked_sub(base).map(|at| at as usize);
+            let here = own_rules.all();
+            let shown = (here.clone().find(|own| Some(*own) == index)).or(here.last());
             report.push(
                 Diagnostic::error(
                     format!(
                         "at {} there are more than {MAX_PORT_RULES} rules on ports, those around it included",
                         quote(&net.to_string())
                     ),
-                    rules[index].span.clone(),
+                    shown.map(|index| rules[index].span.clone()),
                 )
                 .help("join ports into ranges such as `8000-8999`"),
             );
         }
-        enclosing.push(prefixes.len());
+        enclosing.push(Around {
+            op: Some(op),
+            net,
+            ports: inherited.0,
+            approves,
+        });
         prefixes.push(Prefix {
             op,
             net,
@@ -546,6 +720,21 @@ fn prefixes(rules: &[NetRule], base: RuleIndex, report: &mut Report) -> Vec<Pref
         });
     }
     prefixes
+}
+
+/// A rule on ports, and before it what of it the administrator has approved.
+fn under_approvals(port: PortRule, approves: &[PortRule]) -> impl Iterator<Item = PortRule> {
+    let parts: Vec<PortRule> = approves
+        .iter()
+        .filter(|_| port.decision.effect != Effect::Deny)
+        .map(|approve| PortRule {
+            first: approve.first.max(port.first),
+            last: approve.last.min(port.last),
+            decision: approve.decision,
+        })
+        .filter(|part| part.first <= part.last)
+        .collect();
+    parts.into_iter().chain([port])
 }
 
 /// Port rules in the order in which they are asked.
@@ -582,10 +771,12 @@ struct Canonical<'a> {
     places: &'a [Place],
     prefixes: &'a [Prefix],
     names: &'a [Name],
+    commands: &'a [CommandRule],
     unix: &'a [UnixRule],
     families: &'a [FamilyRule],
     guards: &'a [GuardRule],
     limits: &'a Limits,
+    approvals: &'a Approvals,
     environment: &'a Environment,
     opens: Opens,
 }
@@ -601,10 +792,12 @@ fn digest(compiled: &Compiled) -> Result<String, serde_json::Error> {
         places: &compiled.places,
         prefixes: &compiled.prefixes,
         names: &compiled.names,
+        commands: &compiled.commands,
         unix: &compiled.unix,
         families: &compiled.families,
         guards: &compiled.guards,
         limits: &compiled.limits,
+        approvals: &compiled.approvals,
         environment: &compiled.environment,
         opens: compiled.opens,
     };

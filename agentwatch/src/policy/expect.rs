@@ -6,9 +6,10 @@ use std::{net::SocketAddr, ops::Range, path::PathBuf};
 use toml::Spanned;
 
 use super::{
+    command,
     diagnostic::{Diagnostic, Report, quote},
     explain::{self, Answer, UnixPeer},
-    file::{ExpectTable, suggestion},
+    file::{ExecEntry, ExpectTable, suggestion},
     model::{Access, Compiled, Context, Effect, NetOp, UnixTarget},
     path::{self, Fault},
     surface,
@@ -18,6 +19,8 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     File(Access, PathBuf),
+    /// Executing a program with arguments, its name not among them.
+    Command(PathBuf, Vec<String>),
     Net(NetOp, SocketAddr),
     /// Connecting to a socket by its path.
     Unix(PathBuf),
@@ -49,6 +52,7 @@ impl Question {
     pub fn answer<'a>(&self, compiled: &'a Compiled) -> Answer<'a> {
         match self {
             Self::File(access, path) => explain::explain_file(compiled, *access, path),
+            Self::Command(path, arguments) => explain::explain_command(compiled, path, arguments),
             Self::Net(op, address) => {
                 explain::explain_net(compiled, *op, address.ip(), address.port())
             }
@@ -64,7 +68,7 @@ impl Question {
         match self {
             Self::File(Access::Read, _) => "read",
             Self::File(Access::Write, _) => "write",
-            Self::File(Access::Exec, _) => "exec",
+            Self::File(Access::Exec, _) | Self::Command(..) => "exec",
             Self::Net(NetOp::Listen, _) => "listen",
             Self::Net(NetOp::Connect, _) | Self::Unix(_) | Self::Abstract(_) => "connect",
         }
@@ -74,6 +78,11 @@ impl Question {
     pub fn object(&self) -> String {
         match self {
             Self::File(_, path) => path.display().to_string(),
+            Self::Command(path, arguments) => {
+                let mut words = vec![path.display().to_string()];
+                words.extend(arguments.iter().cloned());
+                command::text(&words)
+            }
             Self::Net(_, address) => address.to_string(),
             Self::Unix(path) => format!("unix:{}", path.display()),
             Self::Abstract(name) => format!("unix:@{name}"),
@@ -96,7 +105,7 @@ fn address(text: &str) -> Result<SocketAddr, Fault> {
 pub struct Expectation {
     pub span: Range<usize>,
     pub question: Question,
-    pub allowed: bool,
+    pub effect: Effect,
     /// Id of the rule that is to decide.
     pub rule: Option<String>,
 }
@@ -128,10 +137,41 @@ fn read_one(table: ExpectTable, context: &Context) -> Result<Expectation, Box<Di
         move |text: &str| path::parse(text, context).map(|path| Question::File(access, path))
     };
     type Read<'r> = Box<dyn Fn(&str) -> Result<Question, Fault> + 'r>;
+    // A command is asked about by its words; its program is named by a path.
+    let (program, arguments) = match table.exec {
+        None => (None, None),
+        Some(ExecEntry::Program(path)) => (Some(path), None),
+        Some(ExecEntry::Command(words)) => {
+            let at = words.span();
+            let mut words = words.into_inner().into_iter().map(Spanned::into_inner);
+            let program = words.next().unwrap_or_default();
+            (
+                Some(Spanned::new(at, program)),
+                Some(words.collect::<Vec<_>>()),
+            )
+        }
+    };
+    let exec = |text: &str| -> Result<Question, Fault> {
+        let bare = !text.contains('/') && !text.is_empty() && arguments.is_some();
+        if bare {
+            return Err(Fault::new(
+                format!(
+                    "{} is a bare name, and nothing is looked up here",
+                    quote(text)
+                ),
+                format!("write the program's path, such as `/usr/bin/{text}`"),
+            ));
+        }
+        let path = path::parse(text, context)?;
+        Ok(match &arguments {
+            None => Question::File(Access::Exec, path),
+            Some(arguments) => Question::Command(path, arguments.clone()),
+        })
+    };
     let asked: Vec<(Spanned<String>, Read<'_>)> = [
         (table.read, Box::new(file(Access::Read)) as Read<'_>),
         (table.write, Box::new(file(Access::Write))),
-        (table.exec, Box::new(file(Access::Exec))),
+        (program, Box::new(exec)),
         (
             table.connect,
             Box::new(|text: &str| Question::connect(text, context)),
@@ -157,24 +197,25 @@ fn read_one(table: ExpectTable, context: &Context) -> Result<Expectation, Box<Di
         return Err(error(
             "an expectation says what it expects".to_owned(),
             span,
-            "add `verdict = \"allowed\"` or `verdict = \"denied\"`",
+            "add `verdict = \"allowed\"`, `verdict = \"held\"` or `verdict = \"denied\"`",
         ));
     };
-    let allowed = match verdict.get_ref().as_str() {
-        "allowed" => true,
-        "denied" => false,
+    let effect = match verdict.get_ref().as_str() {
+        "allowed" => Effect::Allow,
+        "held" => Effect::Approve,
+        "denied" => Effect::Deny,
         other => {
             return Err(error(
                 format!("there is no verdict {}", quote(other)),
                 verdict.span(),
-                &suggestion(other, &["allowed", "denied"], "the verdicts are"),
+                &suggestion(other, &["allowed", "held", "denied"], "the verdicts are"),
             ));
         }
     };
     Ok(Expectation {
         span,
         question,
-        allowed,
+        effect,
         rule: table.rule.map(Spanned::into_inner),
     })
 }
@@ -184,15 +225,18 @@ pub fn test(expectations: &[Expectation], compiled: &Compiled, report: &mut Repo
     let mut failed = 0;
     for expectation in expectations {
         let answer = expectation.question.answer(compiled);
-        let allowed = answer.decision.effect == Effect::Allow;
         let rule = &compiled.rules[answer.decision.rule as usize];
-        let as_expected = allowed == expectation.allowed
+        let as_expected = answer.decision.effect == expectation.effect
             && expectation.rule.as_ref().is_none_or(|id| *id == rule.id);
         if as_expected {
             continue;
         }
         failed += 1;
-        let word = |allowed| if allowed { "allowed" } else { "denied" };
+        let word = |effect| match effect {
+            Effect::Allow => "allowed",
+            Effect::Approve => "held",
+            Effect::Deny => "denied",
+        };
         let by = expectation
             .rule
             .as_ref()
@@ -208,9 +252,9 @@ pub fn test(expectations: &[Expectation], compiled: &Compiled, report: &mut Repo
                     "{} {} is {} by `{}`{at}, and is expected to be {}{by}",
                     expectation.question.action(),
                     quote(&expectation.question.object()),
-                    word(allowed),
+                    word(answer.decision.effect),
                     rule.id,
-                    word(expectation.allowed),
+                    word(expectation.effect),
                 ),
                 expectation.span.clone(),
             )

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
+    command,
     model::{
         Access, Compiled, Decision, Effect, FAMILIES_DEFAULT, FILES_DEFAULT, LISTEN_DEFAULT,
         NETWORK_DEFAULT, Name, NetOp, Place, Prefix, Rule, RuleIndex, UNIX_DEFAULT, UnixTarget,
@@ -25,50 +26,96 @@ use crate::event::model::Layer;
 /// What is decided for a path. The path has to be absolute and clean, as the kernel reports it; for any other the
 /// default rule answers, which denies.
 ///
-/// From the file upwards, at each name of the path: a place at exactly that path decides; otherwise a rule on that name
-/// does; otherwise what is above is asked.
+/// The nearest place decides, and the rules on names between there and the file take away from it.
 pub fn decide_file(compiled: &Compiled, access: Access, path: &Path) -> Decision {
     let place = find_place(compiled, path);
-    if is_clean(path)
-        && let Some((_, name)) = named(
-            &compiled.names,
-            path,
-            place.map(|place| place.path.as_path()),
-        )
-    {
-        return name.decisions[access as usize];
+    let around = place.map_or(NOTHING, |place| place.decisions[access as usize]);
+    if !is_clean(path) {
+        return around;
     }
-    place.map_or(
-        Decision {
-            effect: Effect::Deny,
-            rule: FILES_DEFAULT,
-        },
-        |place| place.decisions[access as usize],
+    let above = place.map(|place| place.path.as_path());
+    under_names(
+        names_over(&compiled.names, path, above)[access as usize],
+        around,
     )
 }
 
-/// The nearest name at or above a path, below `above`, that a rule is about: the path up to there, and the rule.
-pub(super) fn named<'p, 'n>(
-    names: &'n [Name],
-    path: &'p Path,
-    above: Option<&Path>,
-) -> Option<(&'p Path, &'n Name)> {
-    if names.is_empty() {
-        return None;
-    }
-    path.ancestors()
-        .take_while(|part| Some(*part) != above)
-        .find_map(|part| {
-            let text = part.file_name()?.as_encoded_bytes();
-            names
-                .iter()
-                .filter(|rule| name::matches(&rule.pattern, text))
-                .max_by_key(|rule| name::rank(&rule.pattern))
-                .map(|rule| (part, rule))
-        })
+/// What decides where no place is.
+const NOTHING: Decision = Decision {
+    effect: Effect::Deny,
+    rule: FILES_DEFAULT,
+};
+
+/// What rules on names leave of what is decided around them. A name is nearer: of two that say the same it is the one to tell.
+pub(super) fn under_names(names: Option<Decision>, around: Decision) -> Decision {
+    names
+        .filter(|name| name.effect >= around.effect)
+        .unwrap_or(around)
 }
 
-/// What the administrator denies at a path, right by right, whatever the policy says there.
+/// What the rules on names at and above a path, below `above`, take away: right by right the strictest, and of those the nearest.
+pub(super) fn names_over(
+    names: &[Name],
+    path: &Path,
+    above: Option<&Path>,
+) -> [Option<Decision>; 3] {
+    let mut over = [None; 3];
+    for (_, decisions) in each_name(names, path, above) {
+        for (own, further) in over.iter_mut().zip(decisions) {
+            if further.effect > own.map_or(Effect::Allow, |own: Decision| own.effect) {
+                *own = Some(further);
+            }
+        }
+        if over
+            .iter()
+            .all(|own| own.is_some_and(|own| own.effect == Effect::Deny))
+        {
+            break;
+        }
+    }
+    over
+}
+
+/// The names at and above a path, below `above`, that rules are about, the nearest first: the path up to there, and what they say.
+fn each_name<'p>(
+    names: &[Name],
+    path: &'p Path,
+    above: Option<&Path>,
+) -> impl Iterator<Item = (&'p Path, [Decision; 3])> {
+    let ancestors = path
+        .ancestors()
+        .take(if names.is_empty() { 0 } else { usize::MAX });
+    ancestors
+        .take_while(move |part| Some(*part) != above)
+        .filter_map(|part| Some((part, at_name(names, part.file_name()?.as_encoded_bytes())?)))
+}
+
+/// What the rules on one name say: the longest that fits its end and the longest that fits its beginning, and of these two the
+/// stricter, right by right.
+fn at_name(names: &[Name], text: &[u8]) -> Option<[Decision; 3]> {
+    let longest = |ends: bool| {
+        names
+            .iter()
+            .filter(|rule| {
+                name::rank(&rule.pattern).0 == ends && name::matches(&rule.pattern, text)
+            })
+            .max_by_key(|rule| name::rank(&rule.pattern))
+            .map(|rule| rule.decisions)
+    };
+    match (longest(true), longest(false)) {
+        (Some(end), Some(beginning)) => Some(Access::ALL.map(|access| {
+            let (end, beginning) = (end[access as usize], beginning[access as usize]);
+            if beginning.effect > end.effect {
+                beginning
+            } else {
+                end
+            }
+        })),
+        (end, beginning) => end.or(beginning),
+    }
+}
+
+/// What the administrator denies or has approved at a path, right by right, whatever the policy says there.
 pub fn managed_over(compiled: &Compiled, path: &Path) -> [Option<Decision>; 3] {
     let managed = |decision: &Decision| {
         compiled
@@ -76,19 +123,25 @@ pub fn managed_over(compiled: &Compiled, path: &Path) -> [Option<Decision>; 3] {
             .get(decision.rule as usize)
             .is_some_and(|rule| rule.layer == Layer::Managed)
     };
-    // Every place below what the administrator denies says so itself.
+    // Every place below what the administrator says so of says so itself.
     let place = find_place(compiled, path);
-    let name = path.ancestors().find_map(|part| {
-        let text = part.file_name()?.as_encoded_bytes();
-        compiled
-            .names
-            .iter()
-            .find(|name| name::matches(&name.pattern, text) && name.decisions.iter().all(managed))
-    });
+    // Of rules on names only the administrator's count: those of a task could hide them.
+    let own: Vec<Name> = compiled
+        .names
+        .iter()
+        .filter(|name| name.decisions.iter().any(managed))
+        .cloned()
+        .collect();
+    let names = names_over(&own, path, None);
     Access::ALL.map(|access| {
         let by_place = place.map(|place| place.decisions[access as usize]);
-        let by_name = || name.map(|name| name.decisions[access as usize]);
-        by_place.filter(managed).or_else(by_name)
+        let by_place =
+            by_place.filter(|decision| managed(decision) && decision.effect > Effect::Allow);
+        let by_name = names[access as usize].filter(managed);
+        match (by_place, by_name) {
+            (Some(place), name) => Some(under_names(name, place)),
+            (None, name) => name,
+        }
     })
 }
 
@@ -114,7 +167,7 @@ pub fn decide_unix(compiled: &Compiled, peer: UnixPeer<'_>) -> Decision {
                 // What closes the file closes the socket; what only grants less says nothing of sockets.
                 let closed = decide_file(compiled, Access::Read, path).effect == Effect::Deny
                     && write.rule != FILES_DEFAULT;
-                (write.effect != Effect::Deny || closed).then_some(write)
+                (write.effect == Effect::Allow || closed).then_some(write)
             }),
         UnixPeer::Abstract(name) => compiled
             .unix
@@ -214,6 +267,33 @@ pub fn explain_file<'a>(compiled: &'a Compiled, access: Access, path: &Path) -> 
     }
 }
 
+/// Explains executing a program with arguments; see [`command::decide_command`].
+pub fn explain_command<'a, S: AsRef<str>>(
+    compiled: &'a Compiled,
+    path: &Path,
+    arguments: &[S],
+) -> Answer<'a> {
+    let decision = command::decide_command(compiled, path, arguments);
+    let mut chain = Chain::new(compiled);
+    let place = decide_file(compiled, Access::Exec, path);
+    if decision == place {
+        chain.push_file(Access::Exec, path);
+    } else {
+        // From the longest rule that matches to the shortest.
+        for length in (0..=arguments.len()).rev() {
+            let own = command::decide(compiled, |program| program.is(path), &arguments[..length]);
+            if let Some(own) = own {
+                chain.push(own, Some(path.display().to_string()));
+            }
+        }
+        chain.push_file(Access::Exec, path);
+    }
+    Answer {
+        decision,
+        chain: chain.links,
+    }
+}
+
 /// Explains connecting to a UNIX socket.
 pub fn explain_unix<'a>(compiled: &'a Compiled, peer: UnixPeer<'_>) -> Answer<'a> {
     let mut chain = Chain::new(compiled);
@@ -222,7 +302,7 @@ pub fn explain_unix<'a>(compiled: &'a Compiled, peer: UnixPeer<'_>) -> Answer<'a
         UnixPeer::Path(path) => {
             chain.push(decision, Some(path.display().to_string()));
             let write = decide_file(compiled, Access::Write, path);
-            if write.effect != Effect::Deny {
+            if write.effect == Effect::Allow {
                 chain.push(write, Some(path.display().to_string()));
             }
         }
@@ -417,15 +497,17 @@ impl<'a> Chain<'a> {
         while let Some(from) = rest {
             let place = find_place(self.compiled, from);
             let above = place.map(|place| place.path.as_path());
-            let mut part = from;
-            while let Some((at, name)) = named(&self.compiled.names, part, above) {
-                let rule = name.decisions[access as usize];
-                if !self.seen.contains(&rule.rule) {
-                    self.push(rule, Some(at.display().to_string()));
-                }
-                match at.parent() {
-                    Some(parent) if Some(parent) != above => part = parent,
-                    _ => break,
+            let around = place.map_or(NOTHING, |place| place.decisions[access as usize]);
+            // What takes nothing away has no say.
+            let mut names: Vec<(&Path, Decision)> = each_name(&self.compiled.names, from, above)
+                .map(|(at, decisions)| (at, decisions[access as usize]))
+                .filter(|(_, name)| name.effect > Effect::Allow && name.effect >= around.effect)
+                .collect();
+            // The strictest first, and of those the nearest.
+            names.sort_by_key(|(_, name)| std::cmp::Reverse(name.effect));
+            for (at, name) in names {
+                if !self.seen.contains(&name.rule) {
+                    self.push(name, Some(at.display().to_string()));
                 }
             }
             if let Some(place) = place {

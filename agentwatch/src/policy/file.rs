@@ -35,6 +35,8 @@ pub struct PolicyFile {
     pub exec: ExecTable,
     /// Operations on the host around the session.
     pub guard: GuardTable,
+    /// How actions that need approval wait for it.
+    pub approvals: ApprovalsTable,
     /// What the session may use of the host.
     pub limits: LimitsTable,
     /// Which of the environment `run` passes on.
@@ -88,6 +90,76 @@ pub struct FilesTable {
     /// Paths that may not be used at all, and names that may not be wherever they stand: `**/.env`, `**/*.pem`, `**/id_*`.
     #[schemars(with = "Vec<String>")]
     pub deny: Entries,
+    /// Paths, and names wherever they stand, that are read and written only when a person approves.
+    #[schemars(with = "Vec<ApproveForm>")]
+    pub approve: Vec<ApproveEntry>,
+}
+
+/// An entry of `files.approve`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApproveEntry {
+    pub path: Spanned<String>,
+    /// `read`, `write` or both; both where it is left out.
+    pub access: Option<Spanned<Entries>>,
+}
+
+/// How an entry of `files.approve` is written.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "it describes the form, and is never made")]
+enum ApproveForm {
+    /// A path, or a pattern of names.
+    Path(String),
+    Part(ApprovePart),
+}
+
+/// Reading or writing alone.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes the form, and is never made")]
+struct ApprovePart {
+    /// A path, or a pattern of names.
+    path: String,
+    /// What needs approval: both if left out.
+    #[schemars(default)]
+    access: Vec<ApproveAccess>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it describes the form, and is never made")]
+enum ApproveAccess {
+    Read,
+    Write,
+}
+
+/// An entry of a list of `[exec]`, or a command that an expectation asks about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecEntry {
+    /// A path.
+    Program(Spanned<String>),
+    /// A program and the first of its arguments.
+    Command(Spanned<Entries>),
+}
+
+impl ExecEntry {
+    pub fn span(&self) -> Range<usize> {
+        match self {
+            ExecEntry::Program(text) => text.span(),
+            ExecEntry::Command(words) => words.span(),
+        }
+    }
+}
+
+/// How an [`ExecEntry`] is written.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "it describes the form, and is never made")]
+enum ExecForm {
+    /// A path.
+    Program(String),
+    /// A program, by its path or its name, and the first of its arguments.
+    Command(#[schemars(length(min = 1))] Vec<String>),
 }
 
 /// The `[network]` table.
@@ -100,6 +172,12 @@ pub struct NetworkTable {
     /// Addresses that may not be connected to, inside what `allow` names.
     #[schemars(with = "Vec<String>")]
     pub deny: Entries,
+    /// Addresses that are connected to only when a person approves.
+    #[schemars(with = "Vec<String>")]
+    pub approve: Entries,
+    /// What becomes of a connection that no rule decides on: `deny`, if left out, or `approve`.
+    #[schemars(with = "Option<String>")]
+    pub unknown: Option<Spanned<String>>,
     /// Local addresses that may be bound.
     #[schemars(with = "Vec<String>")]
     pub listen: Entries,
@@ -115,9 +193,15 @@ pub struct NetworkTable {
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(deny_unknown_fields, default)]
 pub struct ExecTable {
-    /// Executables, by path, that may not be executed.
-    #[schemars(with = "Vec<String>")]
-    pub deny: Entries,
+    /// What may be executed: executables and directories by path, and commands.
+    #[schemars(with = "Vec<ExecForm>")]
+    pub allow: Vec<ExecEntry>,
+    /// What may not.
+    #[schemars(with = "Vec<ExecForm>")]
+    pub deny: Vec<ExecEntry>,
+    /// What is executed only when a person approves.
+    #[schemars(with = "Vec<ExecForm>")]
+    pub approve: Vec<ExecEntry>,
 }
 
 /// The `[guard]` table.
@@ -130,6 +214,24 @@ pub struct GuardTable {
     /// Guarded operations that no task may allow.
     #[schemars(skip)]
     pub deny: Entries,
+}
+
+/// The `[approvals]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct ApprovalsTable {
+    /// How long an action waits, such as `15m`.
+    #[schemars(with = "Option<String>")]
+    pub timeout: Option<Spanned<String>>,
+    /// What becomes of it then: `deny`, if left out, or `allow`.
+    #[schemars(with = "Option<String>")]
+    pub on_timeout: Option<Spanned<String>>,
+    /// Actions that may wait at the same time.
+    #[schemars(with = "Option<u32>")]
+    pub max_pending: Option<Spanned<i64>>,
+    /// Requests within an hour.
+    #[schemars(with = "Option<u32>")]
+    pub max_per_hour: Option<Spanned<i64>>,
 }
 
 /// The `[limits]` table.
@@ -184,16 +286,16 @@ pub struct ExpectTable {
     /// A path that is opened for writing.
     #[schemars(with = "Option<String>")]
     pub write: Option<Spanned<String>>,
-    /// A path that is executed.
-    #[schemars(with = "Option<String>")]
-    pub exec: Option<Spanned<String>>,
+    /// A path that is executed, or a command: its program and all its arguments.
+    #[schemars(with = "Option<ExecForm>")]
+    pub exec: Option<ExecEntry>,
     /// An address and port, `unix:PATH` or `unix:@NAME`, that is connected to.
     #[schemars(with = "Option<String>")]
     pub connect: Option<Spanned<String>>,
     /// A local address and port that is bound.
     #[schemars(with = "Option<String>")]
     pub listen: Option<Spanned<String>>,
-    /// `allowed` or `denied`.
+    /// `allowed`, `held` or `denied`.
     #[schemars(with = "String")]
     pub verdict: Option<Spanned<String>>,
     /// Id of the rule that decides.
@@ -265,8 +367,19 @@ struct Keys {
 const TOP: Keys = Keys {
     table: "",
     known: &[
-        "name", "mode", "extends", "task", "files", "network", "exec", "guard", "limits", "env",
-        "trace", "expect",
+        "name",
+        "mode",
+        "extends",
+        "task",
+        "files",
+        "network",
+        "exec",
+        "guard",
+        "approvals",
+        "limits",
+        "env",
+        "trace",
+        "expect",
     ],
     managed: &[
         "mode",
@@ -276,8 +389,9 @@ const TOP: Keys = Keys {
         "network",
         "exec",
         "guard",
+        "approvals",
     ],
-    planned: &["redact", "approvals", "approval", "commands"],
+    planned: &["redact"],
 };
 const TASK: Keys = Keys {
     table: "task",
@@ -287,27 +401,41 @@ const TASK: Keys = Keys {
 };
 const FILES: Keys = Keys {
     table: "files",
-    known: &["read", "write", "exec", "deny"],
-    managed: &["deny"],
-    planned: &["approve"],
+    known: &["read", "write", "exec", "deny", "approve"],
+    managed: &["deny", "approve"],
+    planned: &[],
+};
+const APPROVE: Keys = Keys {
+    table: "files.approve",
+    known: &["path", "access"],
+    managed: &["path", "access"],
+    planned: &[],
 };
 const NETWORK: Keys = Keys {
     table: "network",
-    known: &["allow", "deny", "listen", "unix", "families"],
-    managed: &["deny"],
-    planned: &["approve", "domains", "dns", "sni"],
+    known: &[
+        "allow", "deny", "approve", "unknown", "listen", "unix", "families",
+    ],
+    managed: &["deny", "approve", "unknown"],
+    planned: &["domains", "dns", "sni"],
 };
 const EXEC: Keys = Keys {
     table: "exec",
-    known: &["deny"],
-    managed: &["deny"],
-    planned: &["allow", "approve", "argv"],
+    known: &["allow", "deny", "approve"],
+    managed: &["deny", "approve"],
+    planned: &[],
 };
 const GUARD: Keys = Keys {
     table: "guard",
     known: &["allow"],
     managed: &["deny"],
     planned: &["approve"],
+};
+const APPROVALS: Keys = Keys {
+    table: "approvals",
+    known: &["timeout", "on_timeout", "max_pending", "max_per_hour"],
+    managed: &["timeout", "on_timeout", "max_pending", "max_per_hour"],
+    planned: &[],
 };
 const LIMITS: Keys = Keys {
     table: "limits",
@@ -372,6 +500,10 @@ impl Reader<'_> {
                     _ => file.task.acceptance = reader.strings("task", key, value),
                 }),
                 "files" => self.section(&FILES, key, value, |reader, name, key, value| {
+                    if name == "approve" {
+                        file.files.approve = reader.approve(key, value);
+                        return;
+                    }
                     let entries = reader.strings("files", key, value);
                     match name {
                         "read" => file.files.read = entries,
@@ -381,18 +513,46 @@ impl Reader<'_> {
                     }
                 }),
                 "network" => self.section(&NETWORK, key, value, |reader, name, key, value| {
+                    if name == "unknown" {
+                        file.network.unknown = reader.string("network", key, value);
+                        return;
+                    }
                     let entries = reader.strings("network", key, value);
                     match name {
                         "allow" => file.network.allow = entries,
                         "deny" => file.network.deny = entries,
+                        "approve" => file.network.approve = entries,
                         "listen" => file.network.listen = entries,
                         "unix" => file.network.unix = entries,
                         _ => file.network.families = entries,
                     }
                 }),
-                "exec" => self.section(&EXEC, key, value, |reader, _, key, value| {
-                    file.exec.deny = reader.strings("exec", key, value);
+                "exec" => self.section(&EXEC, key, value, |reader, name, key, value| {
+                    let entries = reader.commands(key, value);
+                    match name {
+                        "allow" => file.exec.allow = entries,
+                        "deny" => file.exec.deny = entries,
+                        _ => file.exec.approve = entries,
+                    }
                 }),
+                "approvals" => {
+                    let table = &mut file.approvals;
+                    self.section(
+                        &APPROVALS,
+                        key,
+                        value,
+                        |reader, name, key, value| match name {
+                            "timeout" => table.timeout = reader.string("approvals", key, value),
+                            "on_timeout" => {
+                                table.on_timeout = reader.string("approvals", key, value);
+                            }
+                            "max_pending" => {
+                                table.max_pending = reader.integer("approvals", key, value);
+                            }
+                            _ => table.max_per_hour = reader.integer("approvals", key, value),
+                        },
+                    );
+                }
                 "guard" => self.section(&GUARD, key, value, |reader, name, key, value| {
                     let entries = reader.strings("guard", key, value);
                     match name {
@@ -527,11 +687,14 @@ impl Reader<'_> {
                 ..ExpectTable::default()
             };
             self.section(&EXPECT, key, table, |reader, name, key, value| {
+                if name == "exec" {
+                    one.exec = reader.command("expect.exec", value);
+                    return;
+                }
                 let text = reader.string("expect", key, value);
                 match name {
                     "read" => one.read = text,
                     "write" => one.write = text,
-                    "exec" => one.exec = text,
                     "connect" => one.connect = text,
                     "listen" => one.listen = text,
                     "verdict" => one.verdict = text,
@@ -544,8 +707,83 @@ impl Reader<'_> {
 
     fn strings(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Entries {
         let name = full(table, key.get_ref());
+        self.list(&name, "a list of strings", key, value, |reader, element| {
+            reader.text_in(&name, element)
+        })
+    }
+
+    fn approve(&mut self, key: &Key<'_>, value: &Value<'_>) -> Vec<ApproveEntry> {
+        let name = full(FILES.table, key.get_ref());
+        self.list(&name, "a list", key, value, |reader, element| {
+            if let Some(text) = element.get_ref().as_str() {
+                return Some(ApproveEntry {
+                    path: reader.keep(element, text.to_owned()),
+                    access: None,
+                });
+            }
+            if !element.get_ref().is_table() {
+                reader.wrong_element(
+                    &name,
+                    "strings and tables with `path` and `access`",
+                    element,
+                );
+                return None;
+            }
+            let (mut path, mut access) = (None, None);
+            reader.section(&APPROVE, key, element, |reader, name, key, value| {
+                if name == "path" {
+                    path = reader.string(APPROVE.table, key, value);
+                } else {
+                    let entries = reader.strings(APPROVE.table, key, value);
+                    access = Some(reader.keep(value, entries));
+                }
+            });
+            if path.is_none() {
+                reader.report.push(
+                    Diagnostic::error("the entry has no path", reader.shift(element.span()))
+                        .help("write `{ path = \"…\", access = [\"write\"] }`"),
+                );
+            }
+            Some(ApproveEntry {
+                path: path?,
+                access,
+            })
+        })
+    }
+
+    fn commands(&mut self, key: &Key<'_>, value: &Value<'_>) -> Vec<ExecEntry> {
+        let name = full(EXEC.table, key.get_ref());
+        self.list(&name, "a list", key, value, |reader, element| {
+            reader.command(&name, element)
+        })
+    }
+
+    /// A path, or a list of a program and its arguments.
+    fn command(&mut self, name: &str, value: &Value<'_>) -> Option<ExecEntry> {
+        if let Some(text) = value.get_ref().as_str() {
+            return Some(ExecEntry::Program(self.keep(value, text.to_owned())));
+        }
         let Some(array) = value.get_ref().as_array() else {
-            let mut fault = self.wrong_kind(&name, "a list of strings", key, value);
+            self.wrong_element(name, "strings and lists of strings", value);
+            return None;
+        };
+        let words = array.iter().map(|word| self.text_in(name, word));
+        // All of them, so that every fault is told.
+        let words: Vec<Option<Spanned<String>>> = words.collect();
+        let words: Entries = words.into_iter().collect::<Option<_>>()?;
+        Some(ExecEntry::Command(self.keep(value, words)))
+    }
+
+    fn list<T>(
+        &mut self,
+        name: &str,
+        what: &str,
+        key: &Key<'_>,
+        value: &Value<'_>,
+        mut each: impl FnMut(&mut Self, &Value<'_>) -> Option<T>,
+    ) -> Vec<T> {
+        let Some(array) = value.get_ref().as_array() else {
+            let mut fault = self.wrong_kind(name, what, key, value);
             if let Some(text) = value.get_ref().as_str() {
                 fault = fault.help(format!(
                     "put it in brackets: {} = [{:?}]",
@@ -554,22 +792,28 @@ impl Reader<'_> {
                 ));
             }
             self.report.push(fault);
-            return Entries::new();
+            return Vec::new();
         };
-        let mut entries = Entries::with_capacity(array.len());
-        for element in array.iter() {
-            match element.get_ref().as_str() {
-                Some(text) => entries.push(self.keep(element, text.to_owned())),
-                None => self.report.push(Diagnostic::error(
-                    format!(
-                        "`{name}` holds strings, and this is {}",
-                        kind(element.get_ref())
-                    ),
-                    self.shift(element.span()),
-                )),
-            }
-        }
-        entries
+        let elements = array.iter();
+        elements.filter_map(|element| each(self, element)).collect()
+    }
+
+    fn text_in(&mut self, name: &str, element: &Value<'_>) -> Option<Spanned<String>> {
+        let Some(text) = element.get_ref().as_str() else {
+            self.wrong_element(name, "strings", element);
+            return None;
+        };
+        Some(self.keep(element, text.to_owned()))
+    }
+
+    fn wrong_element(&mut self, name: &str, what: &str, element: &Value<'_>) {
+        self.report.push(Diagnostic::error(
+            format!(
+                "`{name}` holds {what}, and this is {}",
+                kind(element.get_ref())
+            ),
+            self.shift(element.span()),
+        ));
     }
 
     fn string(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Option<Spanned<String>> {
@@ -672,8 +916,8 @@ impl Reader<'_> {
     }
 }
 
-const TABLES: [&Keys; 9] = [
-    &FILES, &NETWORK, &EXEC, &GUARD, &TASK, &LIMITS, &ENV, &TRACE, &SESSIONS,
+const TABLES: [&Keys; 10] = [
+    &FILES, &NETWORK, &EXEC, &GUARD, &APPROVALS, &TASK, &LIMITS, &ENV, &TRACE, &SESSIONS,
 ];
 
 fn full(table: &str, key: &str) -> String {
@@ -776,7 +1020,7 @@ mod tests {
         assert_eq!(file.files.read[0].get_ref(), "/r");
         assert_eq!(&text[file.files.read[0].span()], "\"/r\"");
         assert_eq!(file.network.listen[0].get_ref(), "*");
-        assert_eq!(file.exec.deny[0].get_ref(), "/x");
+        assert!(matches!(&file.exec.deny[0], ExecEntry::Program(path) if path.get_ref() == "/x"));
     }
 
     #[test]
@@ -806,19 +1050,19 @@ error: there is no key `network.foo`
 5 | foo = []
   | ^^^
   |
-  = help: the keys of [network] are `allow`, `deny`, `listen`, `unix`, `families`"
+  = help: the keys of [network] are `allow`, `deny`, `approve`, `unknown`, `listen`, `unix`, `families`"
         );
     }
 
     #[test]
     fn planned_and_misplaced_keys_say_so() {
-        let planned = faults("[approvals]\n[files]\napprove = []\n");
+        let planned = faults("[network]\ndomains = []\n[redact]\n");
         assert!(
-            planned.contains("`approvals` is not yet supported"),
+            planned.contains("`network.domains` is not yet supported"),
             "{planned}"
         );
         assert!(
-            planned.contains("`files.approve` is not yet supported"),
+            planned.contains("`redact` is not yet supported"),
             "{planned}"
         );
         assert!(faults("read = []").contains("`read` stands below a line `[files]`"));
@@ -839,6 +1083,40 @@ error: there is no key `network.foo`
             "`files.write` holds strings, and this is a table",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn entries_have_more_than_one_form() {
+        let text = "[files]\napprove = [\"/a\", { path = \"/b\", access = [\"write\"] }]\n[exec]\napprove = [\"/usr/bin/x\", [\"git\", \"push\"]]\n";
+        let mut report = Report::new("p.toml", text);
+        let file = read(text, Layer::Task, 0, &mut report);
+        assert_eq!(report.render(false), "");
+        assert_eq!(file.files.approve[0].path.get_ref(), "/a");
+        let access = file.files.approve[1].access.as_ref().unwrap();
+        assert_eq!(access.get_ref()[0].get_ref(), "write");
+        let ExecEntry::Command(words) = &file.exec.approve[1] else {
+            panic!("{:?}", file.exec.approve);
+        };
+        assert_eq!(&text[words.span()], "[\"git\", \"push\"]");
+        let wrong = faults(
+            "[files]\napprove = [1, { access = [] }, { path = \"/a\", acces = [] }]\n[exec]\napprove = [1, [\"git\", 2]]\nallow = \"x\"\n[approvals]\ntimeout = 1\nmax_pending = \"x\"\n",
+        );
+        for expected in [
+            "`files.approve` holds strings and tables with `path` and `access`, and this is an integer",
+            "the entry has no path",
+            "there is no key `files.approve.acces`",
+            "did you mean `access`?",
+            "`exec.approve` holds strings and lists of strings, and this is an integer",
+            "`exec.approve` holds strings, and this is an integer",
+            "put it in brackets: allow = [\"x\"]",
+            "`approvals.timeout` must be a string, and this is an integer",
+            "`approvals.max_pending` must be a whole number, and this is a string",
+        ] {
+            assert!(
+                wrong.contains(expected),
+                "{expected} is missing in\n{wrong}"
+            );
         }
     }
 
@@ -934,6 +1212,7 @@ error: there is no key `network.foo`
             ("/$defs/NetworkTable/properties", &NETWORK),
             ("/$defs/ExecTable/properties", &EXEC),
             ("/$defs/GuardTable/properties", &GUARD),
+            ("/$defs/ApprovalsTable/properties", &APPROVALS),
             ("/$defs/TaskTable/properties", &TASK),
             ("/$defs/LimitsTable/properties", &LIMITS),
             ("/$defs/EnvTable/properties", &ENV),

@@ -117,6 +117,10 @@ impl Learner {
         for question in questions(event) {
             self.events += 1;
             match question {
+                Question::Command(path, _) => {
+                    let key = (Access::Exec, path);
+                    self.files.entry(key).or_default().add(&seen);
+                }
                 Question::File(access, path) => {
                     self.files.entry((access, path)).or_default().add(&seen);
                 }

@@ -4,7 +4,8 @@
 use std::{collections::HashMap, net::IpAddr, path::Path};
 
 use super::{
-    check::{self, Checked, FileList, FileRule, NetList, NetRule, Rules},
+    approvals,
+    check::{self, Approval, Checked, CommandList, FileList, FileRule, NetList, NetRule, Rules},
     compile::{Bases, operation},
     diagnostic::{Diagnostic, Report, quote},
     explain::{decide_file, decide_net, enclosing_prefix, find_prefix},
@@ -20,8 +21,9 @@ pub fn lint(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     lint_files(rules, compiled, report);
     lint_network(rules, compiled, report);
     lint_unix(rules, compiled, report);
+    lint_commands(rules, compiled, report);
     lint_floor(rules, compiled, report);
-    let allowing = |effect| effect == Effect::Allow;
+    let allowing = |effect| effect != Effect::Deny;
     let any = compiled
         .places
         .iter()
@@ -67,8 +69,11 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         }
         let over = match rule.list {
             FileList::Read => beside(FileList::Deny).or(beside(FileList::Write)),
-            FileList::Write | FileList::ExecDeny => beside(FileList::Deny),
-            FileList::Exec => beside(FileList::Deny).or(beside(FileList::ExecDeny)),
+            FileList::Write | FileList::ExecDeny | FileList::Approve(_) => beside(FileList::Deny),
+            FileList::Exec | FileList::ExecAllow => beside(FileList::Deny)
+                .or(beside(FileList::ExecDeny))
+                .or(beside(FileList::ExecApprove)),
+            FileList::ExecApprove => beside(FileList::Deny).or(beside(FileList::ExecDeny)),
             FileList::Deny => None,
         };
         if let Some(over) = over {
@@ -127,13 +132,23 @@ fn lint_floor(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         let access = match rule.list {
             FileList::Read => Access::Read,
             FileList::Write => Access::Write,
-            FileList::Exec => Access::Exec,
-            FileList::Deny | FileList::ExecDeny => continue,
+            FileList::Exec | FileList::ExecAllow => Access::Exec,
+            // What is to be approved is, whoever says so first.
+            FileList::Approve(_) | FileList::ExecApprove | FileList::Deny | FileList::ExecDeny => {
+                continue;
+            }
         };
+        let decision = decide_file(compiled, access, &rule.target);
         if is_own(rule, report)
-            && let Some(over) = over(decide_file(compiled, access, &rule.target).rule)
+            && let Some(over) = over(decision.rule)
         {
-            forbidden.push((rule.list.name(), &rule.text, &rule.span, over));
+            forbidden.push((
+                rule.list.name(),
+                &rule.text,
+                &rule.span,
+                over,
+                decision.effect,
+            ));
         }
     }
     for rule in &rules.guards {
@@ -150,20 +165,22 @@ fn lint_floor(rules: &Rules, compiled: &Compiled, report: &mut Report) {
                 denied.index,
                 report.place(denied.span.start)
             );
-            forbidden.push((check::GUARDS, &rule.text, &rule.span, over));
+            forbidden.push((check::GUARDS, &rule.text, &rule.span, over, Effect::Deny));
         }
     }
     let forbidden: Vec<Diagnostic> = forbidden
         .into_iter()
-        .map(|(list, text, span, over)| {
-            Diagnostic::warning(
+        .map(|(list, text, span, over, effect)| {
+            let message = if effect == Effect::Approve {
+                format!("{} in `{list}` needs approval: {over} says so", quote(text))
+            } else {
                 format!(
                     "{} in `{list}` changes nothing: {over} denies it",
                     quote(text)
-                ),
-                span.clone(),
-            )
-            .help("the host's administrator decides that: take it out")
+                )
+            };
+            Diagnostic::warning(message, span.clone())
+                .help("the host's administrator decides that: take it out")
         })
         .collect();
     forbidden
@@ -182,6 +199,47 @@ fn lint_floor(rules: &Rules, compiled: &Compiled, report: &mut Report) {
                 None,
             )
             .help("the host's administrator decides that: take it out"),
+        );
+    }
+    let (_, mut unheard) = approvals::bounded(&rules.approvals, &rules.floor.approvals);
+    if let Some(source) = &rules.unknown_denied
+        && rules.unknown == Some(true)
+    {
+        unheard.push(format!(
+            "`network.unknown` changes nothing: {source} makes it `deny`"
+        ));
+    }
+    for message in unheard {
+        report.push(
+            Diagnostic::warning(message, None)
+                .help("the host's administrator decides that: take it out"),
+        );
+    }
+}
+
+/// Commands that are allowed or approved, and whose programs may not be executed.
+fn lint_commands(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    for rule in &rules.commands {
+        let (program, _) = &rule.target;
+        let denied = |path: &std::path::PathBuf| {
+            decide_file(compiled, Access::Exec, path).effect == Effect::Deny
+        };
+        if rule.list == CommandList::Deny
+            || !is_own(rule, report)
+            || !program.paths().iter().all(denied)
+        {
+            continue;
+        }
+        report.push(
+            Diagnostic::warning(
+                format!(
+                    "{} in `{}` opens no program: executing it is denied",
+                    quote(&rule.text),
+                    rule.list.name()
+                ),
+                rule.span.clone(),
+            )
+            .help("a rule on a command only says more of a program that may be executed: name its path in `exec.allow` or `exec.approve` too"),
         );
     }
 }
@@ -238,23 +296,34 @@ fn is_idle<'a>(
     let stating = beside(FileList::Read).or(beside(FileList::Write));
     match rule.list {
         FileList::Deny => {
-            stating.or(beside(FileList::Exec)).is_none() && !Access::ALL.into_iter().any(around)
+            let stated = [
+                FileList::Exec,
+                FileList::ExecAllow,
+                FileList::ExecApprove,
+                FileList::Approve(Approval::Both),
+                FileList::Approve(Approval::Read),
+                FileList::Approve(Approval::Write),
+            ];
+            stating.or(stated.into_iter().find_map(beside)).is_none()
+                && !Access::ALL.into_iter().any(around)
         }
         FileList::ExecDeny => {
-            beside(FileList::Exec).is_none() && (stating.is_some() || !around(Access::Exec))
+            let stated = [FileList::Exec, FileList::ExecAllow, FileList::ExecApprove];
+            stated.into_iter().find_map(beside).is_none()
+                && (stating.is_some() || !around(Access::Exec))
         }
-        FileList::Read | FileList::Write | FileList::Exec => false,
+        _ => false,
     }
 }
 
 fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     let base = Bases::of(rules).network;
-    // The allows of each prefix; a policy without errors has few that are not covered by others.
+    // What each prefix opens; a policy without errors has few that are not covered by others.
     let mut allows: HashMap<ipnet::IpNet, Vec<Ports>> = HashMap::new();
     for rule in rules
         .network
         .iter()
-        .filter(|rule| rule.list == NetList::Allow)
+        .filter(|rule| matches!(rule.list, NetList::Allow | NetList::Approve))
     {
         for net in &rule.target.nets {
             allows.entry(*net).or_default().push(rule.target.ports);
@@ -326,7 +395,7 @@ fn lint_deny(
             .is_some_and(|allows| allows.iter().any(|ports| ports.overlaps(rule.target.ports)))
             || enclosing_prefix(compiled, NetOp::Connect, *net).is_some_and(|around| {
                 around.ports.iter().any(|port| {
-                    port.decision.effect == Effect::Allow && ports(port).overlaps(rule.target.ports)
+                    port.decision.effect != Effect::Deny && ports(port).overlaps(rule.target.ports)
                 })
             })
     });

@@ -4,7 +4,9 @@
 //! The way is `file` (TOML) → `check` (rules) → `compile` (places and prefixes) → `explain` (answers);
 //! [`load`] goes it in one step.
 
+pub mod approvals;
 pub mod check;
+pub mod command;
 pub mod compile;
 pub mod default;
 pub mod diagnostic;

@@ -122,8 +122,8 @@ pub enum NamePattern {
     Prefix(String),
 }
 
-/// A rule on names. It wins over the places around a file, but not over a place that names that very file. A directory's name
-/// holds for everything below it.
+/// A rule on names. It takes away from what the places around a file say, right by right, and never gives: [`Effect::Allow`]
+/// adds nothing. A place that names that very file wins over it. A directory's name holds for everything below it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
     pub pattern: NamePattern,
@@ -343,6 +343,18 @@ pub struct Floor {
     /// Whether a session must not begin where the kernel cannot hold all of its policy.
     pub refuses_degraded: Option<String>,
     pub sessions: Vec<Admission>,
+    pub approvals: ApprovalBounds,
+}
+
+/// How far a task's [`Approvals`] may go, each bound with the place where it is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ApprovalBounds {
+    pub timeout: Option<(u64, String)>,
+    /// What nobody decides on is denied.
+    pub denies_on_timeout: Option<String>,
+    pub max_pending: Option<(u32, String)>,
+    pub max_per_hour: Option<(u32, String)>,
 }
 
 /// A compiled policy.

@@ -85,6 +85,20 @@ pub fn matches(pattern: &NamePattern, name: &[u8]) -> bool {
     }
 }
 
+/// Whether one pattern is looked up by the same end of a name as another, and matches all that the other does.
+pub fn covers(pattern: &NamePattern, other: &NamePattern) -> bool {
+    match (pattern, other) {
+        (NamePattern::Exact(_), _) => pattern == other,
+        (NamePattern::Suffix(end), NamePattern::Exact(other) | NamePattern::Suffix(other)) => {
+            other.ends_with(end.as_str())
+        }
+        (NamePattern::Prefix(beginning), NamePattern::Prefix(other)) => {
+            other.starts_with(beginning.as_str())
+        }
+        _ => false,
+    }
+}
+
 /// Which of two patterns that match one name is asked first, the greater: by what ends it before what begins it, as the
 /// kernel looks them up, and the longer one of each; a whole name is longer than all its ends.
 pub fn rank(pattern: &NamePattern) -> (bool, usize) {

@@ -50,7 +50,18 @@ pub fn questions(event: &Event) -> Vec<Question> {
             }
         }
         Kind::Exec => {
-            asked.extend(path(&event.file).map(|path| Question::File(Access::Exec, path)))
+            let command = event.process.as_ref().filter(|process| {
+                // Where it was refused, the arguments are those of whoever tried.
+                event.errno.is_none()
+                    && !process.argv_truncated
+                    && (event.file.as_ref()).is_some_and(|file| file.path == process.exe)
+            });
+            asked.extend(path(&event.file).map(|path| {
+                match command.and_then(|process| process.argv.split_first()) {
+                    Some((_, arguments)) => Question::Command(path, arguments.to_vec()),
+                    None => Question::File(Access::Exec, path),
+                }
+            }));
         }
         Kind::Create | Kind::Delete | Kind::Attr | Kind::Rename | Kind::Link => {
             for file in [&event.file, &event.target] {
@@ -86,6 +97,21 @@ pub fn questions(event: &Event) -> Vec<Question> {
         _ => {}
     }
     asked
+}
+
+/// What was decided then, as a policy says it: what a person approved or rejected had to be approved.
+pub fn decided(event: &Event) -> Effect {
+    let rule = event.rule.as_ref().map_or("", |rule| rule.id.as_str());
+    let approved = rule.contains(".approve[")
+        // By `network.unknown`: nothing else allows by that rule.
+        || event.verdict == Verdict::Allowed
+            && rule == super::model::DEFAULT_RULES[super::model::NETWORK_DEFAULT as usize];
+    match event.verdict {
+        _ if approved => Effect::Approve,
+        Verdict::Held => Effect::Approve,
+        Verdict::Allowed => Effect::Allow,
+        Verdict::Denied | Verdict::Audited => Effect::Deny,
+    }
 }
 
 /// A policy as it is bound to the files of this host: a rule on a path that leads through links holds at what the path
@@ -146,9 +172,11 @@ pub struct Backtest {
     pub judged: u64,
     pub passed_over: u64,
     pub newly_denied: Vec<Difference>,
+    /// What is to be approved, and was allowed or denied.
+    pub newly_held: Vec<Difference>,
     pub newly_allowed: Vec<Difference>,
     #[serde(skip)]
-    differences: BTreeMap<(bool, String, &'static str, String), Difference>,
+    differences: BTreeMap<(Effect, String, &'static str, String), Difference>,
     #[serde(skip)]
     used: BTreeSet<RuleIndex>,
 }
@@ -156,7 +184,10 @@ pub struct Backtest {
 impl Backtest {
     /// Judges one more event.
     pub fn judge(&mut self, policy: &Compiled, event: &Event) {
-        if matches!(event.kind, Kind::Session | Kind::Loss | Kind::Exit) {
+        if matches!(
+            event.kind,
+            Kind::Session | Kind::Loss | Kind::Exit | Kind::Approval
+        ) {
             return;
         }
         self.sessions.insert(event.session.id.clone());
@@ -166,29 +197,27 @@ impl Backtest {
             return;
         }
         self.judged += 1;
-        let then_allowed = event.verdict == Verdict::Allowed;
-        let decided: Vec<_> = questions
+        let answers: Vec<_> = questions
             .iter()
             .map(|question| (question, question.answer(policy).decision))
             .collect();
         self.used
-            .extend(decided.iter().map(|(_, decision)| decision.rule));
-        let now_allowed = decided
+            .extend(answers.iter().map(|(_, decision)| decision.rule));
+        // The strictest of them, and of those the first.
+        let strictest = answers
             .iter()
-            .all(|(_, decision)| decision.effect == Effect::Allow);
-        if now_allowed == then_allowed {
-            return;
-        }
-        let shown = decided
-            .iter()
-            .find(|(_, decision)| (decision.effect == Effect::Allow) == now_allowed);
-        let Some((question, decision)) = shown else {
+            .rev()
+            .max_by_key(|(_, decision)| decision.effect);
+        let Some((question, decision)) = strictest else {
             return;
         };
+        if decision.effect == decided(event) {
+            return;
+        }
         let rule = &policy.rules[decision.rule as usize];
         let (action, object) = (question.action(), question.object());
         let key = (
-            now_allowed,
+            decision.effect,
             event.session.id.clone(),
             action,
             object.clone(),
@@ -210,12 +239,13 @@ impl Backtest {
 
     /// Closes the account; gives back the rules that decided nothing.
     pub fn finish<'p>(&mut self, policy: &'p Compiled) -> Vec<&'p super::model::Rule> {
-        for ((allowed, ..), difference) in std::mem::take(&mut self.differences) {
-            if allowed {
-                self.newly_allowed.push(difference);
-            } else {
-                self.newly_denied.push(difference);
-            }
+        for ((effect, ..), difference) in std::mem::take(&mut self.differences) {
+            let differences = match effect {
+                Effect::Allow => &mut self.newly_allowed,
+                Effect::Approve => &mut self.newly_held,
+                Effect::Deny => &mut self.newly_denied,
+            };
+            differences.push(difference);
         }
         policy
             .rules

@@ -4,9 +4,14 @@
 //! Landlock only adds rights going down a tree. A place that takes rights away is made by granting its neighbours
 //! instead of the tree above it, which holds for what exists at the start; where the tree above is writable that would
 //! keep new files from being made, so such a place cannot be had and is reported as missing.
+//!
+//! Landlock cannot hold anything either. What is read or written with approval only is refused, which is said and takes
+//! nothing from what the policy keeps closed; what is executed so is granted, and held by the kernel's programs at the end of
+//! exec, but for scripts, whose interpreter is all that they see there.
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -24,6 +29,8 @@ pub struct Plan {
     pub grants: Vec<Grant>,
     /// What of the policy is not enforced, a sentence each.
     pub missing: Vec<String>,
+    /// What is refused although the policy would ask, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// One right on a tree.
@@ -33,14 +40,18 @@ pub struct Grant {
     pub access: Access,
     /// Places below that do not have the right.
     pub except: Vec<PathBuf>,
+    /// Whether the kernel's programs hold what is executed: a script at `path` itself is not granted.
+    pub held: bool,
 }
 
 /// Works out the grants. Pure: looks at nothing but the policy.
 pub fn plan(policy: &Compiled) -> Plan {
     let mut plan = Plan::default();
     for access in Access::ALL {
-        let allowed =
-            |index: usize| policy.places[index].decisions[access as usize].effect == Effect::Allow;
+        let allowed = |index: usize| {
+            let effect = policy.places[index].decisions[access as usize].effect;
+            effect == Effect::Allow || effect == Effect::Approve && access == Access::Exec
+        };
         for (index, place) in policy.places.iter().enumerate() {
             if !allowed(index) {
                 continue;
@@ -95,8 +106,30 @@ pub fn plan(policy: &Compiled) -> Plan {
                 path: place.path.clone(),
                 access,
                 except: enforced,
+                held: place.decisions[access as usize].effect == Effect::Approve,
             });
         }
+    }
+    let writable = |path: &Path| {
+        policy.places.iter().any(|around| {
+            around.decisions[Access::Write as usize].effect == Effect::Allow
+                && path.starts_with(&around.path)
+        })
+    };
+    // Inside a writable tree it cannot be refused, which is said above.
+    let refused = policy.places.iter().filter(|place| !writable(&place.path));
+    let held = refused.flat_map(|place| {
+        [Access::Read, Access::Write]
+            .map(|access| place.decisions[access as usize])
+            .into_iter()
+            .filter(|decision| decision.effect == Effect::Approve)
+    });
+    for decision in held {
+        let rule = &policy.rules[decision.rule as usize];
+        plan.notes.push(format!(
+            "{} ({}): this kernel cannot hold files: refused instead",
+            rule.id, rule.text
+        ));
     }
     // Wherever something is allowed a file of that name can be, or be made.
     if !plan.grants.is_empty() {
@@ -104,7 +137,10 @@ pub fn plan(policy: &Compiled) -> Plan {
             .names
             .iter()
             .map(|name| {
-                let rule = &policy.rules[name.decisions[Access::Read as usize].rule as usize];
+                let decision = (name.decisions.iter())
+                    .max_by_key(|decision| decision.effect)
+                    .unwrap_or(&name.decisions[0]);
+                let rule = &policy.rules[decision.rule as usize];
                 format!("{} ({})", rule.id, rule.text)
             })
             .collect();
@@ -117,6 +153,8 @@ pub fn plan(policy: &Compiled) -> Plan {
     }
     plan.missing.sort();
     plan.missing.dedup();
+    plan.notes.sort();
+    plan.notes.dedup();
     plan
 }
 
@@ -133,6 +171,9 @@ pub fn apply(plan: &Plan) -> Result<()> {
         .create()
         .context("make a Landlock rule set")?;
     for grant in &plan.grants {
+        if grant.held && is_script(&grant.path) {
+            continue;
+        }
         for path in expand(&grant.path, &grant.except) {
             let Ok(file) = PathFd::new(&path) else {
                 continue;
@@ -154,6 +195,15 @@ pub fn apply(plan: &Plan) -> Result<()> {
         "the kernel does not enforce Landlock; hint: add landlock to lsm= on the kernel's command line"
     );
     Ok(())
+}
+
+/// Whether a file is run by an interpreter that it names; also where that cannot be told.
+fn is_script(path: &Path) -> bool {
+    let mut beginning = [0; 2];
+    let program = fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut beginning))
+        .is_ok_and(|()| beginning != *b"#!");
+    path.is_file() && !program
 }
 
 fn rights(access: Access, abi: ABI) -> BitFlags<AccessFs> {
@@ -220,7 +270,8 @@ mod tests {
             [Grant {
                 path: "/etc".into(),
                 access: Access::Read,
-                except: vec!["/etc/shadow".into()]
+                except: vec!["/etc/shadow".into()],
+                held: false,
             }]
         );
     }
@@ -233,6 +284,42 @@ mod tests {
             ["files.deny[0] (**/.env) closes a name wherever it stands: Landlock cannot"]
         );
         assert!(planned("[files]\ndeny = ['**/.env']\n").missing.is_empty());
+    }
+
+    #[test]
+    fn what_needs_approval_is_refused_but_for_executing() {
+        let plan = planned(
+            "[files]\nread = ['/usr']\nexec = ['/usr']\napprove = ['/srv', {path = '/usr/share', access = ['write']}]\n[exec]\napprove = ['/usr/bin/gh', ['git', 'push']]\n",
+        );
+        assert!(plan.missing.is_empty(), "{:?}", plan.missing);
+        assert_eq!(
+            plan.notes,
+            [
+                "files.approve[0] (/srv): this kernel cannot hold files: refused instead",
+                "files.approve[1] (/usr/share): this kernel cannot hold files: refused instead"
+            ]
+        );
+        let granted: Vec<_> = plan
+            .grants
+            .iter()
+            .map(|grant| (grant.path.to_str().unwrap(), grant.access, grant.held))
+            .collect();
+        assert_eq!(
+            granted,
+            [
+                ("/usr", Access::Read, false),
+                ("/usr/bin/gh", Access::Read, false),
+                ("/usr/share", Access::Read, false),
+                ("/usr", Access::Exec, false),
+                ("/usr/bin/gh", Access::Exec, true),
+                ("/usr/share", Access::Exec, false),
+            ]
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let (script, program) = (directory.path().join("s"), directory.path().join("p"));
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        fs::write(&program, "\x7fELF").unwrap();
+        assert!(is_script(&script) && !is_script(&program) && !is_script(directory.path()));
     }
 
     #[test]

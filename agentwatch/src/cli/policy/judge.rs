@@ -158,6 +158,7 @@ pub(super) fn backtest(
             "judged": backtest.judged,
             "passed_over": backtest.passed_over,
             "newly_denied": backtest.newly_denied,
+            "newly_held": backtest.newly_held,
             "newly_allowed": backtest.newly_allowed,
             "unused_rules": unused,
         });
@@ -172,6 +173,7 @@ pub(super) fn backtest(
         )];
         for (title, differences) in [
             ("newly denied", &backtest.newly_denied),
+            ("newly held", &backtest.newly_held),
             ("newly allowed", &backtest.newly_allowed),
         ] {
             lines.push(format!("{title}: {}", differences.len()));

@@ -12,7 +12,7 @@ use crate::{
     policy::{
         self,
         explain::managed_over,
-        model::{Access, Admission, Compiled, Limits},
+        model::{Access, Admission, Compiled, Effect, Limits},
         sources::Sources,
     },
     session::{cgroup, managed},
@@ -207,8 +207,11 @@ fn follow_links(policy: &mut Compiled) {
         .collect();
     for (index, over) in overs {
         for access in Access::ALL {
-            if let Some(decision) = over[access as usize] {
-                policy.places[index].decisions[access as usize] = decision;
+            let own = &mut policy.places[index].decisions[access as usize];
+            if let Some(decision) = over[access as usize]
+                && decision.effect >= own.effect
+            {
+                *own = decision;
             }
         }
     }
@@ -217,7 +220,8 @@ fn follow_links(policy: &mut Compiled) {
         .iter()
         .map(|rule| match &rule.target {
             policy::model::UnixTarget::Path(path) => path.canonicalize().is_ok_and(|target| {
-                managed_over(policy, &target)[Access::Write as usize].is_some()
+                managed_over(policy, &target)[Access::Write as usize]
+                    .is_some_and(|over| over.effect == Effect::Deny)
             }),
             _ => false,
         })
