@@ -342,6 +342,8 @@ pub struct CommandKey {
     pub arguments: [u8; limits::COMMAND_RULE],
 }
 const _: () = assert!(size_of::<CommandKey>() == 16 + limits::COMMAND_RULE);
+/// Device of a [`CommandKey`] whose arguments begin with a program's name, whatever file has it; the inode is 0.
+pub const BY_NAME: u32 = u32::MAX;
 /// Bits of a [`CommandKey`] before the arguments.
 pub const COMMAND_BASE: u32 = 128;
 

@@ -234,6 +234,15 @@ fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command 
     }
     let mut readable = hold::skip(&mut program.arguments, 1);
     by_arguments(subject, &mut program);
+    let (path, interpreter) = kernel::binprm_names(bprm);
+    if inode == 0 && path != interpreter {
+        // A script, where no LSM program saw how it began: it goes by its name, and stands second or third.
+        let mut rest = program.arguments;
+        readable &= hold::skip(&mut rest, 1);
+        by_name(subject, path, &rest, &mut program);
+        readable &= hold::skip(&mut rest, 1);
+        by_name(subject, path, &rest, &mut program);
+    }
     if is_script {
         let mut script = Command {
             decision: if rule == 0 {
@@ -253,10 +262,16 @@ fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command 
         let added = kernel::binprm_argc(bprm).wrapping_sub(argc);
         readable &= hold::skip(&mut script.arguments, added);
         by_arguments(subject, &mut script);
+        let arguments = script.arguments;
+        by_name(subject, path, &arguments, &mut script);
         let stricter = program.decision.stricter(script.decision);
         if stricter.effect != program.decision.effect || program.decision.allows() {
             program = script;
         }
+    }
+    if !is_script {
+        let arguments = program.arguments;
+        by_name(subject, path, &arguments, &mut program);
     }
     // Arguments that cannot be looked at are nobody's to allow.
     if !readable && subject.flags & flags::COMMANDS != 0 {
@@ -283,6 +298,24 @@ fn by_arguments(subject: &Subject, command: &mut Command) {
     {
         command.decision = said;
         command.by_file = false;
+    }
+}
+
+/// The same of a rule that names no file, by the path that the execution was asked for by: the stricter holds.
+#[inline(always)]
+fn by_name(subject: &Subject, path: u64, arguments: &[u64; 2], command: &mut Command) {
+    if subject.flags & flags::COMMANDS == 0 || command.decision.effect == effect::DENY {
+        return;
+    }
+    let mut said = ALLOWED;
+    if policy::command_by_name(subject.policy, path, arguments, &mut said) != 0
+        && !said.allows()
+    {
+        let stricter = command.decision.stricter(said);
+        if stricter.effect != command.decision.effect {
+            command.by_file = false;
+        }
+        command.decision = stricter;
     }
 }
 

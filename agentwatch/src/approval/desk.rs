@@ -113,6 +113,8 @@ pub struct Pending {
     /// Tries that were the daemon's own doing, and until when more of them are.
     pub excused: u64,
     pub excused_until: u64,
+    /// Whether a command had to be stopped again, as a number.
+    pub restarted: u64,
 }
 
 impl Pending {
@@ -340,6 +342,7 @@ impl Desk {
             urged: false,
             excused: 0,
             excused_until: 0,
+            restarted: 0,
         });
         Filed::New(id)
     }

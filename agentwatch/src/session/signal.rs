@@ -36,6 +36,14 @@ pub fn send(pid: u32, start_ns: u64, signal: Signal) -> Result<bool> {
     }
 }
 
+/// Stops a process that is to be stopped and is not. Whether it was not.
+pub fn stop_again(pid: u32, start_ns: u64) -> bool {
+    let stat = procfs::process::Process::new(pid.cast_signed()).and_then(|it| it.stat());
+    // Stopped, or stopped for who traces it, or at its end.
+    let runs = stat.is_ok_and(|stat| !matches!(stat.state, 'T' | 't' | 'Z' | 'X'));
+    runs && send(pid, start_ns, Signal::SIGSTOP).unwrap_or(false)
+}
+
 /// Whether the process with a number is the one that started then.
 fn is(pid: u32, start_ns: u64) -> bool {
     let Ok(stat) = procfs::process::Process::new(pid.cast_signed()).and_then(|it| it.stat()) else {

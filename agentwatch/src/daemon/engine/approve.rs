@@ -396,12 +396,20 @@ impl Engine {
         let (mut over, mut urged) = (Vec::new(), Vec::new());
         let maps = &self.kernel.maps;
         for pending in self.desk.pending_mut() {
-            let mut tries = 0;
+            let mut tries = pending.restarted;
+            let command = pending.about.is_command();
             pending.tasks.retain(|task| {
                 let hold = maps.hold(task.tid);
                 let waits = hold.is_some_and(|hold| hold.since == task.since);
                 if waits && let Some(hold) = hold {
                     tries += hold.tries;
+                    // Where no program refuses it, others can tell a command to go on. It is frozen; that they tried is told once.
+                    if command
+                        && pending.restarted == 0
+                        && signal::stop_again(task.pid, task.start)
+                    {
+                        pending.restarted = 1;
+                    }
                 }
                 waits
             });

@@ -76,7 +76,8 @@ impl Live {
         }
         // What is merely read says little, and is most of what happens.
         let tells = event.verdict != Verdict::Allowed
-            || !matches!(event.kind, Kind::Open | Kind::Exit | Kind::Session);
+            || (event.errno.is_none()
+                && !matches!(event.kind, Kind::Open | Kind::Exit | Kind::Session));
         if tells {
             if self.recent.len() >= RECENT {
                 self.recent.pop_front();

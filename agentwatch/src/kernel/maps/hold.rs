@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
     limits,
-    policy::{COMMAND_BASE, Command, CommandKey, effect},
+    policy::{BY_NAME, COMMAND_BASE, Command, CommandKey, effect},
 };
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::lpm_trie::Key;
@@ -13,18 +13,11 @@ use aya::maps::lpm_trie::Key;
 use super::{Bound, Found, Maps};
 use crate::{
     kernel::bind,
-    policy::model::{Compiled, Program},
+    policy::{
+        command::USUAL_DIRECTORIES,
+        model::{Compiled, Decision, Effect, Program},
+    },
 };
-
-/// Where a command's name is looked for.
-const USUAL: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
 
 impl Maps {
     /// Enters rules on commands by the programs that they name.
@@ -37,7 +30,7 @@ impl Maps {
         for rule in &policy.commands {
             let candidates: Vec<PathBuf> = match &rule.program {
                 Program::Path(path) => vec![path.clone()],
-                Program::Name(name) => USUAL.iter().map(|dir| Path::new(dir).join(name)).collect(),
+                Program::Name(name) => USUAL_DIRECTORIES.iter().map(|dir| Path::new(dir).join(name)).collect(),
             };
             let mut arguments = [0; limits::COMMAND_RULE];
             let bytes: Vec<u8> = rule
@@ -52,6 +45,10 @@ impl Maps {
             arguments[..bytes.len()].copy_from_slice(&bytes);
             let len = COMMAND_BASE + 8 * bytes.len() as u32;
             let mut found = false;
+            if let Program::Name(name) = &rule.program {
+                // Wherever it stands.
+                found = self.enter_command_by_name(number, name, &bytes, rule.decision, bound)?;
+            }
             for path in candidates {
                 let Ok(Found::File(identity)) = self.identifier.identify(&path) else {
                     continue;
@@ -75,7 +72,7 @@ impl Maps {
                 )?;
                 bound.commands.push((len, key));
             }
-            let allows = rule.decision.effect == crate::policy::model::Effect::Allow;
+            let allows = rule.decision.effect == Effect::Allow;
             if !found && !allows {
                 let id = policy
                     .rules
@@ -87,6 +84,37 @@ impl Maps {
             }
         }
         Ok(())
+    }
+
+    fn enter_command_by_name(
+        &mut self,
+        number: u32,
+        name: &str,
+        arguments: &[u8],
+        decision: Decision,
+        bound: &mut Bound,
+    ) -> Result<bool> {
+        let whole: Vec<u8> = name.bytes().chain([0]).chain(arguments.iter().copied()).collect();
+        if whole.len() > limits::COMMAND_RULE || decision.effect == Effect::Allow {
+            return Ok(false);
+        }
+        let mut key = CommandKey {
+            policy: number,
+            dev: BY_NAME,
+            inode: 0,
+            arguments: [0; limits::COMMAND_RULE],
+        };
+        key.arguments[..whole.len()].copy_from_slice(&whole);
+        let len = COMMAND_BASE + 8 * whole.len() as u32;
+        let value = Command {
+            effect: u32::from(bind::effect_of(decision.effect)),
+            rule: decision.rule,
+        };
+        self.commands.insert(&Key::new(len, key), value, 0).context(
+            "enter a rule on a command into the kernel; hint: too many rules on this host?",
+        )?;
+        bound.commands.push((len, key));
+        Ok(true)
     }
 
     pub(super) fn has_commands(&self, policy: u32) -> bool {
