@@ -24,6 +24,10 @@ pub mod flags {
     pub const LANDLOCK: u32 = 1 << 1;
     /// The policy has rules on names: every file's own name is looked up.
     pub const NAMES: u32 = 1 << 2;
+    /// Every open that is allowed is an event of its own: none is folded.
+    pub const OPENS_ALL: u32 = 1 << 5;
+    /// Opens that are allowed and change nothing are not recorded.
+    pub const OPENS_WRITES: u32 = 1 << 6;
     /// From this bit on: how often the session was taken over.
     pub const EPOCH_SHIFT: u32 = 16;
 }
@@ -309,7 +313,8 @@ pub mod name {
     pub const ABSTRACT: u32 = 2;
 }
 
-/// What a rule on names says; indexed by [`right`], the first alone for sockets.
+/// What a rule on names says; indexed by [`right`], the first alone for sockets. A file's name takes away from what is around it:
+/// allowing adds nothing. What is denied by name is denied for every right.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Name {

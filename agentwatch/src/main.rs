@@ -40,6 +40,7 @@ enum Command {
     Policy(cli::policy::PolicyCommand),
     Doctor(cli::doctor::DoctorArgs),
     Status(cli::status::StatusArgs),
+    Why(cli::why::WhyArgs),
     Collector(cli::collector::CollectorArgs),
     Canary(cli::canary::CanaryArgs),
 }
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => args.run(&runtime_dir),
         Command::Release(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
+        Command::Why(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
         Command::Canary(args) => args.run(),
         command => threaded(command, &runtime_dir),
@@ -94,6 +96,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Reload(_)
             | Command::Release(_)
             | Command::Status(_)
+            | Command::Why(_)
             | Command::Policy(_)
             | Command::Canary(_) => {
                 unreachable!("dispatched by main")

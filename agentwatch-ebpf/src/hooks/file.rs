@@ -2,7 +2,7 @@
 
 use agentwatch_common::{
     event::{access, kind, state, verdict},
-    policy::guard,
+    policy::{flags, guard},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -546,6 +546,18 @@ pub struct Action {
 /// Records an action on one file; used by both backends. A function of its own, for its share of the stack.
 #[inline(never)]
 pub fn record_file(subject: &Subject, action: &Action) -> u32 {
+    // What was refused, or would have been, is recorded whatever is asked for; without the LSM that is worked out later.
+    let judged_later = subject.flags & flags::LANDLOCK != 0 && subject.monitors();
+    let allowed_open =
+        action.what == kind::OPEN && action.verdict == verdict::ALLOWED && !judged_later;
+    if allowed_open
+        && subject.flags & flags::OPENS_WRITES != 0
+        && action.access & !(access::READ | access::LIST) == 0
+    {
+        return 0;
+    }
+    // A name without a file has no identity to fold by.
+    let folds = action.inode != 0 && !(allowed_open && subject.flags & flags::OPENS_ALL != 0);
     let key = emit::key(
         subject,
         action.what,
@@ -557,8 +569,7 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
             u64::from(action.flags),
         ],
     );
-    // A name without a file has no identity to fold by.
-    if action.inode != 0 && emit::fold(subject, &key) {
+    if folds && emit::fold(subject, &key) {
         return 0;
     }
     let Some(mut draft) = emit::begin(action.what, subject, TaskAt::current()) else {
@@ -573,11 +584,11 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     record.access = action.access;
     record.flags = action.flags;
     record.errno = action.errno;
-    if action.inode != 0 {
+    if folds {
         record.state |= state::FOLDED;
     }
     let seq = draft.submit(subject);
-    if action.inode != 0 {
+    if folds {
         emit::remember(&key, seq);
     }
     0

@@ -4,6 +4,7 @@ mod live;
 mod orders;
 mod policies;
 mod prove;
+mod recent;
 mod reload;
 mod resume;
 

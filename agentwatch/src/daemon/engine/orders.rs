@@ -9,7 +9,7 @@ use agentwatch_common::{limits, policy::flags};
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Engine, live::Live, policies};
+use super::{Engine, live::Live, policies, recent::Recent};
 use crate::{
     daemon::{
         control::Peer,
@@ -22,7 +22,7 @@ use crate::{
         model::{Lifecycle, SessionRef},
     },
     kernel::probe,
-    policy::model::Compiled,
+    policy::model::{Compiled, Opens},
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
 };
@@ -132,6 +132,7 @@ impl Engine {
                     .map(Live::row)
                     .collect(),
             }),
+            Request::Why { session, after } => self.order_why(peer, session.as_deref(), after),
             Request::Status => self.status(),
         };
         result.unwrap_or_else(|refusal| Response::Error {
@@ -466,6 +467,7 @@ impl Engine {
             denied: 0,
             holding,
             told: vec![event],
+            recent: Recent::default(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);
@@ -483,7 +485,7 @@ impl Engine {
         holding: &Holding,
         path: &Path,
     ) -> Result<(crate::kernel::maps::Bound, u64)> {
-        let bits = self.flags(plan.mode);
+        let bits = self.flags(plan.mode, &plan.policy);
         let _ = holding;
         let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
         let rest = (|| {
@@ -510,8 +512,12 @@ impl Engine {
     }
 
     /// Bits of a session's binding.
-    pub(super) fn flags(&self, mode: Mode) -> u32 {
-        let mut bits = 0;
+    pub(super) fn flags(&self, mode: Mode, policy: &Compiled) -> u32 {
+        let mut bits = match policy.opens {
+            Opens::Fold => 0,
+            Opens::All => flags::OPENS_ALL,
+            Opens::Writes => flags::OPENS_WRITES,
+        };
         if mode == Mode::Monitor {
             bits |= flags::MONITOR;
         }
