@@ -313,8 +313,7 @@ pub mod name {
     pub const ABSTRACT: u32 = 2;
 }
 
-/// What a rule on names says; indexed by [`right`], the first alone for sockets. A file's name takes away from what is around it:
-/// allowing adds nothing. What is denied by name is denied for every right.
+/// What a rule on names says; indexed by [`right`], the first alone for sockets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Name {

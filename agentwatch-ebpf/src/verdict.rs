@@ -7,7 +7,7 @@ use agentwatch_common::{
     event::Scratch,
     limits,
     policy::{
-        BY_MAGIC, ChildKey, Held, NAME_BASE, Name, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
+        BY_MAGIC, ChildKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
         PrefixKey, effect, flags, found, name, net, place, right, rule,
     },
     stats,
@@ -211,9 +211,8 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
         return 1;
     }
     if flags & flags::NAMES != 0 {
-        let mut names = SILENT;
-        named(policy, dentry.address(), &mut names);
-        take_away(&names, held);
+        // A rule on the name is nearer than anything above.
+        named(policy, dentry.address(), held);
     }
     if held.found != found::NAME && held.found != found::NOTHING {
         held.found = found::ABOVE;
@@ -438,8 +437,6 @@ struct Climb {
     flags: u32,
     done: u32,
     held: *mut Held,
-    /// What rules on the names on the way take away.
-    names: Name,
 }
 
 /// The same walk as [`directory`]'s without its limit and by address: what is too deep for it, and what has no type.
@@ -452,7 +449,6 @@ fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
         flags,
         done: 0,
         held,
-        names: SILENT,
     };
     // SAFETY: the callback takes a number and the context that stands here.
     unsafe {
@@ -470,7 +466,6 @@ fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
     if has(held, place::CHILDREN) && held.steps > 0 {
         descend(policy, dentry, held);
     }
-    take_away(&climb.names, held);
     0
 }
 
@@ -493,13 +488,9 @@ extern "C" fn step_up(_index: u32, context: *mut c_void) -> i64 {
         climb.done = 1;
         return 1;
     }
-    if climb.flags & flags::NAMES != 0 {
-        named(climb.policy, entry.0, &mut climb.names);
-        // Nothing above says more.
-        if climb.names.effects[right::READ] == effect::DENY {
-            climb.done = 1;
-            return 1;
-        }
+    if climb.flags & flags::NAMES != 0 && named(climb.policy, entry.0, held) != 0 {
+        climb.done = 1;
+        return 1;
     }
     let parent = entry.parent();
     if parent.0 == entry.0 || parent.0 == 0 {
@@ -614,73 +605,23 @@ fn zero(name: &mut [u8; limits::NAME]) {
     }
 }
 
-/// What no rule on names says anything about.
-const SILENT: Name = Name {
-    effects: [effect::ALLOW; 3],
-    _pad: 0,
-    rules: [rule::FILES_DEFAULT; 3],
-};
-
-/// Adds what the rules on the name of a file say to what those on names below it say.
+/// Whether there is a rule on the name of a file.
 #[inline(never)]
-fn named(policy: u32, dentry: u64, names: &mut Name) -> u32 {
+fn named(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     lookup_name(
         policy,
         name::SUFFIX,
         DentryAt(dentry).name(),
         u32::MAX,
-        names,
+        held,
     )
-}
-
-/// Which of two effects is stricter, the greater.
-#[inline(always)]
-fn strictness(effect: u8) -> u8 {
-    match effect {
-        effect::ALLOW => 0,
-        effect::HOLD => 1,
-        _ => 2,
-    }
-}
-
-/// Adds a rule on names further up: of two that are as strict the nearer one is named.
-#[inline(always)]
-fn add_name(names: &mut Name, further: &Name) {
-    for right in 0..3 {
-        if strictness(further.effects[right]) > strictness(names.effects[right]) {
-            names.effects[right] = further.effects[right];
-            names.rules[right] = further.rules[right];
-        }
-    }
-}
-
-/// Takes away what rules on names do, right by right.
-#[inline(always)]
-fn take_away(names: &Name, held: &mut Held) {
-    // What denies, denies everything.
-    if names.effects[right::READ] == effect::DENY {
-        clear(held);
-        held.place.effects = names.effects;
-        held.place.rules = names.rules;
-        held.place.socket_rule = names.rules[0];
-        held.place.flags = place::EXEC_DENIED;
-        held.found = found::NAME;
-        return;
-    }
-    for right in 0..3 {
-        if names.effects[right] == effect::HOLD && held.place.effects[right] != effect::DENY {
-            held.place.effects[right] = effect::HOLD;
-            held.place.rules[right] = names.rules[right];
-        }
-    }
 }
 
 /// Looks a name up among the rules on names: a file's by its end and then by its beginning, a socket's by its beginning.
 #[inline(always)]
-fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, names: &mut Name) -> u32 {
+fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) -> u32 {
     let Some(scratch) = emit::take() else {
-        // Without room to look, nothing may pass.
-        names.effects = [effect::DENY; 3];
+        clear(held);
         return 1;
     };
     // SAFETY: the slot is ours, and long enough for a key and a name behind it.
@@ -711,20 +652,21 @@ fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, names: &mut Name)
                 .write_volatile(read as u32)
         };
         fill_name(scratch, policy, kind);
-        if let Some(found) = NAMES.get(&*key) {
-            if kind == name::ABSTRACT {
-                *names = *found;
-            } else {
-                add_name(names, found);
-            }
-            hit = 1;
-        }
-        if kind == name::SUFFIX && names.effects[right::READ] != effect::DENY {
+        let mut found = NAMES.get(&*key);
+        if found.is_none() && kind == name::SUFFIX {
             fill_name(scratch, policy, name::PREFIX);
-            if let Some(found) = NAMES.get(&*key) {
-                add_name(names, found);
-                hit = 1;
+            found = NAMES.get(&*key);
+        }
+        if let Some(found) = found {
+            clear(held);
+            held.place.effects = found.effects;
+            held.place.rules = found.rules;
+            held.place.socket_rule = found.rules[0];
+            if found.effects[right::EXEC] == effect::DENY {
+                held.place.flags = place::EXEC_DENIED;
             }
+            held.found = found::NAME;
+            hit = 1;
         }
     }
     emit::give_back(scratch);
@@ -794,15 +736,17 @@ extern "C" fn spell(index: u32, context: *mut c_void) -> i64 {
 /// Decides on a UNIX socket by its abstract name.
 #[inline(always)]
 pub fn abstract_name(subject: &Subject, address: u64, len: u32) -> Decision {
-    let mut names = Name {
-        effects: [effect::DENY; 3],
-        _pad: 0,
-        rules: [rule::UNIX_DEFAULT; 3],
-    };
-    lookup_name(subject.policy, name::ABSTRACT, address, len, &mut names);
+    // SAFETY: as above.
+    let held = unsafe { &mut (*subject.tag).held };
+    if lookup_name(subject.policy, name::ABSTRACT, address, len, held) == 0 {
+        return Decision {
+            effect: effect::DENY,
+            rule: rule::UNIX_DEFAULT,
+        };
+    }
     Decision {
-        effect: names.effects[0],
-        rule: names.rules[0],
+        effect: held.place.effects[0],
+        rule: held.place.rules[0],
     }
 }
 

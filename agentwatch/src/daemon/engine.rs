@@ -4,7 +4,7 @@ mod live;
 mod orders;
 mod policies;
 mod prove;
-mod recent;
+mod refused;
 mod reload;
 mod resume;
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use jiff::Timestamp;
 
-use super::recent::Recent;
+use super::refused::Refusals;
 use crate::{
     daemon::launch::{Holding, Origin},
     event::{Event, Verdict, account::Account, enrich::Subject},
@@ -46,7 +46,7 @@ pub struct Live {
     /// The events of its start and of what has changed since, the newest of them.
     pub told: Vec<Event>,
     /// What was denied or held last.
-    pub recent: Recent,
+    pub refused: Refusals,
 }
 
 /// Events of a session's life that are told again after a restart.
@@ -68,7 +68,7 @@ impl Live {
 
     pub fn saw(&mut self, event: &Event) {
         self.events += 1;
-        self.recent.saw(event);
+        self.refused.saw(event);
         if event.verdict == Verdict::Denied {
             self.denied += 1;
         }

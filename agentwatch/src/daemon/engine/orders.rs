@@ -9,7 +9,7 @@ use agentwatch_common::{limits, policy::flags};
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Engine, live::Live, policies, recent::Recent};
+use super::{Engine, live::Live, policies, refused::Refusals};
 use crate::{
     daemon::{
         control::Peer,
@@ -467,7 +467,7 @@ impl Engine {
             denied: 0,
             holding,
             told: vec![event],
-            recent: Recent::default(),
+            refused: Refusals::default(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);

@@ -14,7 +14,7 @@ use agentwatch_common::policy::flags;
 use anyhow::Result;
 use tokio::sync::mpsc;
 
-use super::{Engine, live::Live, recent::Recent};
+use super::{Engine, live::Live, refused::Refusals};
 use crate::{
     daemon::{
         launch,
@@ -268,7 +268,7 @@ impl Engine {
             denied: 0,
             holding,
             told: record.told,
-            recent: Recent::default(),
+            refused: Refusals::default(),
         };
         live.changed(&event);
         self.inheritance.known.insert(record.id.clone());

@@ -16,13 +16,13 @@ const KEPT: usize = 32;
 
 /// The last of them, the oldest first.
 #[derive(Default)]
-pub struct Recent {
+pub struct Refusals {
     events: VecDeque<(u64, Event)>,
     /// How many there have been.
     count: u64,
 }
 
-impl Recent {
+impl Refusals {
     pub fn saw(&mut self, event: &Event) {
         if matches!(event.verdict, Verdict::Allowed) {
             return;
@@ -72,7 +72,7 @@ impl Engine {
         Ok(Response::Why {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
-            count: live.recent.count,
+            count: live.refused.count,
             refused: refused(live, after),
         })
     }
@@ -91,7 +91,7 @@ impl Engine {
 }
 
 fn refused(live: &Live, after: u64) -> Vec<Refused> {
-    let events = live.recent.events.iter();
+    let events = live.refused.events.iter();
     events
         .filter(|(number, _)| *number > after)
         .map(|(number, event)| {
@@ -119,16 +119,16 @@ mod tests {
 
     #[test]
     fn the_newest_are_kept() {
-        let mut recent = Recent::default();
+        let mut refused = Refusals::default();
         for number in 0..100 {
             let mut event = sample(Kind::Open);
             event.verdict = [Verdict::Allowed, Verdict::Denied, Verdict::Held][number % 3];
             event.seq = number as u64;
-            recent.saw(&event);
+            refused.saw(&event);
         }
-        assert_eq!(recent.count, 66);
-        assert_eq!(recent.events.len(), KEPT);
-        let (first, last) = (recent.events.front(), recent.events.back());
+        assert_eq!(refused.count, 66);
+        assert_eq!(refused.events.len(), KEPT);
+        let (first, last) = (refused.events.front(), refused.events.back());
         assert_eq!(first.map(|(number, _)| *number), Some(35));
         assert_eq!(
             last.map(|(number, event)| (*number, event.seq)),
