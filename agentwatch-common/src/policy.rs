@@ -28,6 +28,10 @@ pub mod flags {
     pub const COMMANDS: u32 = 1 << 3;
     /// The policy holds connections for a person.
     pub const HOLDS: u32 = 1 << 4;
+    /// Every open that is allowed is an event of its own: none is folded.
+    pub const OPENS_ALL: u32 = 1 << 5;
+    /// Opens that are allowed and change nothing are not recorded.
+    pub const OPENS_WRITES: u32 = 1 << 6;
     /// From this bit on: how often the session was taken over.
     pub const EPOCH_SHIFT: u32 = 16;
 }

@@ -45,6 +45,7 @@ enum Command {
     Policy(cli::policy::PolicyCommand),
     Doctor(cli::doctor::DoctorArgs),
     Status(cli::status::StatusArgs),
+    Why(cli::why::WhyArgs),
     Collector(cli::collector::CollectorArgs),
     Canary(cli::canary::CanaryArgs),
 }
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         Command::Grants(args) => args.run(&runtime_dir),
         Command::Revoke(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
+        Command::Why(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
         Command::Canary(args) => args.run(),
         command => threaded(command, &runtime_dir),
@@ -109,6 +111,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Grants(_)
             | Command::Revoke(_)
             | Command::Status(_)
+            | Command::Why(_)
             | Command::Policy(_)
             | Command::Canary(_) => {
                 unreachable!("dispatched by main")

@@ -3,7 +3,7 @@
 use agentwatch_common::{
     event::{access, kind, state, verdict},
     hold::RESTART,
-    policy::guard,
+    policy::{flags, guard},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -620,6 +620,23 @@ pub struct Action {
 /// Records an action on one file; used by both backends. A function of its own, for its share of the stack.
 #[inline(never)]
 pub fn record_file(subject: &Subject, action: &Action) -> u32 {
+    // What was refused, or would have been, is recorded whatever is asked for; without the LSM that is worked out later.
+    let judged_later = subject.flags & flags::LANDLOCK != 0 && subject.monitors();
+    let allowed_open = action.what == kind::OPEN
+        && action.verdict == verdict::ALLOWED
+        && action.state == 0
+        && !judged_later;
+    if allowed_open
+        && subject.flags & flags::OPENS_WRITES != 0
+        && action.access & !(access::READ | access::LIST) == 0
+    {
+        return 0;
+    }
+    // A name without a file has no identity to fold by, and each time that a person is asked counts.
+    let folds = action.inode != 0
+        && action.verdict != verdict::HELD
+        && action.state == 0
+        && !(allowed_open && subject.flags & flags::OPENS_ALL != 0);
     let key = emit::key(
         subject,
         action.what,
@@ -631,8 +648,6 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
             u64::from(action.flags),
         ],
     );
-    // A name without a file has no identity to fold by, and each time that a person is asked counts.
-    let folds = action.inode != 0 && action.verdict != verdict::HELD && action.state == 0;
     if folds && emit::fold(subject, &key) {
         return 0;
     }

@@ -6,7 +6,10 @@
 use std::{
     ffi::OsString,
     io::Read as _,
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -16,6 +19,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, pthread_sigmask, raise, signal},
         signalfd::SignalFd,
@@ -24,7 +28,11 @@ use nix::{
     unistd::{ForkResult, Pid, fork},
 };
 
-use super::{control, output::escape};
+use super::{
+    control,
+    notes::{self, Notes},
+    output::escape,
+};
 use crate::{
     event::Mode,
     session::landlock,
@@ -65,6 +73,9 @@ pub struct RunArgs {
     /// Start although this kernel cannot enforce all of the policy
     #[arg(long)]
     accept_degraded: bool,
+    /// Say nothing on the terminal of what is refused while the command runs
+    #[arg(long)]
+    quiet: bool,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -136,7 +147,8 @@ impl RunArgs {
                 let mut session = String::new();
                 hear.read_to_string(&mut session)
                     .context("hear from the child")?;
-                let code = attend(child, &signals)?;
+                let notes = (!self.quiet).then(|| Notes::on_terminal(runtime_dir, &session));
+                let code = attend(child, &signals, notes.flatten())?;
                 if !session.is_empty() {
                     report(runtime_dir, &Request::Exited { session, code });
                 }
@@ -257,8 +269,19 @@ fn shed() {
     }
 }
 
+/// Waits for a signal; whether one has come.
+fn wait_for(descriptor: &SignalFd, pause: Duration) -> Result<bool> {
+    let mut waiting = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+    let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
+    match poll(&mut waiting, pause) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error).context("wait for a signal"),
+    }
+}
+
 /// Waits for the command, passing signals on; gives back its exit code, 128 and the signal where one ended it.
-fn attend(child: Pid, signals: &SigSet) -> Result<i32> {
+fn attend(child: Pid, signals: &SigSet, mut notes: Option<Notes>) -> Result<i32> {
     let descriptor = SignalFd::new(signals).context("listen for signals")?;
     loop {
         let status = waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED));
@@ -274,6 +297,12 @@ fn attend(child: Pid, signals: &SigSet) -> Result<i32> {
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("wait for the command"),
+        }
+        if let Some(notes) = &mut notes
+            && !wait_for(&descriptor, notes::PAUSE)?
+        {
+            notes.look();
+            continue;
         }
         let Some(info) = descriptor.read_signal().context("wait for a signal")? else {
             continue;

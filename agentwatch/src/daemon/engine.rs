@@ -5,6 +5,7 @@ mod live;
 mod orders;
 mod policies;
 mod prove;
+mod refused;
 mod reload;
 mod resume;
 

@@ -125,7 +125,7 @@ fn every_expectation_on_the_page_is_met() {
         let failed = super::expect::test(&examined.expect, &compiled, &mut examined.report);
         assert_eq!(failed, 0, "{}", examined.report.render(false));
     }
-    assert_eq!(asked, 5, "the page has lost expectations");
+    assert_eq!(asked, 12, "the page has lost expectations");
 }
 
 #[test]

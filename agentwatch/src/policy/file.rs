@@ -268,7 +268,8 @@ pub struct EnvTable {
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(deny_unknown_fields, default)]
 pub struct TraceTable {
-    /// How opens are recorded: `fold`, equal ones as one event with a count.
+    /// Which opens are recorded: `fold`, equal ones as one event with a count; `all`, each as an event of its own; `writes`,
+    /// only those that change something, and what is denied.
     #[schemars(with = "Option<String>")]
     pub opens: Option<Spanned<String>>,
 }

@@ -347,29 +347,40 @@ mod properties {
     }
 
     proptest! {
-        /// Whatever a task says: what the floor denies stays denied, and by the floor; and the floor gives nothing.
+        /// Whatever a task says: what the floor denies stays denied, and by the floor; what it has approved is not allowed
+        /// without; and the floor gives nothing.
         #[test]
         fn a_task_only_narrows(
-            read in paths(), write in paths(), exec in paths(), deny in paths(),
-            floor in paths(), floor_exec in paths(), named in any::<bool>(), asked in paths(),
+            read in paths(), write in paths(), exec in paths(), deny in paths(), approve in paths(),
+            floor in paths(), floor_exec in paths(), floor_approve in paths(), floor_names in 0..4_u8,
+            (task_names, asked) in (0..4_u8, paths()),
         ) {
-            let text = format!("[files]\nread = {read:?}\nwrite = {write:?}\nexec = {exec:?}\ndeny = {deny:?}\n");
+            let named = floor_names == 1;
+            let mut task_approve = approve.clone();
+            task_approve.extend((task_names == 1).then(|| "**/b*".to_owned()));
+            task_approve.extend((task_names == 2).then(|| "**/b".to_owned()));
+            let text = format!("[files]\nread = {read:?}\nwrite = {write:?}\nexec = {exec:?}\ndeny = {deny:?}\napprove = {task_approve:?}\n");
             let mut denied: Vec<String> = floor.clone();
             if named {
                 denied.push("**/b".to_owned());
             }
-            let managed = format!("[files]\ndeny = {denied:?}\n[exec]\ndeny = {floor_exec:?}\n");
+            let mut approved = floor_approve.clone();
+            approved.extend((floor_names == 2).then(|| "*b".to_owned()));
+            let managed = format!("[files]\ndeny = {denied:?}\napprove = {approved:?}\n[exec]\ndeny = {floor_exec:?}\n");
             let (with, without) = (compiled(&text, &[], &[&managed]), compiled(&text, &[], &[]));
             for path in asked.iter().chain(&read).chain(&write).chain(&exec) {
                 let path = Path::new(path);
                 let covers = |list: &[String]| list.iter().any(|rule| path.starts_with(rule));
-                let by_name = named && path.components().any(|name| name.as_os_str() == "b");
+                let has_name = path.components().any(|name| name.as_os_str() == "b");
+                let by_name = named && has_name;
                 for access in Access::ALL {
                     let decision = decide_file(&with, access, path);
                     let forbidden = covers(&floor) || by_name || access == Access::Exec && covers(&floor_exec);
                     let task = decide_file(&without, access, path);
                     if forbidden {
                         prop_assert_eq!(decision.effect, Effect::Deny, "{:?} {:?}", access, path);
+                    } else if access != Access::Exec && (covers(&floor_approve) || floor_names == 2 && has_name) {
+                        prop_assert_eq!(decision.effect, task.effect.max(Effect::Approve), "{:?} {:?}", access, path);
                     } else {
                         prop_assert_eq!(decision.effect, task.effect, "{:?} {:?}", access, path);
                     }

@@ -214,24 +214,19 @@ pub fn opens(opens: Option<Spanned<String>>, report: &mut Report) -> Option<Open
     let opens = opens?;
     match opens.get_ref().as_str() {
         "fold" => Some(Opens::Fold),
-        // The kernel's programs fold whatever repeats.
-        "all" | "writes" => {
-            report.push(
-                Diagnostic::error(
-                    format!("recording {} is not yet supported", quote(opens.get_ref())),
-                    opens.span(),
-                )
-                .help("leave it out, or write `fold`: equal opens are one event with a count"),
-            );
-            None
-        }
+        "all" => Some(Opens::All),
+        "writes" => Some(Opens::Writes),
         other => {
             report.push(
                 Diagnostic::error(
                     format!("{} is not a way to record opens", quote(other)),
                     opens.span(),
                 )
-                .help(suggestion(other, &["fold"], "the ways are")),
+                .help(suggestion(
+                    other,
+                    &["fold", "all", "writes"],
+                    "the ways are",
+                )),
             );
             None
         }
@@ -280,6 +275,10 @@ mod tests {
             }
         );
         assert_eq!(compiled.opens, Opens::Fold);
+        for (text, expected) in [("all", Opens::All), ("writes", Opens::Writes)] {
+            let (compiled, _) = examined(&format!("[trace]\nopens = \"{text}\"\n"));
+            assert_eq!(compiled.unwrap().opens, expected);
+        }
         assert_eq!(compiled.task.goal.as_deref(), Some("g"));
         assert_eq!(compiled.task.acceptance, ["make"]);
     }
@@ -297,7 +296,6 @@ mod tests {
             ("[limits]\nwall_time = \"-1h\"", "not a time"),
             ("[limits]\nwall_time = \"1ms\"", "not a time"),
             ("[trace]\nopens = \"fodl\"", "did you mean `fold`?"),
-            ("[trace]\nopens = \"all\"", "not yet supported"),
             ("[env]\npass = [\"A=b\"]", "not the name of a variable"),
             ("[env]\ndrop = [\"*\"]", "not the name of a variable"),
             ("[task]\ngoal = \"\\u001b[2J\"", "control characters"),

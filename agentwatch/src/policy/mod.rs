@@ -4,6 +4,7 @@
 //! The way is `file` (TOML) → `check` (rules) → `compile` (places and prefixes) → `explain` (answers);
 //! [`load`] goes it in one step.
 
+pub mod advice;
 pub mod approvals;
 pub mod check;
 pub mod command;

@@ -323,6 +323,10 @@ pub enum Opens {
     /// Equal ones as one event with a count.
     #[default]
     Fold,
+    /// Each as an event of its own.
+    All,
+    /// Those that change something, equal ones as one event; what is denied is recorded in any case.
+    Writes,
 }
 
 /// Who may start sessions, as one managed file says. Users and groups together; anyone where both are absent.

@@ -17,13 +17,27 @@ use super::{
 /// Patterns over the same few names.
 const PATTERNS: [&str; 6] = ["**/a", "*-", "**/a*", "**/b", "*a", "**/é*"];
 
-const LISTS: [&str; 5] = [
+/// Lists of a policy about files, in the order of [`FileLists`].
+const LISTS: [&str; 9] = [
     "files.read",
     "files.write",
     "files.exec",
     "files.deny",
     "exec.deny",
+    "files.approve",
+    "files.approve",
+    "files.approve",
+    "exec.approve",
 ];
+const READ: usize = 0;
+const WRITE: usize = 1;
+const EXEC: usize = 2;
+const DENY: usize = 3;
+const EXEC_DENY: usize = 4;
+const APPROVE: usize = 5;
+const APPROVE_READ: usize = 6;
+const APPROVE_WRITE: usize = 7;
+const EXEC_APPROVE: usize = 8;
 
 fn context() -> Context {
     Context {
@@ -47,76 +61,150 @@ fn paths() -> impl Strategy<Value = String> {
         .prop_map(|names| format!("/{}", names.join("/")))
 }
 
-type FileLists = [Vec<String>; 5];
+type FileLists = [Vec<String>; 9];
 
-/// Patterns stand among the paths of `files.deny`.
+/// Patterns stand among the paths of what is denied and approved.
 fn file_policy() -> impl Strategy<Value = FileLists> {
-    let patterns = prop::sample::subsequence(PATTERNS.to_vec(), 0..3);
+    let patterns = || prop::sample::subsequence(PATTERNS.to_vec(), 0..3);
     (
-        prop::array::uniform5(prop::collection::vec(paths(), 0..6)),
-        patterns,
+        prop::array::uniform9(prop::collection::vec(paths(), 0..4)),
+        [patterns(), patterns(), patterns()],
     )
         .prop_map(|(mut lists, patterns)| {
-            lists[3].extend(patterns.into_iter().map(str::to_owned));
+            for (list, patterns) in [DENY, APPROVE, APPROVE_WRITE].into_iter().zip(patterns) {
+                lists[list].extend(patterns.into_iter().map(str::to_owned));
+            }
             lists
         })
 }
 
-/// The pattern that is asked first about a name: by its end, by its beginning, the longer one each.
-fn reference_name(lists: &FileLists, name: &str) -> Option<String> {
-    let found = lists[3].iter().enumerate().filter_map(|(index, text)| {
-        let pattern = text.strip_prefix("**/").unwrap_or(text);
-        let rank = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-            _ if text.starts_with('/') => None,
-            (Some(end), _) => name.ends_with(end).then_some((1, end.len())),
-            (_, Some(beginning)) => name.starts_with(beginning).then_some((0, beginning.len())),
-            _ => (name == pattern).then_some((1, name.len() + 1)),
-        };
-        rank.map(|rank| (rank, index))
-    });
-    found
-        .max_by_key(|(rank, _)| *rank)
-        .map(|(_, index)| format!("files.deny[{index}]"))
-}
-
 fn file_text(lists: &FileLists) -> String {
+    let part = |list: usize, access: &str| {
+        let entries = lists[list].iter();
+        entries
+            .map(|path| format!("{{ path = {path:?}, access = [{access:?}] }}, "))
+            .collect::<String>()
+    };
+    let plain: String = (lists[APPROVE].iter())
+        .map(|path| format!("{path:?}, "))
+        .collect();
+    let (read, write) = (part(APPROVE_READ, "read"), part(APPROVE_WRITE, "write"));
     format!(
-        "[files]\nread = {:?}\nwrite = {:?}\nexec = {:?}\ndeny = {:?}\n[exec]\ndeny = {:?}\n",
-        lists[0], lists[1], lists[2], lists[3], lists[4]
+        "[files]\nread = {:?}\nwrite = {:?}\nexec = {:?}\ndeny = {:?}\napprove = [{plain}{read}{write}]\n[exec]\ndeny = {:?}\napprove = {:?}\n",
+        lists[READ], lists[WRITE], lists[EXEC], lists[DENY], lists[EXEC_DENY], lists[EXEC_APPROVE]
     )
 }
 
-/// The first place upwards that says something about the right decides.
-fn reference_file(lists: &FileLists, access: Access, path: &Path) -> (Effect, String) {
-    for place in path.ancestors() {
-        let said = |list: usize| {
-            lists[list]
-                .iter()
-                .position(|rule| Path::new(rule) == place)
-                .map(|index| format!("{}[{index}]", LISTS[list]))
-        };
-        let (read, write, exec, deny, exec_deny) = (said(0), said(1), said(2), said(3), said(4));
-        let states = read.clone().or(write.clone());
-        let word = match access {
-            _ if deny.is_some() => deny.map(|rule| (Effect::Deny, rule)),
-            Access::Read => states.map(|rule| (Effect::Allow, rule)),
-            Access::Write => write
-                .map(|rule| (Effect::Allow, rule))
-                .or(states.map(|rule| (Effect::Deny, rule))),
-            Access::Exec => exec_deny
-                .map(|rule| (Effect::Deny, rule))
-                .or(exec.map(|rule| (Effect::Allow, rule)))
-                .or(states.map(|rule| (Effect::Deny, rule))),
-        };
-        if let Some(word) = word {
-            return word;
-        }
-        let name = place.file_name().and_then(|name| name.to_str());
-        if let Some(rule) = name.and_then(|name| reference_name(lists, name)) {
-            return (Effect::Deny, rule);
-        }
+/// The id of a rule by its list and place there.
+fn id(lists: &FileLists, list: usize, at: usize) -> String {
+    // What needs approval stands in one list, one sort after the other.
+    let before: usize = (APPROVE..list.min(EXEC_APPROVE))
+        .map(|list| lists[list].len())
+        .sum();
+    let before = if list == EXEC_APPROVE { 0 } else { before };
+    format!("{}[{}]", LISTS[list], before + at)
+}
+
+type Word = (Effect, String);
+
+/// What names around here leave of it: of two that are as strict, the nearer one speaks.
+fn under(name: Option<Word>, around: Word) -> Word {
+    match name {
+        Some(name) if name.0 >= around.0 => name,
+        _ => around,
     }
-    (Effect::Deny, "files.default".to_owned())
+}
+
+/// What the patterns that fit a name say: the longest that fits its end, or a stricter one that fits its beginning.
+fn reference_name(lists: &FileLists, access: Access, name: &str) -> Option<Word> {
+    let longest = |ends: bool| {
+        let mut found: Option<(usize, Effect, String)> = None;
+        for list in [DENY, APPROVE, APPROVE_WRITE] {
+            for (index, text) in lists[list].iter().enumerate() {
+                if text.starts_with('/') {
+                    continue;
+                }
+                let pattern = text.strip_prefix("**/").unwrap_or(text);
+                let length = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+                    (Some(end), _) => (ends && name.ends_with(end)).then_some(end.len()),
+                    (_, Some(start)) => (!ends && name.starts_with(start)).then_some(start.len()),
+                    _ => (ends && name == pattern).then_some(name.len() + 1),
+                };
+                let effect = match (list, access) {
+                    (DENY, _) => Effect::Deny,
+                    (_, Access::Exec) | (APPROVE_WRITE, Access::Read) => Effect::Allow,
+                    _ => Effect::Approve,
+                };
+                // The same pattern in two lists: the stricter.
+                if let Some(length) = length
+                    && found
+                        .as_ref()
+                        .is_none_or(|(known, of, _)| (length, effect) > (*known, *of))
+                {
+                    found = Some((length, effect, id(lists, list, index)));
+                }
+            }
+        }
+        found.map(|(_, effect, rule)| (effect, rule))
+    };
+    let words = match (longest(true), longest(false)) {
+        (Some(end), Some(beginning)) if beginning.0 > end.0 => Some(beginning),
+        (end, beginning) => end.or(beginning),
+    };
+    words.filter(|(effect, _)| *effect > Effect::Allow)
+}
+
+/// What is decided at a path: by what stands there, or else by what is inherited.
+fn reference_file(lists: &FileLists, access: Access, path: &Path) -> Word {
+    let said = |list: usize| {
+        lists[list]
+            .iter()
+            .position(|rule| Path::new(rule) == path)
+            .map(|index| id(lists, list, index))
+    };
+    let by = |effect| move |rule| (effect, rule);
+    let (allow, approve, deny) = (by(Effect::Allow), by(Effect::Approve), by(Effect::Deny));
+    let states = || said(READ).or(said(WRITE));
+    let inherited = || {
+        let around = path.parent().map_or_else(
+            || (Effect::Deny, "files.default".to_owned()),
+            |parent| reference_file(lists, access, parent),
+        );
+        let name = path.file_name().and_then(|name| name.to_str());
+        under(
+            name.and_then(|name| reference_name(lists, access, name)),
+            around,
+        )
+    };
+    if let Some(rule) = said(DENY) {
+        return deny(rule);
+    }
+    let approve_read = || said(APPROVE).or(said(APPROVE_READ));
+    match access {
+        Access::Read => approve_read()
+            .map(approve)
+            .or(states().map(allow))
+            .unwrap_or_else(inherited),
+        Access::Write => {
+            if let Some(rule) = said(APPROVE).or(said(APPROVE_WRITE)) {
+                return approve(rule);
+            }
+            let own = said(WRITE)
+                .map(allow)
+                .or(states().map(deny))
+                .unwrap_or_else(inherited);
+            match approve_read() {
+                Some(rule) if own.0 == Effect::Allow => approve(rule),
+                _ => own,
+            }
+        }
+        Access::Exec => said(EXEC_DENY)
+            .map(deny)
+            .or(said(EXEC_APPROVE).map(approve))
+            .or(said(EXEC).map(allow))
+            .or(states().map(deny))
+            .unwrap_or_else(inherited),
+    }
 }
 
 /// A bit of the address space where prefixes of different lengths meet, in both families and in both clothes of IPv4.
@@ -194,25 +282,36 @@ fn entries() -> impl Strategy<Value = Entry> {
         .prop_map(|(net, ports)| Entry { net, ports })
 }
 
-type NetLists = [Vec<Entry>; 3];
+/// What is allowed, denied, listened on and to be approved.
+type NetLists = [Vec<Entry>; 4];
 
-fn net_text(lists: &NetLists) -> String {
+fn net_text(lists: &NetLists, unknown: bool) -> String {
     let texts = |list: &[Entry]| list.iter().map(Entry::text).collect::<Vec<_>>();
     format!(
-        "[network]\nallow = {:?}\ndeny = {:?}\nlisten = {:?}\n",
+        "[network]\nallow = {:?}\ndeny = {:?}\nlisten = {:?}\napprove = {:?}\nunknown = {:?}\n",
         texts(&lists[0]),
         texts(&lists[1]),
-        texts(&lists[2])
+        texts(&lists[2]),
+        texts(&lists[3]),
+        if unknown { "approve" } else { "deny" }
     )
 }
 
-/// The longest prefix with a matching port decides; of one length deny before allow, then the order of writing.
-fn reference_net(lists: &NetLists, op: NetOp, address: IpAddr, port: u16) -> (Effect, String) {
+/// The longest prefix with a matching port decides; of one length deny before approve before allow, then the order of
+/// writing.
+fn reference_net(
+    lists: &NetLists,
+    unknown: bool,
+    op: NetOp,
+    address: IpAddr,
+    port: u16,
+) -> (Effect, String) {
     let address = address.to_canonical();
     let (asked, default): (&[(usize, &str, Effect)], &str) = match op {
         NetOp::Connect => (
             &[
                 (1, "network.deny", Effect::Deny),
+                (3, "network.approve", Effect::Approve),
                 (0, "network.allow", Effect::Allow),
             ],
             "network.default",
@@ -233,7 +332,12 @@ fn reference_net(lists: &NetLists, op: NetOp, address: IpAddr, port: u16) -> (Ef
             }
         }
     }
-    best.map_or((Effect::Deny, default.to_owned()), |(_, effect, rule)| {
+    let default_effect = if unknown && op == NetOp::Connect {
+        Effect::Approve
+    } else {
+        Effect::Deny
+    };
+    best.map_or((default_effect, default.to_owned()), |(_, effect, rule)| {
         (effect, rule)
     })
 }
@@ -259,16 +363,16 @@ proptest! {
 
     #[test]
     fn addresses_are_decided_as_described(
-        lists in prop::array::uniform3(prop::collection::vec(entries(), 0..5)),
+        lists in prop::array::uniform4(prop::collection::vec(entries(), 0..4)), unknown in any::<bool>(),
         asked in prop::collection::vec((addresses(), 0..10_u16), 1..8),
     ) {
-        let compiled = compile(&net_text(&lists));
+        let compiled = compile(&net_text(&lists, unknown));
         prop_assert!(compiled.prefixes.is_sorted_by(|left, right| (left.op, left.net) < (right.op, right.net)));
         for (address, port) in asked {
             for op in [NetOp::Connect, NetOp::Listen] {
                 let decision = decide_net(&compiled, op, address, port);
                 let found = (decision.effect, rule_id(&compiled, decision).to_owned());
-                prop_assert_eq!(&found, &reference_net(&lists, op, address, port), "{:?} {} {}", op, address, port);
+                prop_assert_eq!(&found, &reference_net(&lists, unknown, op, address, port), "{:?} {} {}", op, address, port);
                 let answer = explain_net(&compiled, op, address, port);
                 prop_assert_eq!(&answer.chain[0].rule.id, &found.1);
             }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     approval::{metrics::Metrics, model},
-    event::model::Mode,
+    event::{Event, model::Mode},
     policy::{
+        advice::Advice,
         model::{Context, Environment},
         sources::Included,
     },
@@ -82,6 +83,12 @@ pub enum Request {
     Revoke { id: String, reason: Option<String> },
     /// The sessions that live now and that the asker may see.
     Sessions,
+    /// The last actions of a session that were denied or held. Without its name: of the session that the asker is in.
+    Why {
+        session: Option<String>,
+        /// Only what came after the one with this number.
+        after: u64,
+    },
     /// The daemon's state.
     Status,
 }
@@ -112,6 +119,14 @@ pub enum Response {
     Sessions {
         sessions: Vec<SessionRow>,
     },
+    Why {
+        session: String,
+        name: String,
+        /// How many there have been.
+        count: u64,
+        /// The last of them, the oldest first.
+        refused: Vec<Refused>,
+    },
     Status {
         status: Box<Status>,
     },
@@ -129,6 +144,17 @@ pub enum Response {
         message: String,
         hint: Option<String>,
     },
+}
+
+/// An action that was denied, is held, or would have been denied.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refused {
+    /// Counts those of its session, from 1.
+    pub number: u64,
+    pub event: Event,
+    /// The rule as it is written; empty for built-in rules.
+    pub text: String,
+    pub advice: Advice,
 }
 
 /// The daemon's state, for `agentwatch status`.

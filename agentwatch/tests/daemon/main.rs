@@ -9,4 +9,5 @@ mod layers;
 mod outlive;
 mod presets;
 mod sessions;
+mod why;
 mod workloads;

@@ -7,6 +7,7 @@ use agentwatch_tests::harness::{
     agentwatch::Daemon,
     capability::Doctor,
     conformance::{self, Report},
+    explained::{self, Extent},
     run::{self, Stage, Verdict},
     scenario::{self, Scenario},
 };
@@ -42,6 +43,18 @@ struct Options {
     /// Capabilities that this kernel must have.
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
+    /// Policies of a session that hold `policy explain` and the kernel together.
+    #[arg(long, default_value_t = 40)]
+    policies: usize,
+    /// Actions for each of them.
+    #[arg(long, default_value_t = 60)]
+    actions: usize,
+    /// Such sessions.
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// What their policies are made from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Multiplies every time limit.
     #[arg(long, default_value_t = 1)]
     patience: u32,
@@ -135,6 +148,26 @@ fn all(options: &Options) -> Result<bool> {
             );
             daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
         }
+    }
+    if options
+        .only
+        .as_deref()
+        .is_none_or(|only| explained::NAME.contains(only))
+    {
+        let extent = Extent {
+            rounds: options.rounds,
+            policies: options.policies,
+            actions: options.actions,
+            seed: options.seed,
+        };
+        let started = Instant::now();
+        let verdict = explained::run(extent, &daemon, &stage);
+        good &= report(
+            explained::NAME,
+            "root",
+            &verdict,
+            started.elapsed().as_millis(),
+        );
     }
     families.retain(|family| !family.cases.is_empty());
     let runs = families

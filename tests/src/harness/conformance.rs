@@ -501,7 +501,7 @@ fn brief(event: &Value) -> String {
 }
 
 /// The session's events, once it has ended and its account holds.
-fn await_end(session: &str, daemon: &Daemon, stage: &Stage) -> Result<Vec<Value>> {
+pub(super) fn await_end(session: &str, daemon: &Daemon, stage: &Stage) -> Result<Vec<Value>> {
     let deadline = Instant::now() + Duration::from_secs(10) * stage.patience;
     loop {
         let events = daemon.agentwatch.events(session)?;

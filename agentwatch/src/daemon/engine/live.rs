@@ -4,6 +4,7 @@ use std::{collections::VecDeque, path::PathBuf, time::Instant};
 
 use jiff::Timestamp;
 
+use super::refused::Refusals;
 use crate::{
     approval::summary,
     daemon::launch::{Holding, Origin},
@@ -47,6 +48,8 @@ pub struct Live {
     pub told: Vec<Event>,
     /// What it did last, in a line each: for who decides on what it wants to do next.
     pub recent: VecDeque<String>,
+    /// What was denied or held last.
+    pub refused: Refusals,
 }
 
 /// Actions that are kept of it.
@@ -71,6 +74,7 @@ impl Live {
 
     pub fn saw(&mut self, event: &Event) {
         self.events += 1;
+        self.refused.saw(event);
         if event.verdict == Verdict::Denied {
             self.denied += 1;
         }

@@ -9,7 +9,7 @@ use agentwatch_common::{limits, policy::flags};
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Engine, live::Live, policies};
+use super::{Engine, live::Live, policies, refused::Refusals};
 use crate::{
     daemon::{
         control::Peer,
@@ -22,7 +22,7 @@ use crate::{
         model::{Lifecycle, SessionRef},
     },
     kernel::probe,
-    policy::model::Compiled,
+    policy::model::{Compiled, Opens},
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
 };
@@ -140,6 +140,7 @@ impl Engine {
             Request::Decide { id, extent, reason } => self.order_decide(peer, &id, extent, reason),
             Request::Grants => Ok(self.order_grants(peer)),
             Request::Revoke { id, reason } => self.order_revoke(peer, &id, reason),
+            Request::Why { session, after } => self.order_why(peer, session.as_deref(), after),
             Request::Status => self.status(),
         };
         result.unwrap_or_else(|refusal| Response::Error {
@@ -476,6 +477,7 @@ impl Engine {
             holding,
             told: vec![event],
             recent: VecDeque::new(),
+            refused: Refusals::default(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);
@@ -493,7 +495,7 @@ impl Engine {
         holding: &Holding,
         path: &Path,
     ) -> Result<(crate::kernel::maps::Bound, u64)> {
-        let bits = self.flags(plan.mode);
+        let bits = self.flags(plan.mode, &plan.policy);
         let _ = holding;
         let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
         let rest = (|| {
@@ -520,8 +522,12 @@ impl Engine {
     }
 
     /// Bits of a session's binding.
-    pub(super) fn flags(&self, mode: Mode) -> u32 {
-        let mut bits = 0;
+    pub(super) fn flags(&self, mode: Mode, policy: &Compiled) -> u32 {
+        let mut bits = match policy.opens {
+            Opens::Fold => 0,
+            Opens::All => flags::OPENS_ALL,
+            Opens::Writes => flags::OPENS_WRITES,
+        };
         if mode == Mode::Monitor {
             bits |= flags::MONITOR;
         }

@@ -87,7 +87,7 @@ impl Engine {
             self.kernel.maps.remove_policy(&bound);
             return Err(refusal);
         }
-        let bits = self.flags(mode);
+        let bits = self.flags(mode, &policy);
         let Some(live) = self.sessions.get_mut(&number) else {
             self.kernel.maps.remove_policy(&bound);
             return Err(Refusal::new("the session is gone"));

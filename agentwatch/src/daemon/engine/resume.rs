@@ -14,7 +14,7 @@ use agentwatch_common::policy::flags;
 use anyhow::Result;
 use tokio::sync::mpsc;
 
-use super::{Engine, live::Live};
+use super::{Engine, live::Live, refused::Refusals};
 use crate::{
     daemon::{
         launch,
@@ -269,6 +269,7 @@ impl Engine {
             holding,
             told: record.told,
             recent: VecDeque::new(),
+            refused: Refusals::default(),
         };
         live.changed(&event);
         self.inheritance.known.insert(record.id.clone());
