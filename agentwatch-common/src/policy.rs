@@ -1,6 +1,6 @@
 //! Keys and values of the maps that hold sessions and compiled policies.
 
-use crate::{limits, pod};
+use crate::{event::Seal, limits, pod};
 
 /// What a rule does; the value of `effect` fields.
 pub mod effect {
@@ -165,14 +165,21 @@ pub struct Tag {
     pub script_dev: u32,
     /// The arguments that it began with.
     pub script_argc: u32,
-    /// One more than the rule by which it waits for a person, 0 where it does not.
+    /// What is said of that file, and by which rule.
+    pub script_effect: u32,
     pub script_rule: u32,
-    pub _pad: u32,
+    /// Which of the task's executions was decided on last, and how: the verdict, the rule, bits of the record's state.
+    pub judged: u32,
+    pub outcome: u32,
+    pub outcome_rule: u32,
+    pub noted: u32,
+    /// What the decision on the open in hand stands on.
+    pub seal: Seal,
     /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
     /// tell apart what it may be.
     pub held: Held,
 }
-const _: () = assert!(size_of::<Tag>() == 248);
+const _: () = assert!(size_of::<Tag>() == 296);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.

@@ -193,6 +193,12 @@ impl Dentry {
         // SAFETY: a direct load.
         unsafe { direct(self.0, &DENTRY_D_INODE) }
     }
+    /// Hash and length of its name.
+    #[inline(always)]
+    pub fn name_hash(self) -> u64 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_NAME_HASH_LEN) }
+    }
     /// Generation of the inode.
     #[inline(always)]
     pub fn generation(self) -> u32 {
@@ -688,6 +694,16 @@ pub fn raw_argument(context: *const c_void, n: usize) -> u64 {
 pub fn current() -> *mut task_struct {
     // SAFETY: no requirements.
     unsafe { bpf_get_current_task_btf() }
+}
+
+/// Whether anything is kept of a task: where nothing is, there is no need to look.
+#[inline(always)]
+pub fn has_storage(task: *mut task_struct) -> bool {
+    if TASK_BPF_STORAGE.load() == 0 {
+        return true;
+    }
+    // SAFETY: a direct load.
+    unsafe { direct::<u64>(task.cast_const().cast(), &TASK_BPF_STORAGE) != 0 }
 }
 
 /// The first task of a task's process, typed.

@@ -12,7 +12,7 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -179,9 +179,9 @@ local_storage!(
     BPF_F_NO_PREALLOC
 );
 local_storage!(
-    /// A value per socket, and the same for those that are accepted from it.
+    /// A value per socket.
     SocketStorage: BPF_MAP_TYPE_SK_STORAGE, bpf_sk_storage_get, BPF_SK_STORAGE_GET_F_CREATE,
-    (BPF_F_NO_PREALLOC | BPF_F_CLONE)
+    BPF_F_NO_PREALLOC
 );
 
 /// Adds one to a counter.

@@ -13,7 +13,7 @@ use agentwatch_common::{
 use aya_ebpf::bindings::task_struct;
 
 use crate::{
-    kernel::{CgroupAt, TaskAt, current, leader},
+    kernel::{CgroupAt, TaskAt, current, has_storage, leader},
     maps::{BINDINGS, CENSUS, CGROUPS, PROCESSES, SESSIONS, TAGS, count},
 };
 
@@ -29,18 +29,20 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// By the current task's tag. `None`, for nearly every task of a host, costs one look-up.
+    /// By the current task's tag. `None`, for nearly every task of a host, costs next to nothing.
     #[inline(always)]
     pub fn current() -> Option<Self> {
         let task = current();
-        let tag = TAGS.get(task);
-        if !tag.is_null() {
-            // SAFETY: not null; the kernel keeps it until the task's end.
-            return Self::of(unsafe { (*tag).session }, tag);
+        if has_storage(task) {
+            let tag = TAGS.get(task);
+            if !tag.is_null() {
+                // SAFETY: not null; the kernel keeps it until the task's end.
+                return Self::of(unsafe { (*tag).session }, tag);
+            }
         }
         // A process that enters a cgroup with many threads is announced by its leader alone.
         let leader = leader(task);
-        if leader == task {
+        if leader == task || !has_storage(leader) {
             return None;
         }
         let leader = TAGS.get(leader);

@@ -4,7 +4,7 @@
 use core::{ffi::c_void, hint::black_box};
 
 use agentwatch_common::{
-    event::Scratch,
+    event::{Scratch, Seal},
     limits,
     policy::{
         BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
@@ -149,6 +149,28 @@ pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
 #[inline(always)]
 pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
     of(everything_at(subject, dentry), rights)
+}
+
+/// What a decision on a file stands on, taken before it is made; a generation of 0 where the kernel does not tell.
+#[inline(always)]
+pub fn seal(dentry: Dentry) -> Seal {
+    let mut seal = Seal {
+        generation: 0,
+        moves: 0,
+        directory: dentry.parent().inode(),
+        name: dentry.name_hash(),
+        inode_generation: dentry.generation(),
+        _pad: 0,
+    };
+    if let Some(host) = HOST.get_ptr(0)
+        && let Some(moves) = kernel::moves()
+        && moves & 1 == 0
+    {
+        seal.moves = moves;
+        // SAFETY: a slot of an array map.
+        seal.generation = unsafe { (&raw const (*host).generation).read_volatile() };
+    }
+    seal
 }
 
 /// Everything that holds at a file.

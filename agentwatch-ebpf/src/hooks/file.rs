@@ -3,7 +3,7 @@
 use agentwatch_common::{
     event::{access, kind, state, verdict},
     hold::RESTART,
-    policy::{flags, guard},
+    policy::{flags, guard, rule},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,7 +16,7 @@ use crate::{
     emit::{self, Draft},
     hold,
     kernel::{self, Dentry, DentryAt, File, TaskAt},
-    maps::{HOST, IDENTIFIED, TAGS},
+    maps::{HOST, IDENTIFIED},
     session::{self, Subject},
     verdict::{self as policy, Decision},
 };
@@ -107,6 +107,11 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         return session::answer(result != 0, EACCES);
     }
     let (rights, access) = subject.forget(rights, access);
+    // SAFETY: the subject was found by its tag.
+    unsafe { (*subject.tag).denied = 0 };
+    if access & access::EXEC == 0 && opened_before(&subject, dentry, access, flags) {
+        return 0;
+    }
     let decision = policy::file(&subject, dentry, rights);
     // A program that may run is recorded when it does, and one that waits for a person waits then.
     let execs = access & access::EXEC != 0;
@@ -115,6 +120,29 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     }
     let what = if execs { kind::EXEC } else { kind::OPEN };
     answer(&subject, what, dentry, access, flags, decision)
+}
+
+/// Whether the same open was allowed before, and nothing has changed that it stood on.
+#[inline(always)]
+fn opened_before(subject: &Subject, dentry: Dentry, access: u32, flags: u32) -> bool {
+    // SAFETY: the subject was found by its tag.
+    let seal = unsafe { &mut (*subject.tag).seal };
+    *seal = policy::seal(dentry);
+    if seal.generation == 0 || subject.flags & (flags::OPENS_ALL | flags::OPENS_WRITES) != 0 {
+        return false;
+    }
+    let key = emit::key(
+        subject,
+        kind::OPEN,
+        access,
+        verdict::ALLOWED,
+        [
+            u64::from(dentry.device()),
+            dentry.inode(),
+            u64::from(flags),
+        ],
+    );
+    emit::fold_as_before(subject, &key, seal)
 }
 
 /// Creating a file: decided on its directory, because there is no file yet.
@@ -354,12 +382,6 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
 #[fexit(function = "do_filp_open")]
 pub fn do_filp_open(ctx: FExitContext) -> i32 {
     let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else {
-        // A denial of before that came by another way than this function is not this look-up's.
-        let tag = TAGS.get(kernel::current());
-        if !tag.is_null() {
-            // SAFETY: not null.
-            unsafe { (*tag).denied = 0 };
-        }
         return 0;
     };
     let Some(subject) = Subject::current() else {
@@ -648,7 +670,15 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
             u64::from(action.flags),
         ],
     );
-    if folds && emit::fold(subject, &key) {
+    // What was let pass because a file is about a process of the session's holds for that process alone.
+    let seal = if allowed_open && !judged_later && action.rule != rule::OWN && !subject.tag.is_null()
+    {
+        // SAFETY: the subject was found by its tag.
+        Some(unsafe { &(*subject.tag).seal })
+    } else {
+        None
+    };
+    if folds && emit::fold(subject, &key, seal) {
         return 0;
     }
     let Some(mut draft) = emit::begin(action.what, subject, TaskAt::current()) else {
@@ -669,7 +699,7 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     }
     let seq = draft.submit(subject);
     if folds {
-        emit::remember(&key, seq);
+        emit::remember(&key, seq, seal);
     }
     0
 }

@@ -95,45 +95,39 @@ pub fn bprm_creds_for_exec(ctx: LsmContext) -> i32 {
         (*subject.tag).script_inode = dentry.inode();
         (*subject.tag).script_dev = dentry.device();
         (*subject.tag).script_argc = kernel::binprm_argc(bprm as u64);
-        (*subject.tag).script_rule = if decision.holds() {
-            decision.rule + 1
-        } else {
-            0
-        };
+        (*subject.tag).script_effect = u32::from(decision.effect);
+        (*subject.tag).script_rule = decision.rule;
     }
     0
 }
 
-/// A program is about to run its first instruction.
+/// A program is about to run its first instruction: it is decided on. What is recorded of it is another program's affair, because
+/// the verifier would follow that once for each way through this one.
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    executed(&ctx)
+pub fn exec_judge(ctx: BtfTracePointContext) -> i32 {
+    judged(&ctx)
 }
 
 /// The same again: since 7.0 the kernel leaves a program's run out when another task on the processor is in the middle of it. Of two
-/// programs one runs; what the first has recorded the second leaves alone.
+/// programs one runs; what the first has done the second leaves alone.
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn sched_process_exec_again(ctx: BtfTracePointContext) -> i32 {
-    executed(&ctx)
+pub fn exec_judge_again(ctx: BtfTracePointContext) -> i32 {
+    judged(&ctx)
 }
 
 #[inline(always)]
-fn executed(ctx: &BtfTracePointContext) -> i32 {
+fn judged(ctx: &BtfTracePointContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let exec_id = TaskAt::current().exec_id();
+    let task = TaskAt::current();
+    let exec_id = task.exec_id();
     // SAFETY: the subject was found by its tag.
-    if unsafe { core::mem::replace(&mut (*subject.tag).exec_id, exec_id) } == exec_id {
+    if unsafe { core::mem::replace(&mut (*subject.tag).judged, exec_id) } == exec_id {
         return 0;
     }
     let bprm: *const core::ffi::c_void = ctx.arg(2);
     let dentry = kernel::binprm_file(bprm).dentry();
-    let (device, inode) = (dentry.device(), dentry.inode());
-    // SAFETY: the subject was found by its tag.
-    unsafe { (*subject.tag).image = u64::from(device) << 40 ^ inode };
-
-    let task = TaskAt::current();
     let command = judge(&subject, bprm as u64, dentry, task);
     let decision = command.decision;
     let mut outcome = verdict::ALLOWED;
@@ -172,6 +166,61 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
         // Nobody refused it before: it dies before its first instruction.
         unsafe { bpf_send_signal(SIGKILL) };
     }
+    // SAFETY: the subject was found by its tag.
+    unsafe {
+        (*subject.tag).outcome = outcome;
+        (*subject.tag).outcome_rule = decision.rule;
+        (*subject.tag).noted = noted;
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    executed(&ctx)
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec_again(ctx: BtfTracePointContext) -> i32 {
+    executed(&ctx)
+}
+
+#[inline(always)]
+fn executed(ctx: &BtfTracePointContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let task = TaskAt::current();
+    let exec_id = task.exec_id();
+    // SAFETY: the subject was found by its tag.
+    if unsafe { core::mem::replace(&mut (*subject.tag).exec_id, exec_id) } == exec_id {
+        return 0;
+    }
+    let bprm: *const core::ffi::c_void = ctx.arg(2);
+    let dentry = kernel::binprm_file(bprm).dentry();
+    let (device, inode) = (dentry.device(), dentry.inode());
+    // SAFETY: as above.
+    let (mut outcome, rule, mut noted) = unsafe {
+        let tag = subject.tag;
+        (*tag).image = u64::from(device) << 40 ^ inode;
+        if (*tag).judged == exec_id {
+            ((*tag).outcome, (*tag).outcome_rule, (*tag).noted)
+        } else {
+            (verdict::UNDECIDED, (*tag).script_rule, 0)
+        }
+    };
+    if outcome == verdict::UNDECIDED {
+        // Both programs that decide were left out. What may depend on them does not run.
+        // SAFETY: as above.
+        let holds = unsafe { (*subject.tag).script_effect } == u32::from(effect::HOLD);
+        let by_trace = subject.flags & (flags::COMMANDS | flags::LANDLOCK) != 0;
+        outcome = verdict::ALLOWED;
+        if (holds || by_trace) && !subject.monitors() {
+            outcome = verdict::DENIED;
+            noted = state::NOT_HELD;
+            unsafe { bpf_send_signal(SIGKILL) };
+        }
+    }
     let Some(mut draft) = emit::begin(kind::EXEC, &subject, task) else {
         return 0;
     };
@@ -181,7 +230,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     draft.second_path(cwd);
     let record = draft.record();
     record.verdict = outcome;
-    record.rule = decision.rule;
+    record.rule = rule;
     record.dev = device;
     record.inode = inode;
     record.second_dev = cwd.device();
@@ -223,26 +272,35 @@ impl Command {
 fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command {
     let (start, end) = task.arguments();
     let mut program = Command {
-        decision: policy::file_at(subject, dentry.address(), policy::EXEC),
+        decision: ALLOWED,
         by_file: 1,
         device: dentry.device(),
         inode: dentry.inode(),
         arguments: [start, end],
     };
     // SAFETY: the subject was found by its tag.
-    let (inode, device, argc, rule) = unsafe {
+    let (inode, device, argc, begun_with) = unsafe {
         let tag = subject.tag;
         (
             (*tag).script_inode,
             (*tag).script_dev,
             (*tag).script_argc,
-            (*tag).script_rule,
+            Decision {
+                effect: (*tag).script_effect as u8,
+                rule: (*tag).script_rule,
+            },
         )
     };
     let is_script = inode != 0 && (inode != program.inode || device != program.device);
+    program.decision = if inode != 0 && !is_script {
+        // It has been decided on when the execution began.
+        begun_with
+    } else {
+        policy::file_at(subject, dentry.address(), policy::EXEC)
+    };
     if subject.flags & flags::COMMANDS == 0
         && !program.decision.holds()
-        && !(is_script && rule != 0)
+        && !(is_script && begun_with.holds())
     {
         return program;
     }
@@ -256,18 +314,12 @@ fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command 
         let added = kernel::binprm_argc(bprm).wrapping_sub(argc);
         readable &= hold::skip(&mut named, added);
         let mut script = Command {
-            decision: ALLOWED,
+            decision: begun_with,
             by_file: 1,
             device,
             inode,
             arguments: named,
         };
-        if rule != 0 {
-            script.decision = Decision {
-                effect: effect::HOLD,
-                rule: rule - 1,
-            };
-        }
         script.settle(subject);
         by_arguments(subject, &mut script);
         let stricter = program.decision.stricter(script.decision);

@@ -105,21 +105,48 @@ fn usable(subject: &Subject, bit: u32, family: u16, kind: u32) -> i32 {
     answer(outcome == verdict::DENIED, EPERM)
 }
 
-/// A socket of the session's, so that the session may talk to itself.
+/// A UNIX socket of the session's, so that the session may talk to itself.
 #[lsm(hook = "socket_post_create")]
 pub fn socket_post_create(ctx: LsmContext) -> i32 {
-    if let Some(subject) = Subject::current() {
-        let sock = kernel::sock_of(ctx.arg(0));
-        if sock.is_null() {
-            return 0;
-        }
-        let mark = SOCKETS.get_or_insert(sock, core::ptr::null());
-        if !mark.is_null() {
-            // SAFETY: not null.
-            unsafe { mark.write_volatile(subject.number) };
-        }
+    let family: u32 = ctx.arg(1);
+    if family == u32::from(AF_UNIX)
+        && let Some(subject) = Subject::current()
+    {
+        own(&subject, ctx.arg(0));
     }
     0
+}
+
+/// An internet socket that the session gives an address, which is decided then. One that has an address already came with it.
+#[lsm(hook = "socket_bind")]
+pub fn socket_bind(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let sock = kernel::sock_of(ctx.arg(0));
+    if sock.is_null() {
+        return 0;
+    }
+    let at = SockAt(sock as u64);
+    let family = at.family();
+    if (family == AF_INET || family == AF_INET6) && at.local_port() == 0 {
+        own(&subject, ctx.arg(0));
+    }
+    0
+}
+
+/// Marks a socket as the session's.
+#[inline(always)]
+fn own(subject: &Subject, socket: *const c_void) {
+    let sock = kernel::sock_of(socket);
+    if sock.is_null() {
+        return;
+    }
+    let mark = SOCKETS.get_or_insert(sock, core::ptr::null());
+    if !mark.is_null() {
+        // SAFETY: not null.
+        unsafe { mark.write_volatile(subject.number) };
+    }
 }
 
 #[inline(always)]
@@ -440,7 +467,7 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
         outcome,
         [peer.0, u64::from(socket_type), u64::from(decision.rule)],
     );
-    if emit::fold(&subject, &key) {
+    if emit::fold(&subject, &key, None) {
         return answer(errno != 0, EPERM);
     }
     let Some(mut draft) = emit::begin(kind::CONNECT, &subject, TaskAt::current()) else {
@@ -462,7 +489,7 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
     record.errno = errno;
     record.state |= state::FOLDED;
     let seq = draft.submit(&subject);
-    emit::remember(&key, seq);
+    emit::remember(&key, seq, None);
     answer(errno != 0, EPERM)
 }
 

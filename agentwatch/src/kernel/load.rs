@@ -37,9 +37,12 @@ pub enum Backend {
 }
 
 /// Programs of every kernel: `tp_btf`, with the tracepoint.
-const TRACEPOINTS: [(&str, &str); 8] = [
+const TRACEPOINTS: [(&str, &str); 10] = [
     ("task_newtask", "task_newtask"),
     ("cgroup_attach_task", "cgroup_attach_task"),
+    // In the order in which they are called.
+    ("exec_judge", "sched_process_exec"),
+    ("exec_judge_again", "sched_process_exec"),
     ("sched_process_exec", "sched_process_exec"),
     ("sched_process_exec_again", "sched_process_exec"),
     ("sched_process_exit", "sched_process_exit"),
@@ -53,7 +56,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 62] = [
+const LSM: [(&[&str], &str); 63] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -76,6 +79,7 @@ const LSM: [(&[&str], &str); 62] = [
     (&["path_notify"], "path_notify"),
     (&["socket_create"], "socket_create"),
     (&["socket_post_create"], "socket_post_create"),
+    (&["socket_bind"], "socket_bind"),
     (&["socket_connect"], "socket_connect"),
     (&["socket_listen"], "socket_listen"),
     (&["socket_accept"], "socket_accept"),
