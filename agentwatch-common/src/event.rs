@@ -59,6 +59,12 @@ pub mod state {
     pub const NAME_ONLY: u32 = 1 << 3;
     /// The process dumped core.
     pub const CORE: u32 = 1 << 5;
+    /// It was to wait for a person, and passed by what one had granted.
+    pub const GRANTED: u32 = 1 << 6;
+    /// It was to wait for a person, and could not.
+    pub const NOT_HELD: u32 = 1 << 7;
+    /// A person rejected it.
+    pub const REJECTED: u32 = 1 << 8;
 }
 
 /// Everything about one action but its strings.

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod event;
+pub mod hold;
 pub mod limits;
 pub mod offsets;
 pub mod policy;

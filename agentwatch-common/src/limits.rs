@@ -32,6 +32,14 @@ pub const DEEPEST: usize = 1 << 16;
 pub const MISSING: usize = 8;
 /// Kernel objects (file systems, keys, System V objects) that sessions made.
 pub const OBJECTS: usize = 1 << 16;
+/// Tasks that wait for a person at the same time.
+pub const HOLDS: usize = 1 << 14;
+/// What people have granted.
+pub const GRANTS: usize = 1 << 15;
+/// Rules on the arguments of commands, of all policies in force.
+pub const COMMANDS: usize = 1 << 14;
+/// Bytes of the arguments that such a rule names, their NULs included.
+pub const COMMAND_RULE: usize = 112;
 /// Arguments of a command that are recorded, in bytes.
 pub const ARGV: usize = 4096;
 /// Path components that are recorded, in bytes.

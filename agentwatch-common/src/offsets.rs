@@ -102,6 +102,10 @@ macro_rules! with_members {
             FDTABLE_FD = "fdtable": "fd";
             FDTABLE_MAX_FDS = "fdtable": "max_fds";
             BINPRM_FILE = "linux_binprm": "file";
+            BINPRM_ARGC = "linux_binprm": "argc";
+            BINPRM_FILENAME = "linux_binprm": "filename";
+            BINPRM_INTERP = "linux_binprm": "interp";
+            TASK_PTRACE = "task_struct": "ptrace";
             FILENAME_NAME = "filename": "name";
             OPEN_FLAGS_OPEN_FLAG = "open_flags": "open_flag";
             SOCKET_TYPE = "socket": "type";

@@ -24,6 +24,10 @@ pub mod flags {
     pub const LANDLOCK: u32 = 1 << 1;
     /// The policy has rules on names: every file's own name is looked up.
     pub const NAMES: u32 = 1 << 2;
+    /// The policy has rules on the arguments of commands.
+    pub const COMMANDS: u32 = 1 << 3;
+    /// The policy holds connections for a person.
+    pub const HOLDS: u32 = 1 << 4;
     /// Every open that is allowed is an event of its own: none is folded.
     pub const OPENS_ALL: u32 = 1 << 5;
     /// Opens that are allowed and change nothing are not recorded.
@@ -156,11 +160,19 @@ pub struct Tag {
     pub exec_id: u32,
     /// Whether CAP_SYS_ADMIN is asked for next in place of a capability that was refused.
     pub stands_in: u32,
+    /// The file that the execution in hand began with, which is a script where another one is run in the end.
+    pub script_inode: u64,
+    pub script_dev: u32,
+    /// The arguments that it began with.
+    pub script_argc: u32,
+    /// One more than the rule by which it waits for a person, 0 where it does not.
+    pub script_rule: u32,
+    pub _pad: u32,
     /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
     /// tell apart what it may be.
     pub held: Held,
 }
-const _: () = assert!(size_of::<Tag>() == 224);
+const _: () = assert!(size_of::<Tag>() == 248);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
@@ -176,7 +188,8 @@ pub struct Host {
     pub daemon: u32,
     /// Number of the host's mount namespace.
     pub mount_namespace: u32,
-    pub _pad: u32,
+    /// Whether LSM programs are attached.
+    pub lsm: u32,
 }
 const _: () = assert!(size_of::<Host>() == 16);
 
@@ -323,6 +336,31 @@ pub struct Name {
 }
 const _: () = assert!(size_of::<Name>() == 16);
 
+/// A command by its program and the bytes of its first arguments, each with its NUL. The longest match decides.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CommandKey {
+    pub policy: u32,
+    pub dev: u32,
+    pub inode: u64,
+    pub arguments: [u8; limits::COMMAND_RULE],
+}
+const _: () = assert!(size_of::<CommandKey>() == 16 + limits::COMMAND_RULE);
+/// Device of a [`CommandKey`] whose arguments begin with a program's name, whatever file has it; the inode is 0.
+pub const BY_NAME: u32 = u32::MAX;
+/// Bits of a [`CommandKey`] before the arguments.
+pub const COMMAND_BASE: u32 = 128;
+
+/// What a rule on a command says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// See [`effect`].
+    pub effect: u32,
+    pub rule: u32,
+}
+const _: () = assert!(size_of::<Command>() == 8);
+
 /// What a prefix is about; the value of [`PrefixKey::op`].
 pub mod net {
     pub const CONNECT: u32 = 0;
@@ -367,5 +405,5 @@ const _: () = assert!(size_of::<Prefix>() == 4 + 12 * limits::PORT_RULES);
 
 pod!(
     Host, Identified, Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey,
-    Name, PrefixKey, Prefix
+    Name, PrefixKey, Prefix, CommandKey, Command
 );

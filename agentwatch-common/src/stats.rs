@@ -24,4 +24,6 @@ counters! {
     READ_FAILED = "read_failed",
     OBJECTS_FULL = "objects_map_full",
     TOO_DEEP = "too_deep",
+    HOLDS_FULL = "hold_map_full",
+    NOT_PARKED = "not_parked",
 }

@@ -54,6 +54,8 @@ pub const COMPAT_SYSCALL: u64 = u64::MAX;
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// include/linux/sched.h.
 const PF_EXITING: u32 = 4;
+const PF_IO_WORKER: u32 = 0x10;
+const PF_KTHREAD: u32 = 0x20_0000;
 const S_IFMT: u16 = 0o170000;
 const S_IFDIR: u16 = 0o040000;
 /// `MAX_ERRNO`: the pointers that are errors.
@@ -524,6 +526,16 @@ impl TaskAt {
     pub fn is_exiting(self) -> bool {
         member::<u32>(self.0, &TASK_FLAGS) & PF_EXITING != 0
     }
+    /// Whether it is a process's own task that can be stopped: no thread of the kernel's, no worker of io_uring's, none on its way out.
+    #[inline(always)]
+    pub fn can_stop(self) -> bool {
+        member::<u32>(self.0, &TASK_FLAGS) & (PF_EXITING | PF_IO_WORKER | PF_KTHREAD) == 0
+    }
+    /// Whether another process traces it, and decides which signals reach it.
+    #[inline(always)]
+    pub fn is_traced(self) -> bool {
+        member::<u32>(self.0, &TASK_PTRACE) != 0
+    }
     #[inline(always)]
     pub fn tid(self) -> u32 {
         member(self.0, &TASK_PID)
@@ -690,6 +702,21 @@ pub fn leader(task: *mut task_struct) -> *mut task_struct {
 pub fn binprm_file(bprm: *const c_void) -> File {
     // SAFETY: a direct load.
     File(unsafe { direct(bprm, &BINPRM_FILE) })
+}
+
+/// How many arguments it has, of a `linux_binprm` at an address.
+#[inline(always)]
+pub fn binprm_argc(bprm: u64) -> u32 {
+    member(bprm, &BINPRM_ARGC)
+}
+
+/// The path that an execution was asked for by, and that of what runs it, as addresses: they are two where it is a script.
+#[inline(always)]
+pub fn binprm_names(bprm: u64) -> (u64, u64) {
+    (
+        member(bprm, &BINPRM_FILENAME),
+        member(bprm, &BINPRM_INTERP),
+    )
 }
 
 /// The string of a `struct filename` at an address, as an address.

@@ -5,6 +5,7 @@
 #![no_main]
 
 mod emit;
+mod hold;
 mod hooks;
 mod kernel;
 mod maps;

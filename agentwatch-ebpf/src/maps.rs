@@ -2,9 +2,10 @@
 
 use agentwatch_common::{
     event::{Fold, FoldKey, Scratch},
+    hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Host, Identified, Name, NameKey, Place, PlaceKey, Policy, Prefix,
+        Binding, Child, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, Place, PlaceKey, Policy, Prefix,
         PrefixKey, Session, Tag,
     },
     stats,
@@ -70,6 +71,19 @@ pub static NAMES: LpmTrie<NameKey, Name, { limits::NAMES }> = LpmTrie::new();
 /// Network rules by address.
 #[btf_map]
 pub static PREFIXES: LpmTrie<PrefixKey, Prefix, { limits::PREFIXES }> = LpmTrie::new();
+
+/// Rules on the arguments of commands.
+#[btf_map]
+pub static COMMANDS: LpmTrie<CommandKey, Command, { limits::COMMANDS }> = LpmTrie::new();
+
+/// Tasks that wait for a person.
+#[btf_map]
+pub static HOLDS: HashMap<u32, Hold, { limits::HOLDS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+/// What people have granted and rejected. User space writes it.
+#[btf_map]
+pub static GRANTS: HashMap<GrantKey, Grant, { limits::GRANTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// What was found to hold in directories, those that were asked for last.
 #[btf_map]

@@ -1,14 +1,14 @@
 //! What the policy says: files by walking from the file up to the nearest place that has a rule, addresses by
 //! longest prefix.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use agentwatch_common::{
     event::Scratch,
     limits,
     policy::{
-        BY_MAGIC, ChildKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
-        PrefixKey, effect, flags, found, name, net, place, right, rule,
+        BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
+        Name, PrefixKey, effect, flags, found, name, net, place, right, rule,
     },
     stats,
 };
@@ -16,6 +16,7 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
+        bpf_probe_read_user,
     },
 };
 
@@ -23,7 +24,7 @@ use crate::{
     emit,
     kernel::{self, Dentry, DentryAt, SuperBlockAt},
     maps::{
-        BINDINGS, CHILDREN, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
+        BINDINGS, CHILDREN, COMMANDS, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
         SESSIONS, count,
     },
     session::Subject,
@@ -46,6 +47,29 @@ impl Decision {
     #[inline(always)]
     pub fn allows(&self) -> bool {
         self.effect == effect::ALLOW
+    }
+
+    /// Whether a person is to be asked.
+    #[inline(always)]
+    pub fn holds(&self) -> bool {
+        self.effect == effect::HOLD
+    }
+
+    /// What is said of one right.
+    #[inline(always)]
+    fn about(place: &Place, right: usize) -> Self {
+        Self {
+            effect: place.effects[right],
+            rule: place.rules[right],
+        }
+    }
+
+    /// The stricter one of two: denied, held, allowed. Of equals this one.
+    #[inline(always)]
+    pub fn stricter(self, other: Self) -> Self {
+        let looser = (self.allows() && !other.allows())
+            || (self.holds() && other.effect == effect::DENY);
+        if looser { other } else { self }
     }
 }
 
@@ -141,7 +165,8 @@ pub fn everything(subject: &Subject, dentry: Dentry) -> &Held {
 pub fn everything_at(subject: &Subject, dentry: u64) -> &Held {
     // SAFETY: as above.
     let held = unsafe { &mut (*subject.tag).held };
-    climb(subject.policy, subject.flags, dentry, held);
+    climb(subject.policy, dentry, held);
+    below(subject.policy, subject.flags, dentry, held);
     held
 }
 
@@ -154,7 +179,7 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
     }
     let held = everything(subject, dentry);
     let decision = of(held, WRITE);
-    if decision.allows() && held.found == found::HERE && has(held, place::PINNED) {
+    if decision.effect != effect::DENY && held.found == found::HERE && has(held, place::PINNED) {
         return Decision {
             effect: effect::DENY,
             rule: held.place.pin_rule,
@@ -211,8 +236,7 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
         return 1;
     }
     if flags & flags::NAMES != 0 {
-        // A rule on the name is nearer than anything above.
-        named(policy, dentry.address(), held);
+        named(policy, dentry.address(), held, 0);
     }
     if held.found != found::NAME && held.found != found::NOTHING {
         held.found = found::ABOVE;
@@ -254,18 +278,14 @@ fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) ->
     if kept(start, policy, generation, sequence, held) != 0 {
         return 1;
     }
-    held.steps = NEAR;
-    if flags & flags::NAMES == 0 {
-        near(policy, start.0, generation, sequence, held);
-    }
+    near(policy, start.0, generation, sequence, held);
     // Read again: what the verifier knows of each way through `near` ends there.
     // SAFETY: a field of the task's tag.
     let steps = unsafe { (&raw const held.steps).read_volatile() };
     if steps >= NEAR {
-        climb(policy, flags, start.address(), held);
-    } else if steps > 0 && has(held, place::CHILDREN) {
-        descend(policy, start.address(), held);
+        climb(policy, start.address(), held);
     }
+    below(policy, flags, start.address(), held);
     if sequence & 1 == 0 && kernel::moves() == moves {
         keep(start.0, policy, generation, sequence, held);
     }
@@ -434,19 +454,17 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
 struct Climb {
     entry: u64,
     policy: u32,
-    flags: u32,
     done: u32,
     held: *mut Held,
 }
 
 /// The same walk as [`directory`]'s without its limit and by address: what is too deep for it, and what has no type.
 #[inline(never)]
-fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
+fn climb(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     clear(held);
     let mut climb = Climb {
         entry: dentry,
         policy,
-        flags,
         done: 0,
         held,
     };
@@ -463,10 +481,22 @@ fn climb(policy: u32, flags: u32, dentry: u64, held: &mut Held) -> u32 {
         count(stats::TOO_DEEP);
         return 0;
     }
-    if has(held, place::CHILDREN) && held.steps > 0 {
+    0
+}
+
+/// What names say between a place and `dentry` below it: those that are waited for, and then those that rules are about.
+#[inline(always)]
+fn below(policy: u32, flags: u32, dentry: u64, held: &mut Held) {
+    // SAFETY: a field of the task's tag; read so that the verifier knows nothing of it.
+    if unsafe { (&raw const held.steps).read_volatile() } == 0 {
+        return;
+    }
+    if has(held, place::CHILDREN) {
         descend(policy, dentry, held);
     }
-    0
+    if flags & flags::NAMES != 0 {
+        names(policy, dentry, held);
+    }
 }
 
 extern "C" fn step_up(_index: u32, context: *mut c_void) -> i64 {
@@ -485,10 +515,6 @@ extern "C" fn step_up(_index: u32, context: *mut c_void) -> i64 {
             held,
         ) != 0
     {
-        climb.done = 1;
-        return 1;
-    }
-    if climb.flags & flags::NAMES != 0 && named(climb.policy, entry.0, held) != 0 {
         climb.done = 1;
         return 1;
     }
@@ -511,12 +537,57 @@ fn descend(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         if level >= steps || !has(held, place::CHILDREN) {
             break;
         }
-        let entry = above(dentry, steps - 1 - level);
-        if child(policy, entry, held) == 0 {
+        let left = steps - 1 - level;
+        let hit = child(policy, above(dentry, left), held);
+        if hit == 0 {
             break;
+        }
+        if hit == DECIDES {
+            held.steps = left;
         }
     }
     // Names wait below the last component only where that is one of them.
+    0
+}
+
+/// The names that rules are about from `dentry` up to what holds above it, without that: what they take away from it.
+#[inline(never)]
+fn names(policy: u32, dentry: u64, held: &mut Held) -> u32 {
+    let mut naming = Naming {
+        entry: dentry,
+        policy,
+        told: 0,
+        held,
+    };
+    // SAFETY: as in `climb`.
+    unsafe {
+        bpf_loop(
+            (*naming.held).steps,
+            name_up as *mut c_void,
+            (&raw mut naming).cast(),
+            0,
+        )
+    };
+    0
+}
+
+#[repr(C)]
+struct Naming {
+    entry: u64,
+    policy: u32,
+    told: u32,
+    held: *mut Held,
+}
+
+extern "C" fn name_up(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `names` gave, and what holds stands in its caller.
+    let (naming, held) = unsafe {
+        let naming = &mut *context.cast::<Naming>();
+        let held = &mut *naming.held;
+        (naming, held)
+    };
+    naming.told = named(naming.policy, naming.entry, held, naming.told);
+    naming.entry = DentryAt(naming.entry).parent().0;
     0
 }
 
@@ -540,6 +611,9 @@ extern "C" fn one_up(_index: u32, context: *mut c_void) -> i64 {
     way.entry = DentryAt(way.entry).parent().0;
     0
 }
+
+/// A name that is waited for, and that has rules itself.
+const DECIDES: u32 = 2;
 
 /// Whether a name is waited for in a directory where names are, and what it stands for.
 #[inline(never)]
@@ -578,16 +652,17 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         } else {
             place::CHILDREN
         };
+        hit = 1;
         if found.decides != 0 {
             held.place = found.place;
             held.found = found::NAME;
+            hit = DECIDES;
         } else {
             held.place.flags &= !(place::PINNED | place::SOCKET);
             held.found = found::ABOVE;
         }
         held.place.flags = held.place.flags & !place::CHILDREN | flags;
         held.number = found.number;
-        hit = 1;
     } else {
         held.place.flags &= !place::CHILDREN;
     }
@@ -605,34 +680,69 @@ fn zero(name: &mut [u8; limits::NAME]) {
     }
 }
 
-/// Whether there is a rule on the name of a file.
+/// Takes away what rules on the name of a file take away: of its end and of its beginning the stricter, right by right. `told` are the
+/// rights of which a nearer name has said something, as bits; gives back those of which one has now.
 #[inline(never)]
-fn named(policy: u32, dentry: u64, held: &mut Held) -> u32 {
-    lookup_name(
-        policy,
-        name::SUFFIX,
-        DentryAt(dentry).name(),
-        u32::MAX,
-        held,
-    )
-}
-
-/// Looks a name up among the rules on names: a file's by its end and then by its beginning, a socket's by its beginning.
-#[inline(always)]
-fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) -> u32 {
+fn named(policy: u32, dentry: u64, held: &mut Held, told: u32) -> u32 {
     let Some(scratch) = emit::take() else {
         clear(held);
-        return 1;
+        return told;
     };
-    // SAFETY: the slot is ours, and long enough for a key and a name behind it.
-    let (key, raw) = unsafe {
-        let data = (&raw mut (*scratch).data).cast::<u8>();
-        (&mut *data.cast::<Key<NameKey>>(), data.add(RAW))
-    };
-    let mut hit = 0;
-    // SAFETY: the helper writes at most a name's length.
-    let read = unsafe {
-        if len == u32::MAX {
+    let mut told = told;
+    if read_name(scratch, DentryAt(dentry).name(), u32::MAX) {
+        // SAFETY: the slot is ours, and long enough.
+        let key = unsafe { &mut *(&raw mut (*scratch).data).cast::<Key<NameKey>>() };
+        fill_name(scratch, policy, name::SUFFIX);
+        if let Some(found) = NAMES.get(&*key) {
+            told = take_away(found, held, told);
+        }
+        fill_name(scratch, policy, name::PREFIX);
+        if let Some(found) = NAMES.get(&*key) {
+            told = take_away(found, held, told);
+        }
+    }
+    emit::give_back(scratch);
+    told
+}
+
+/// Where a rule on a name is stricter than what holds; it is the one to tell where both say the same, and none before it did.
+#[inline(always)]
+fn take_away(said: &Name, held: &mut Held, told: u32) -> u32 {
+    let mut told = told;
+    for right in 0..3 {
+        let bit = 1 << right;
+        let (own, other) = (strictness(held.place.effects[right]), strictness(said.effects[right]));
+        if other == 0 || other < own || (other == own && told & bit != 0) {
+            continue;
+        }
+        held.place.effects[right] = said.effects[right];
+        held.place.rules[right] = said.rules[right];
+        held.place.flags &= !place::SOCKET;
+        held.found = found::NAME;
+        if right == right::EXEC && said.effects[right] == effect::DENY {
+            held.place.flags |= place::EXEC_DENIED;
+        }
+        told |= bit;
+    }
+    told
+}
+
+#[inline(always)]
+fn strictness(effect: u8) -> u32 {
+    match effect {
+        effect::ALLOW => 0,
+        effect::HOLD => 1,
+        _ => 2,
+    }
+}
+
+/// Reads a name into scratch memory, with its length behind it; `len` is `u32::MAX` for one that ends with a NUL.
+#[inline(always)]
+fn read_name(scratch: *mut Scratch, address: u64, len: u32) -> bool {
+    // SAFETY: the slot is the caller's, and long enough; the helper writes at most a name's length.
+    unsafe {
+        let raw = (&raw mut (*scratch).data).cast::<u8>().add(RAW);
+        let read = if len == u32::MAX {
             bpf_probe_read_kernel_str(raw.cast(), limits::NAME as u32, address as *const _) - 1
         } else {
             let len = if len > 112 { 112 } else { len };
@@ -641,36 +751,16 @@ fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) 
             } else {
                 -1
             }
-        }
-    };
-    if read > 0 && read < limits::NAME as i64 {
-        // By way of memory: what the verifier knows of the length would otherwise multiply all that comes after.
-        // SAFETY: the slot is ours, and long enough.
-        unsafe {
-            raw.add(limits::NAME)
-                .cast::<u32>()
-                .write_volatile(read as u32)
         };
-        fill_name(scratch, policy, kind);
-        let mut found = NAMES.get(&*key);
-        if found.is_none() && kind == name::SUFFIX {
-            fill_name(scratch, policy, name::PREFIX);
-            found = NAMES.get(&*key);
+        if read <= 0 || read >= limits::NAME as i64 {
+            return false;
         }
-        if let Some(found) = found {
-            clear(held);
-            held.place.effects = found.effects;
-            held.place.rules = found.rules;
-            held.place.socket_rule = found.rules[0];
-            if found.effects[right::EXEC] == effect::DENY {
-                held.place.flags = place::EXEC_DENIED;
-            }
-            held.found = found::NAME;
-            hit = 1;
-        }
+        // By way of memory: what the verifier knows of the length would otherwise multiply all that comes after.
+        raw.add(limits::NAME)
+            .cast::<u32>()
+            .write_volatile(read as u32);
+        true
     }
-    emit::give_back(scratch);
-    hit
 }
 
 /// Where a name stands in scratch memory, and where the bytes of its key.
@@ -736,18 +826,26 @@ extern "C" fn spell(index: u32, context: *mut c_void) -> i64 {
 /// Decides on a UNIX socket by its abstract name.
 #[inline(always)]
 pub fn abstract_name(subject: &Subject, address: u64, len: u32) -> Decision {
-    // SAFETY: as above.
-    let held = unsafe { &mut (*subject.tag).held };
-    if lookup_name(subject.policy, name::ABSTRACT, address, len, held) == 0 {
-        return Decision {
-            effect: effect::DENY,
-            rule: rule::UNIX_DEFAULT,
-        };
+    let mut decision = Decision {
+        effect: effect::DENY,
+        rule: rule::UNIX_DEFAULT,
+    };
+    let Some(scratch) = emit::take() else {
+        return decision;
+    };
+    if read_name(scratch, address, len) {
+        // SAFETY: the slot is ours, and long enough.
+        let key = unsafe { &mut *(&raw mut (*scratch).data).cast::<Key<NameKey>>() };
+        fill_name(scratch, subject.policy, name::ABSTRACT);
+        if let Some(found) = NAMES.get(&*key) {
+            decision = Decision {
+                effect: found.effects[0],
+                rule: found.rules[0],
+            };
+        }
     }
-    Decision {
-        effect: held.place.effects[0],
-        rule: held.place.rules[0],
-    }
+    emit::give_back(scratch);
+    decision
 }
 
 /// Decides on connecting to a UNIX socket by its file: where that may be written, or a rule names it.
@@ -807,24 +905,194 @@ pub fn of(held: &Held, rights: Rights) -> Decision {
         rule: place.rules[right::READ],
     };
     if rights & READ != 0 {
-        decision = Decision {
-            effect: place.effects[right::READ],
-            rule: place.rules[right::READ],
-        };
+        decision = Decision::about(place, right::READ);
     }
-    if rights & WRITE != 0 && decision.allows() {
-        decision = Decision {
-            effect: place.effects[right::WRITE],
-            rule: place.rules[right::WRITE],
-        };
+    if rights & WRITE != 0 {
+        decision = Decision::about(place, right::WRITE).stricter(decision);
     }
-    if rights & EXEC != 0 && decision.allows() {
-        decision = Decision {
-            effect: place.effects[right::EXEC],
-            rule: place.rules[right::EXEC],
-        };
+    if rights & EXEC != 0 {
+        decision = Decision::about(place, right::EXEC).stricter(decision);
     }
     decision
+}
+
+/// Decides on a command by its program and where the rest of its arguments stands in its memory, into `answer`. Gives back whether a rule
+/// is about it.
+#[inline(never)]
+pub fn command(
+    policy: u32,
+    device: u32,
+    inode: u64,
+    arguments: &[u64; 2],
+    answer: &mut Decision,
+) -> u32 {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return 0;
+    };
+    begin_command(scratch, policy, device, inode);
+    read_arguments(scratch, 0, arguments);
+    let hit = look_command_up(scratch, answer);
+    emit::give_back(scratch);
+    hit
+}
+
+/// The same by the last part of the path that it was asked for by, which stands at an address.
+#[inline(never)]
+pub fn command_by_name(
+    policy: u32,
+    path: u64,
+    arguments: &[u64; 2],
+    answer: &mut Decision,
+) -> u32 {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return 0;
+    };
+    let mut hit = 0;
+    if read_name(scratch, path, u32::MAX) {
+        begin_command(scratch, policy, BY_NAME, 0);
+        // SAFETY: the slot is ours, and long enough.
+        let mut last = unsafe {
+            let data = (&raw mut (*scratch).data).cast::<u8>();
+            let len = data.add(RAW + limits::NAME).cast::<u32>().read_volatile();
+            let mut last = LastPart {
+                data,
+                len,
+                used: 0,
+            };
+            bpf_loop(
+                limits::NAME as u32,
+                one_back as *mut c_void,
+                (&raw mut last).cast(),
+                0,
+            );
+            copy_last_part(&mut last);
+            last
+        };
+        let used = (&raw mut last.used).cast::<u32>();
+        // SAFETY: it stands here; read so that the verifier knows its bounds alone.
+        let used = unsafe { used.read_volatile() };
+        if used != 0 && used < limits::COMMAND_RULE as u32 {
+            read_arguments(scratch, used + 1, arguments);
+            hit = look_command_up(scratch, answer);
+        }
+    }
+    emit::give_back(scratch);
+    hit
+}
+
+#[repr(C)]
+struct LastPart {
+    data: *mut u8,
+    len: u32,
+    /// Bytes behind the last slash.
+    used: u32,
+}
+
+/// A step from the end of a path towards its last slash.
+extern "C" fn one_back(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `command_by_name` gave; the index is below the name's length.
+    unsafe {
+        let last = &mut *context.cast::<LastPart>();
+        if index >= last.len {
+            return 1;
+        }
+        let at = (last.len - 1 - index) as usize & (limits::NAME - 1);
+        if last.data.add(RAW + at).read_volatile() == b'/' {
+            return 1;
+        }
+        last.used += 1;
+    }
+    0
+}
+
+/// Copies the last part of a path to where a command's arguments stand in its key.
+#[inline(always)]
+unsafe fn copy_last_part(last: &mut LastPart) {
+    // SAFETY: the context stands in the caller.
+    unsafe {
+        bpf_loop(
+            limits::COMMAND_RULE as u32,
+            one_byte as *mut c_void,
+            core::ptr::from_mut(last).cast(),
+            0,
+        );
+    }
+}
+
+extern "C" fn one_byte(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `copy_last_part` gave; every index is below the data's length.
+    unsafe {
+        let last = &mut *context.cast::<LastPart>();
+        if index >= last.used {
+            return 1;
+        }
+        let from = (last.len - last.used + index) as usize & (limits::NAME - 1);
+        let byte = last.data.add(RAW + from).read_volatile();
+        last.data
+            .add(COMMAND_KEY + (index as usize & 127))
+            .write_volatile(byte);
+    }
+    0
+}
+
+/// Where the arguments stand in the key of a command.
+const COMMAND_KEY: usize = 20;
+
+/// Begins the key of a command in scratch memory.
+#[inline(always)]
+fn begin_command(scratch: *mut Scratch, policy: u32, device: u32, inode: u64) {
+    // SAFETY: the slot is the caller's, and long enough.
+    unsafe {
+        let words = (&raw mut (*scratch).data).cast::<u32>();
+        words.write_volatile(COMMAND_BASE + 8 * limits::COMMAND_RULE as u32);
+        words.add(1).write_volatile(policy);
+        words.add(2).write_volatile(device);
+        words.add(3).write_volatile(inode as u32);
+        words.add(4).write_volatile((inode >> 32) as u32);
+        for word in 0..limits::COMMAND_RULE / 4 {
+            words.add(5 + word).write_volatile(0);
+        }
+    }
+}
+
+/// Reads as many of the arguments as fit behind the first bytes.
+#[inline(always)]
+fn read_arguments(scratch: *mut Scratch, behind: u32, arguments: &[u64; 2]) {
+    let len = arguments[1].wrapping_sub(arguments[0]);
+    let room = if behind > limits::COMMAND_RULE as u32 {
+        0
+    } else {
+        u64::from(limits::COMMAND_RULE as u32 - behind)
+    };
+    let len = if len > room { room } else { len };
+    // The masks change nothing; the verifier is to see them.
+    let (behind, len) = (black_box(behind) & 127, black_box(len as u32) & 127);
+    // SAFETY: the slot is the caller's, and longer; the helper checks the address.
+    let error = unsafe {
+        let bytes = (&raw mut (*scratch).data).cast::<u8>().add(COMMAND_KEY);
+        bpf_probe_read_user(
+            bytes.add(behind as usize).cast(),
+            len,
+            arguments[0] as *const _,
+        )
+    };
+    if len != 0 && error != 0 {
+        count(stats::READ_FAILED);
+    }
+}
+
+#[inline(always)]
+fn look_command_up(scratch: *mut Scratch, answer: &mut Decision) -> u32 {
+    // SAFETY: the slot is the caller's, and long enough.
+    let key = unsafe { &*(&raw const (*scratch).data).cast::<Key<CommandKey>>() };
+    let Some(found) = COMMANDS.get(key) else {
+        return 0;
+    };
+    answer.effect = found.effect as u8;
+    answer.rule = found.rule;
+    1
 }
 
 /// Decides on an address: IPv4 as v4-mapped, the port in host byte order.

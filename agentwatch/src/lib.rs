@@ -1,5 +1,6 @@
 //! agentwatch: see ARCHITECTURE.md for the map.
 
+pub mod approval;
 pub mod cli;
 pub mod collector;
 pub mod daemon;

@@ -32,6 +32,11 @@ enum Command {
     Reload(cli::reload::ReloadArgs),
     Release(cli::release::ReleaseArgs),
     Sessions(cli::sessions::SessionsArgs),
+    Approvals(cli::approvals::ApprovalsArgs),
+    Approve(cli::approvals::ApproveArgs),
+    Reject(cli::approvals::RejectArgs),
+    Grants(cli::approvals::GrantsArgs),
+    Revoke(cli::approvals::RevokeArgs),
     Events(cli::events::EventsArgs),
     Timeline(cli::timeline::TimelineArgs),
     Query(cli::query::QueryArgs),
@@ -57,6 +62,11 @@ fn main() -> ExitCode {
         Command::Detach(args) => args.run(&runtime_dir),
         Command::Reload(args) => args.run(&runtime_dir),
         Command::Release(args) => args.run(&runtime_dir),
+        Command::Approvals(args) => args.run(&runtime_dir),
+        Command::Approve(args) => args.run(&runtime_dir),
+        Command::Reject(args) => args.run(&runtime_dir),
+        Command::Grants(args) => args.run(&runtime_dir),
+        Command::Revoke(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
         Command::Why(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
@@ -95,6 +105,11 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Detach(_)
             | Command::Reload(_)
             | Command::Release(_)
+            | Command::Approvals(_)
+            | Command::Approve(_)
+            | Command::Reject(_)
+            | Command::Grants(_)
+            | Command::Revoke(_)
             | Command::Status(_)
             | Command::Why(_)
             | Command::Policy(_)

@@ -109,7 +109,7 @@ impl Image {
         {
             base.symlink(&format!("usr/bin/{applet}"), "busybox");
         }
-        for name in ["act", "scenarios", "cost", "landlocked", "outlive"] {
+        for name in ["act", "scenarios", "cost", "landlocked", "outlive", "holds"] {
             base.program(&format!("{}/{name}", &PROGRAMS[1..]), &guest.program(name))?;
         }
         for (inside, folder) in [(SCENARIOS, "scenarios"), (CONFORMANCE, "conformance")] {

@@ -2,6 +2,7 @@
 
 use agentwatch_common::{
     event::{access, kind, state, verdict},
+    hold::RESTART,
     policy::{flags, guard},
 };
 use aya_ebpf::{
@@ -13,6 +14,7 @@ use aya_ebpf::{
 
 use crate::{
     emit::{self, Draft},
+    hold,
     kernel::{self, Dentry, DentryAt, File, TaskAt},
     maps::{HOST, IDENTIFIED, TAGS},
     session::{self, Subject},
@@ -98,6 +100,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
                     dentry: name.0,
                     inode: name.inode(),
                     device: name.device(),
+                    state: 0,
                 },
             );
         }
@@ -105,9 +108,9 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     }
     let (rights, access) = subject.forget(rights, access);
     let decision = policy::file(&subject, dentry, rights);
-    // A program that may run is recorded when it does.
+    // A program that may run is recorded when it does, and one that waits for a person waits then.
     let execs = access & access::EXEC != 0;
-    if execs && decision.allows() {
+    if execs && (decision.allows() || decision.holds()) {
         return 0;
     }
     let what = if execs { kind::EXEC } else { kind::OPEN };
@@ -269,8 +272,8 @@ fn map(file: File) -> i32 {
     }
     let held = policy::everything(&subject, dentry);
     let decision = policy::code(held);
-    // A library that may be loaded is no event: its opening is.
-    if decision.allows() {
+    // A library that may be loaded is no event: its opening is. A program that waits for a person is mapped before it does.
+    if decision.allows() || (decision.holds() && hold::executes()) {
         return 0;
     }
     answer(
@@ -364,7 +367,7 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
     };
     // SAFETY: the subject was found by its tag.
     let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
-    if denied == DENIED {
+    if denied == DENIED || errno == RESTART {
         return 0;
     }
     let flags = kernel::open_flag(ctx.arg(2));
@@ -456,17 +459,41 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let mut decision = policy::name(&subject, first);
-    if decision.allows() {
-        decision = policy::name(&subject, second);
-    }
+    let from_says = policy::name(&subject, first);
+    let to_says = policy::name(&subject, second);
+    let decision = from_says.stricter(to_says);
     if !decision.allows()
         && TaskAt::current().acts_for_another()
         && policy::is_layer(&subject, second)
     {
         return 0;
     }
-    let (outcome, result) = outcome(&subject, &decision);
+    let (mut outcome, mut result) = outcome(&subject, &decision);
+    let mut state = 0;
+    if decision.holds() && outcome == verdict::DENIED {
+        // Both sides are asked for, one after the other, and what was granted is used up when both are.
+        let mut word = hold::GRANTED;
+        if from_says.holds() {
+            word = ask(
+                &subject,
+                what,
+                access,
+                from_says.rule,
+                first,
+                !to_says.holds(),
+            );
+        }
+        if word == hold::GRANTED && to_says.holds() {
+            word = ask(&subject, what, access, to_says.rule, second, true);
+            if word == hold::GRANTED && from_says.holds() {
+                word = ask(&subject, what, access, from_says.rule, first, true);
+            }
+        }
+        if word == hold::PARKED_AGAIN {
+            return session::answer(true, RESTART);
+        }
+        (outcome, result, state) = heard(word);
+    }
     let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else {
         return session::answer(result != 0, EACCES);
     };
@@ -482,8 +509,9 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     record.rule = decision.rule;
     record.errno = -result;
     record.access = access;
+    record.state |= state;
     draft.submit(&subject);
-    session::answer(result != 0, EACCES)
+    refusal(result)
 }
 
 /// What is recorded, and what the kernel is told.
@@ -498,6 +526,41 @@ fn outcome(subject: &Subject, decision: &Decision) -> (u32, i32) {
     }
 }
 
+/// Asks a person for one file.
+#[inline(always)]
+fn ask(subject: &Subject, what: u32, bits: u32, rule: u32, dentry: Dentry, last: bool) -> u32 {
+    let request = hold::Request {
+        what,
+        rights: hold::rights_of(what, bits),
+        rule,
+        // A descriptor that is being received is gone with the message, and what is mapped in the middle of an execution has no way back.
+        repeatable: bits & (access::RECEIVE | access::MAP) == 0,
+        last,
+    };
+    hold::file(subject, &request, dentry.address())
+}
+
+/// What is recorded of a person's word, what the kernel is told, and what is noted in the record.
+#[inline(always)]
+fn heard(word: u32) -> (u32, i32, u32) {
+    match word {
+        hold::GRANTED => (verdict::ALLOWED, 0, state::GRANTED),
+        hold::PARKED | hold::PARKED_AGAIN => (verdict::HELD, -RESTART, 0),
+        hold::REJECTED => (verdict::DENIED, -EACCES, state::REJECTED),
+        _ => (verdict::DENIED, -EACCES, state::NOT_HELD),
+    }
+}
+
+/// The verifier has to see that it is one of three numbers.
+#[inline(always)]
+fn refusal(result: i32) -> i32 {
+    if result == -RESTART {
+        session::answer(true, RESTART)
+    } else {
+        session::answer(result != 0, EACCES)
+    }
+}
+
 /// Records the decision, folding repetitions, and gives it to the kernel.
 #[inline(always)]
 fn answer(
@@ -508,7 +571,15 @@ fn answer(
     flags: u32,
     decision: Decision,
 ) -> i32 {
-    let (outcome, result) = outcome(subject, &decision);
+    let (mut outcome, mut result) = outcome(subject, &decision);
+    let mut state = 0;
+    if decision.holds() && outcome == verdict::DENIED {
+        let word = ask(subject, what, access, decision.rule, dentry, true);
+        if word == hold::PARKED_AGAIN {
+            return session::answer(true, RESTART);
+        }
+        (outcome, result, state) = heard(word);
+    }
     if result != 0 && (what == kind::OPEN || what == kind::EXEC) {
         // SAFETY: the subject was found by its tag.
         unsafe { (*subject.tag).denied = DENIED };
@@ -525,9 +596,10 @@ fn answer(
             dentry: dentry.address(),
             inode: dentry.inode(),
             device: dentry.device(),
+            state,
         },
     );
-    session::answer(result != 0, EACCES)
+    refusal(result)
 }
 
 /// An action on one file, as it is recorded.
@@ -541,6 +613,8 @@ pub struct Action {
     pub dentry: u64,
     pub inode: u64,
     pub device: u32,
+    /// Bits of the record's state.
+    pub state: u32,
 }
 
 /// Records an action on one file; used by both backends. A function of its own, for its share of the stack.
@@ -549,15 +623,18 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     // What was refused, or would have been, is recorded whatever is asked for; without the LSM that is worked out later.
     let judged_later = subject.flags & flags::LANDLOCK != 0 && subject.monitors();
     let allowed_open =
-        action.what == kind::OPEN && action.verdict == verdict::ALLOWED && !judged_later;
+        action.what == kind::OPEN && action.verdict == verdict::ALLOWED && action.state == 0 && !judged_later;
     if allowed_open
         && subject.flags & flags::OPENS_WRITES != 0
         && action.access & !(access::READ | access::LIST) == 0
     {
         return 0;
     }
-    // A name without a file has no identity to fold by.
-    let folds = action.inode != 0 && !(allowed_open && subject.flags & flags::OPENS_ALL != 0);
+    // A name without a file has no identity to fold by, and each time that a person is asked counts.
+    let folds = action.inode != 0
+        && action.verdict != verdict::HELD
+        && action.state == 0
+        && !(allowed_open && subject.flags & flags::OPENS_ALL != 0);
     let key = emit::key(
         subject,
         action.what,
@@ -584,6 +661,7 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     record.access = action.access;
     record.flags = action.flags;
     record.errno = action.errno;
+    record.state |= action.state;
     if folds {
         record.state |= state::FOLDED;
     }

@@ -5,16 +5,21 @@ use agentwatch_common::{
     event::{kind, verdict},
     policy::{guard, rule},
 };
-use aya_ebpf::{bindings::task_struct, macros::lsm, programs::LsmContext};
+use aya_ebpf::{
+    bindings::task_struct, helpers::bpf_get_current_pid_tgid, macros::lsm, programs::LsmContext,
+};
 
 use crate::{
-    emit,
+    emit, hold,
     kernel::{self, DentryAt, MountAt, PathAt, SuperBlockAt, TaskAt},
     maps::{HOST, OBJECTS, POLICIES},
     session::{Subject, answer, of_task},
 };
 
 const EPERM: i32 = 1;
+const SIGCONT: u32 = 18;
+/// include/linux/ptrace.h: to change a process, and not only to look at it.
+const PTRACE_MODE_ATTACH: u32 = 2;
 /// `PTRACE_MODE_NOAUDIT`: the kernel asks for itself what to show.
 const PTRACE_MODE_NOAUDIT: u32 = 4;
 /// `CAP_OPT_NOAUDIT`.
@@ -152,6 +157,41 @@ pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
         u64::from(mode),
         mode & PTRACE_MODE_NOAUDIT == 0,
     )
+}
+
+/// A command that waits for a person goes on when the daemon says so, and not when another process does.
+#[lsm(hook = "task_kill")]
+pub fn task_kill_held(ctx: LsmContext) -> i32 {
+    let signal: u32 = ctx.arg(2);
+    if signal != SIGCONT {
+        return 0;
+    }
+    answer(waits(ctx.arg(0)), EPERM)
+}
+
+/// Nor is it changed while it waits.
+#[lsm(hook = "ptrace_access_check")]
+pub fn ptrace_held(ctx: LsmContext) -> i32 {
+    let mode: u32 = ctx.arg(1);
+    if mode & PTRACE_MODE_ATTACH == 0 {
+        return 0;
+    }
+    answer(waits(ctx.arg(0)), EPERM)
+}
+
+/// Whether a task is a command that waits for a person, and it is not the daemon that turns to it. That somebody else does is counted.
+#[inline(always)]
+fn waits(task: *mut task_struct) -> bool {
+    let pid = TaskAt(task as u64).pid();
+    if !hold::is_held_command(pid) {
+        return false;
+    }
+    let caller = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if HOST.get(0).is_some_and(|host| host.daemon == caller) {
+        return false;
+    }
+    hold::urged(pid);
+    true
 }
 
 /// Signals; number 0 only asks whether a process is there.

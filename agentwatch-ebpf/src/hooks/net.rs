@@ -1,12 +1,16 @@
 //! Internet sockets, decided by programs on the root of all cgroups, for processes of sessions. On every kernel.
 
 use agentwatch_common::{
-    event::{kind, verdict},
+    event::{kind, state, verdict},
+    hold::RESTART,
     policy::{net, rule},
 };
-use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    bindings::bpf_sock_addr, helpers::generated::bpf_set_retval, macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
 
-use crate::{emit, kernel::TaskAt, session::Subject, verdict as policy};
+use crate::{emit, hold, kernel::TaskAt, maps::HOST, session::Subject, verdict as policy};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -89,15 +93,43 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
         rule::NETWORK_DEFAULT
     };
     let decision = policy::address(subject.policy, op, addr, port, default);
-    let (outcome, answer) = if decision.allows() {
+    let (mut outcome, mut answer) = if decision.allows() {
         (verdict::ALLOWED, ALLOW)
     } else if subject.monitors() {
         (verdict::AUDITED, ALLOW)
     } else {
         (verdict::DENIED, REFUSE)
     };
+    let mut noted = 0;
+    if decision.holds() && answer == REFUSE {
+        let request = hold::Request {
+            what: kind::CONNECT,
+            rights: policy::WRITE,
+            rule: decision.rule,
+            // Where there are LSM programs, a connect that waits has been parked before it came here.
+            repeatable: record_allowed || HOST.get(0).is_none_or(|host| host.lsm == 0),
+            last: true,
+        };
+        match hold::address(&subject, &request, &addr, port, false) {
+            hold::GRANTED => {
+                (outcome, answer) = (verdict::ALLOWED, ALLOW);
+                noted = state::GRANTED;
+            }
+            word @ (hold::PARKED | hold::PARKED_AGAIN) => {
+                // The end of the system call stops the task.
+                // SAFETY: no requirements.
+                unsafe { bpf_set_retval(-RESTART) };
+                if word == hold::PARKED_AGAIN {
+                    return REFUSE;
+                }
+                outcome = verdict::HELD;
+            }
+            hold::REJECTED => noted = state::REJECTED,
+            _ => noted = state::NOT_HELD,
+        }
+    }
     // A connect that may go on is recorded at its end, with its outcome.
-    if outcome == verdict::ALLOWED && !record_allowed {
+    if outcome == verdict::ALLOWED && !record_allowed && noted == 0 {
         return answer;
     }
     let what = if op == net::LISTEN {
@@ -114,7 +146,12 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
         socket_type,
         outcome,
         decision.rule,
-        if answer == REFUSE { EPERM } else { 0 },
+        match outcome {
+            verdict::HELD => RESTART,
+            verdict::DENIED => EPERM,
+            _ => 0,
+        },
+        noted,
     );
     answer
 }
@@ -135,6 +172,7 @@ pub fn record(
     outcome: u32,
     rule: u32,
     errno: i32,
+    noted: u32,
 ) {
     // SAFETY: both are sixteen plain bytes.
     let halves = unsafe { core::mem::transmute::<[u8; 16], [u64; 2]>(addr) };
@@ -147,7 +185,9 @@ pub fn record(
             | (errno as u64) << 48,
     ];
     let key = emit::key(subject, what, 0, outcome, object);
-    if emit::fold(subject, &key) {
+    // Each time that a person is asked counts.
+    let folds = outcome != verdict::HELD && noted == 0;
+    if folds && emit::fold(subject, &key) {
         return;
     }
     let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
@@ -161,7 +201,12 @@ pub fn record(
     record.port = port;
     record.socket_type = socket_type;
     record.errno = errno;
-    record.state |= agentwatch_common::event::state::FOLDED;
+    record.state |= noted;
+    if folds {
+        record.state |= state::FOLDED;
+    }
     let seq = draft.submit(subject);
-    emit::remember(&key, seq);
+    if folds {
+        emit::remember(&key, seq);
+    }
 }

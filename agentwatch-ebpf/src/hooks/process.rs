@@ -1,8 +1,8 @@
 //! Processes: membership at fork and on entering a cgroup, execution, end. On every kernel.
 
 use agentwatch_common::{
-    event::{kind, verdict},
-    policy::flags,
+    event::{kind, state, verdict},
+    policy::{effect, flags, rule},
 };
 use aya_ebpf::{
     bindings::task_struct,
@@ -12,10 +12,10 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit,
-    kernel::{self, DentryAt, TaskAt},
+    emit, hold,
+    kernel::{self, Dentry, DentryAt, TaskAt},
     session::{self, Subject},
-    verdict as policy,
+    verdict::{self as policy, Decision},
 };
 
 const SIGKILL: u32 = 9;
@@ -81,6 +81,29 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// An execution begins, with the file that was asked for. Where that is a script, another one runs in the end.
+#[lsm(hook = "bprm_creds_for_exec")]
+pub fn bprm_creds_for_exec(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let bprm: *const core::ffi::c_void = ctx.arg(0);
+    let dentry = kernel::binprm_file(bprm).dentry();
+    let decision = policy::file(&subject, dentry, policy::EXEC);
+    // SAFETY: the subject was found by its tag.
+    unsafe {
+        (*subject.tag).script_inode = dentry.inode();
+        (*subject.tag).script_dev = dentry.device();
+        (*subject.tag).script_argc = kernel::binprm_argc(bprm as u64);
+        (*subject.tag).script_rule = if decision.holds() {
+            decision.rule + 1
+        } else {
+            0
+        };
+    }
+    0
+}
+
 /// A program is about to run its first instruction.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
@@ -110,23 +133,45 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).image = u64::from(device) << 40 ^ inode };
 
-    let decision = policy::file_at(&subject, dentry.address(), policy::EXEC);
+    let task = TaskAt::current();
+    let command = judge(&subject, bprm as u64, dentry, task);
+    let decision = command.decision;
     let mut outcome = verdict::ALLOWED;
-    if !decision.allows() {
+    let mut noted = 0;
+    // With LSM hooks, opening the file has refused and recorded what its rule denies.
+    let is_new = subject.flags & flags::LANDLOCK != 0 || !command.by_file || decision.holds();
+    if !decision.allows() && is_new {
         if subject.monitors() {
-            // With LSM hooks, opening the file has reported it already.
-            outcome = if subject.flags & flags::LANDLOCK != 0 {
-                verdict::AUDITED
-            } else {
-                verdict::ALLOWED
+            outcome = verdict::AUDITED;
+        } else if decision.holds() {
+            let request = hold::Request {
+                what: kind::EXEC,
+                rights: policy::EXEC,
+                rule: decision.rule,
+                repeatable: true,
+                last: true,
             };
-        } else if subject.flags & flags::LANDLOCK != 0 {
-            // Without LSM hooks nobody refused it: it dies before its first instruction.
-            unsafe { bpf_send_signal(SIGKILL) };
+            let (device, inode) = (command.device, command.inode);
+            match hold::command(&subject, &request, device, inode, &command.arguments) {
+                hold::GRANTED => noted = state::GRANTED,
+                hold::PARKED | hold::PARKED_AGAIN => outcome = verdict::HELD,
+                hold::REJECTED => {
+                    outcome = verdict::DENIED;
+                    noted = state::REJECTED;
+                }
+                _ => {
+                    outcome = verdict::DENIED;
+                    noted = state::NOT_HELD;
+                }
+            }
+        } else {
             outcome = verdict::DENIED;
         }
     }
-    let task = TaskAt::current();
+    if outcome == verdict::DENIED {
+        // Nobody refused it before: it dies before its first instruction.
+        unsafe { bpf_send_signal(SIGKILL) };
+    }
     let Some(mut draft) = emit::begin(kind::EXEC, &subject, task) else {
         return 0;
     };
@@ -140,12 +185,144 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     record.dev = device;
     record.inode = inode;
     record.second_dev = cwd.device();
+    record.state |= noted;
     if outcome == verdict::DENIED {
         record.errno = EACCES;
     }
     draft.submit(&subject);
     0
 }
+
+/// What is said of a command, and of which file and arguments.
+struct Command {
+    decision: Decision,
+    /// Whether the file alone decided, and not its arguments.
+    by_file: bool,
+    device: u32,
+    inode: u64,
+    /// Where its arguments after the first stand in its memory.
+    arguments: [u64; 2],
+}
+
+/// Decides on a command by its file and its arguments, and where it is a script on that and on what runs it: the stricter holds.
+#[inline(always)]
+fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command {
+    let (start, end) = task.arguments();
+    let mut program = Command {
+        decision: policy::file_at(subject, dentry.address(), policy::EXEC),
+        by_file: true,
+        device: dentry.device(),
+        inode: dentry.inode(),
+        arguments: [start, end],
+    };
+    // SAFETY: the subject was found by its tag.
+    let (inode, device, argc, rule) = unsafe {
+        let tag = subject.tag;
+        (
+            (*tag).script_inode,
+            (*tag).script_dev,
+            (*tag).script_argc,
+            (*tag).script_rule,
+        )
+    };
+    let is_script = inode != 0 && (inode != program.inode || device != program.device);
+    if subject.flags & flags::COMMANDS == 0
+        && !program.decision.holds()
+        && !(is_script && rule != 0)
+    {
+        return program;
+    }
+    let mut readable = hold::skip(&mut program.arguments, 1);
+    by_arguments(subject, &mut program);
+    let (path, interpreter) = kernel::binprm_names(bprm);
+    if inode == 0 && path != interpreter {
+        // A script, where no LSM program saw how it began: it goes by its name, and stands second or third.
+        let mut rest = program.arguments;
+        readable &= hold::skip(&mut rest, 1);
+        by_name(subject, path, &rest, &mut program);
+        readable &= hold::skip(&mut rest, 1);
+        by_name(subject, path, &rest, &mut program);
+    }
+    if is_script {
+        let mut script = Command {
+            decision: if rule == 0 {
+                ALLOWED
+            } else {
+                Decision {
+                    effect: effect::HOLD,
+                    rule: rule - 1,
+                }
+            },
+            by_file: true,
+            device,
+            inode,
+            arguments: program.arguments,
+        };
+        // The kernel has put what runs it, and perhaps one argument for that, before the script's path.
+        let added = kernel::binprm_argc(bprm).wrapping_sub(argc);
+        readable &= hold::skip(&mut script.arguments, added);
+        by_arguments(subject, &mut script);
+        let arguments = script.arguments;
+        by_name(subject, path, &arguments, &mut script);
+        let stricter = program.decision.stricter(script.decision);
+        if stricter.effect != program.decision.effect || program.decision.allows() {
+            program = script;
+        }
+    }
+    if !is_script {
+        let arguments = program.arguments;
+        by_name(subject, path, &arguments, &mut program);
+    }
+    // Arguments that cannot be looked at are nobody's to allow.
+    if !readable && subject.flags & flags::COMMANDS != 0 {
+        program.decision.effect = effect::DENY;
+        program.by_file = false;
+    }
+    program
+}
+
+/// What a rule on a command's arguments says comes before what is said of its file, but where that is denied.
+#[inline(always)]
+fn by_arguments(subject: &Subject, command: &mut Command) {
+    if subject.flags & flags::COMMANDS == 0 || command.decision.effect == effect::DENY {
+        return;
+    }
+    let mut said = command.decision;
+    if policy::command(
+        subject.policy,
+        command.device,
+        command.inode,
+        &command.arguments,
+        &mut said,
+    ) != 0
+    {
+        command.decision = said;
+        command.by_file = false;
+    }
+}
+
+/// The same of a rule that names no file, by the path that the execution was asked for by: the stricter holds.
+#[inline(always)]
+fn by_name(subject: &Subject, path: u64, arguments: &[u64; 2], command: &mut Command) {
+    if subject.flags & flags::COMMANDS == 0 || command.decision.effect == effect::DENY {
+        return;
+    }
+    let mut said = ALLOWED;
+    if policy::command_by_name(subject.policy, path, arguments, &mut said) != 0
+        && !said.allows()
+    {
+        let stricter = command.decision.stricter(said);
+        if stricter.effect != command.decision.effect {
+            command.by_file = false;
+        }
+        command.decision = stricter;
+    }
+}
+
+const ALLOWED: Decision = Decision {
+    effect: effect::ALLOW,
+    rule: rule::FILES_DEFAULT,
+};
 
 /// A task ends; with the last of a process's, the process.
 #[btf_tracepoint(function = "sched_process_exit")]
@@ -178,6 +355,7 @@ fn ended() -> i32 {
         record.duration = record.ktime.wrapping_sub(record.start);
         draft.submit(&subject);
     }
+    hold::forget(task.tid());
     session::leave(&subject, task, ending.last);
     0
 }

@@ -5,7 +5,8 @@ use core::ffi::c_void;
 
 use agentwatch_common::{
     event::{GUARD_SOCKET, kind, state, verdict},
-    policy::{family, net, rule},
+    hold::RESTART,
+    policy::{family, flags, net, rule},
 };
 use aya_ebpf::{
     macros::{fexit, lsm},
@@ -13,7 +14,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit,
+    emit, hold,
     hooks::{
         guard::{self, Guarded},
         net::{mapped, record, words},
@@ -21,7 +22,7 @@ use crate::{
     kernel::{self, FileAt, SockAt, TaskAt, read},
     maps::{POLICIES, SOCKETS},
     session::{Subject, answer},
-    verdict as policy,
+    verdict::{self as policy, Decision},
 };
 
 const EPERM: i32 = 1;
@@ -131,14 +132,119 @@ fn is_own(subject: &Subject, sock: *const c_void) -> bool {
     !mark.is_null() && unsafe { mark.read_volatile() } == subject.number
 }
 
-/// A connect begins: nothing of it has been recorded yet.
+/// A connect begins: nothing of it has been recorded yet. Where a person is to be asked, it waits here: the program that decides
+/// cannot stop a task.
 #[lsm(hook = "socket_connect")]
-pub fn socket_connect(_ctx: LsmContext) -> i32 {
-    if let Some(subject) = Subject::current() {
-        // SAFETY: the subject was found by its tag.
-        unsafe { (*subject.tag).denied = 0 };
+pub fn socket_connect(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    // SAFETY: the subject was found by its tag.
+    unsafe { (*subject.tag).denied = 0 };
+    if subject.flags & flags::HOLDS == 0 || subject.monitors() {
+        return 0;
+    }
+    let Some(peer) = Peer::at(ctx.arg(1), ctx.arg::<u64>(2) as u32) else {
+        return 0;
+    };
+    let decision = peer.decide(subject.policy);
+    if !decision.holds() {
+        return 0;
+    }
+    let request = hold::Request {
+        what: kind::CONNECT,
+        rights: policy::WRITE,
+        rule: decision.rule,
+        repeatable: true,
+        // The program of the cgroup follows.
+        last: false,
+    };
+    let (outcome, errno, noted) = match hold::address(&subject, &request, &peer.addr, peer.port, true)
+    {
+        hold::GRANTED => return 0,
+        hold::PARKED_AGAIN => return answer(true, RESTART),
+        hold::PARKED => (verdict::HELD, RESTART, 0),
+        hold::REJECTED => (verdict::DENIED, EPERM, state::REJECTED),
+        _ => (verdict::DENIED, EPERM, state::NOT_HELD),
+    };
+    record(
+        &subject,
+        kind::CONNECT,
+        peer.family,
+        peer.addr,
+        peer.port,
+        kernel::socket_type(ctx.arg(0)),
+        outcome,
+        decision.rule,
+        errno,
+        noted,
+    );
+    // The end of the connect has nothing to add.
+    // SAFETY: as above.
+    unsafe { (*subject.tag).denied = TOLD };
+    if errno == RESTART {
+        answer(true, RESTART)
+    } else {
+        answer(true, EPERM)
+    }
+}
+
+/// The end of a datagram's sending: where a program of the cgroup has noted that it waits, the task is stopped.
+#[fexit(function = "udp_sendmsg")]
+pub fn udp_sendmsg(ctx: FExitContext) -> i32 {
+    if ctx.arg::<u64>(3) as i32 == -RESTART && Subject::current().is_some() {
+        hold::stop();
     }
     0
+}
+
+#[fexit(function = "udpv6_sendmsg")]
+pub fn udpv6_sendmsg(ctx: FExitContext) -> i32 {
+    if ctx.arg::<u64>(3) as i32 == -RESTART && Subject::current().is_some() {
+        hold::stop();
+    }
+    0
+}
+
+/// An internet address as a system call gives it.
+struct Peer {
+    family: u16,
+    addr: [u8; 16],
+    port: u16,
+}
+
+impl Peer {
+    /// From an address in the kernel's memory; `None` for other families.
+    #[inline(always)]
+    fn at(address: u64, len: u32) -> Option<Self> {
+        let family: u16 = if len >= 2 { read(address) } else { 0 };
+        if family != AF_INET && family != AF_INET6 {
+            return None;
+        }
+        let port = u16::from_be(read(address + 2));
+        let addr = if family == AF_INET {
+            mapped(read(address + 4))
+        } else {
+            words([
+                read(address + 8),
+                read(address + 12),
+                read(address + 16),
+                read(address + 20),
+            ])
+        };
+        Some(Self { family, addr, port })
+    }
+
+    #[inline(always)]
+    fn decide(&self, policy: u32) -> Decision {
+        policy::address(
+            policy,
+            net::CONNECT,
+            self.addr,
+            self.port,
+            rule::NETWORK_DEFAULT,
+        )
+    }
 }
 
 /// Listening: without a name the kernel gives the socket one.
@@ -224,6 +330,7 @@ fn refused(
         outcome,
         rule,
         errno,
+        0,
     );
     answer(errno != 0, EPERM)
 }
@@ -379,44 +486,31 @@ pub fn sys_connect_file(ctx: FExitContext) -> i32 {
 /// Records a connect that is over, from the address that the kernel used; both backends end here.
 #[inline(always)]
 pub fn connected(subject: &Subject, socket_type: u32, address: u64, len: u32, errno: i32) {
-    let family: u16 = if len >= 2 { read(address) } else { 0 };
-    if family == AF_INET || family == AF_INET6 {
-        let port = u16::from_be(read(address + 2));
-        let addr = if family == AF_INET {
-            mapped(read(address + 4))
-        } else {
-            words([
-                read(address + 8),
-                read(address + 12),
-                read(address + 16),
-                read(address + 20),
-            ])
-        };
-        let decision = policy::address(
-            subject.policy,
-            net::CONNECT,
-            addr,
-            port,
-            rule::NETWORK_DEFAULT,
-        );
-        // The cgroup program has recorded what it refused, and what it would have. What came through all the same is
-        // recorded as what it is.
-        let came_through = !subject.monitors() && errno != EPERM;
+    if errno == RESTART {
+        return;
+    }
+    if let Some(peer) = Peer::at(address, len) {
+        let decision = peer.decide(subject.policy);
+        // The cgroup program has recorded what it refused, and what it would have, and what a person granted. What came through
+        // all the same is recorded as what it is.
+        let came_through = !subject.monitors() && errno != EPERM && !decision.holds();
         if decision.allows() || came_through {
             record(
                 subject,
                 kind::CONNECT,
-                family,
-                addr,
-                port,
+                peer.family,
+                peer.addr,
+                peer.port,
                 socket_type,
                 verdict::ALLOWED,
                 decision.rule,
                 errno,
+                0,
             );
         }
         return;
     }
+    let family: u16 = if len >= 2 { read(address) } else { 0 };
     let task = TaskAt::current();
     let Some(mut draft) = emit::begin(kind::CONNECT, subject, task) else {
         return;

@@ -4,6 +4,7 @@
 
 use agentwatch_common::{
     event::{access, kind, verdict},
+    hold::RESTART,
     policy::flags,
 };
 use aya_ebpf::{
@@ -12,7 +13,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit,
+    emit, hold,
     hooks::{
         file::{Action, base, record_file, second_base},
         socket::connected,
@@ -157,6 +158,7 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
             dentry: dentry.0,
             inode: dentry.inode(),
             device: dentry.device(),
+            state: 0,
         };
         if created {
             record_file(&subject, &action);
@@ -280,9 +282,23 @@ pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
             (*subject.tag).addr_len,
         )
     };
+    let result = result(&ctx);
+    if result == -i64::from(RESTART) {
+        hold::stop();
+        return 0;
+    }
     let file = TaskAt::current().file(fd);
     let socket_type = if file.0 == 0 { 0 } else { file.socket_type() };
-    connected(&subject, socket_type, address, len, -result(&ctx) as i32);
+    connected(&subject, socket_type, address, len, -result as i32);
+    0
+}
+
+/// The end of `sendto` and `sendmsg`: where a program of the cgroup has noted that it waits, the task is stopped.
+#[tracepoint]
+pub fn sys_exit_send(ctx: TracePointContext) -> u32 {
+    if result(&ctx) == -i64::from(RESTART) && Subject::current().is_some() {
+        hold::stop();
+    }
     0
 }
 

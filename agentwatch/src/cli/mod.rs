@@ -1,5 +1,6 @@
 //! The command line: each command parses, asks, and renders.
 
+pub mod approvals;
 pub mod ask;
 pub mod attach;
 pub mod canary;

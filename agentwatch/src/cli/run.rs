@@ -288,6 +288,8 @@ fn attend(child: Pid, signals: &SigSet, mut notes: Option<Notes>) -> Result<i32>
         match status {
             Ok(WaitStatus::Exited(_, code)) => return Ok(code),
             Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
+            // Waiting for a person stops it too, and is nobody's job control.
+            Ok(WaitStatus::Stopped(_, Signal::SIGSTOP)) => {}
             Ok(WaitStatus::Stopped(..)) => {
                 // The shell that started us is to see its job stopped.
                 raise(Signal::SIGSTOP).context("stop with the command")?;

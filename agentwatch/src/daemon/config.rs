@@ -17,6 +17,8 @@ pub struct Config {
     pub spool: SpoolConfig,
     /// Directory of the policies that hold for every session.
     pub managed_dir: ManagedDir,
+    /// Who decides on actions that wait.
+    pub approvals: Deciders,
     /// Cgroups that become sessions by themselves.
     pub watch: Vec<WatchRule>,
 }
@@ -28,6 +30,28 @@ pub struct ManagedDir(pub PathBuf);
 impl Default for ManagedDir {
     fn default() -> Self {
         Self(managed::DEFAULT.into())
+    }
+}
+
+/// Who may decide on actions that wait, beside root. Nobody inside a session can, whatever this says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deciders {
+    /// The user that the session belongs to.
+    pub owner: bool,
+    /// Names of users, for all sessions.
+    pub users: Vec<String>,
+    /// Names of groups, for all sessions.
+    pub groups: Vec<String>,
+}
+
+impl Default for Deciders {
+    fn default() -> Self {
+        Self {
+            owner: true,
+            users: Vec::new(),
+            groups: Vec::new(),
+        }
     }
 }
 

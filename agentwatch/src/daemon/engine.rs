@@ -1,5 +1,6 @@
 //! All sessions and the kernel side, on one task: takes orders, drains the rings, keeps the account.
 
+mod approve;
 mod live;
 mod orders;
 mod policies;
@@ -16,7 +17,8 @@ use std::{
 };
 
 use agentwatch_common::{
-    event::{FoldKey, Record, state},
+    event::{FoldKey, Record, state, verdict},
+    hold::GrantKey,
     limits::{BULK_RING, VERDICT_RING},
 };
 use anyhow::Result;
@@ -27,10 +29,15 @@ use tokio::{
 };
 
 use super::{
-    config::Config, control::Order, forward::Figures, launch::Origin, reckon::Found,
+    config::{Config, Deciders},
+    control::Order,
+    forward::Figures,
+    launch::Origin,
+    reckon::Found,
     registry::Registry,
 };
 use crate::{
+    approval::Desk,
     event::{
         Event, Kind,
         decode::{Decoded, decode},
@@ -101,6 +108,12 @@ pub struct Engine {
     drained: bool,
     /// Whether all tasks have been counted in this tick.
     census_taken: bool,
+    /// What waits for people, and what they have granted.
+    desk: Desk,
+    /// Who may decide.
+    deciders: Deciders,
+    /// What was said to tasks that no request stands for.
+    heard_soon: Vec<(GrantKey, u64)>,
 }
 
 impl Engine {
@@ -148,6 +161,9 @@ impl Engine {
             ticks: 0,
             drained: true,
             census_taken: false,
+            desk: Desk::default(),
+            deciders: config.approvals.clone(),
+            heard_soon: Vec::new(),
         })
     }
 
@@ -266,7 +282,7 @@ impl Engine {
             live.account.arrived(record.seq);
             self.delivered += 1;
         }
-        let Some(event) = self.enricher.event(decoded, &mut live.subject) else {
+        let Some(mut event) = self.enricher.event(decoded, &mut live.subject) else {
             return;
         };
         if record.state & state::FOLDED != 0 {
@@ -277,6 +293,11 @@ impl Engine {
                 .insert((record.session, record.seq), event.clone());
         }
         live.saw(&event);
+        if record.verdict == verdict::HELD {
+            self.waits(&record, &mut event);
+        } else if record.state & state::GRANTED != 0 {
+            self.passed(&record, &mut event);
+        }
         self.ready.push(event);
     }
 
@@ -307,6 +328,7 @@ impl Engine {
             self.look_after_strangers();
             self.retire();
         }
+        self.look_after_approvals(self.ticks.is_multiple_of(REBIND_TICKS));
         self.census_taken = false;
         let numbers: Vec<u32> = self.sessions.keys().copied().collect();
         for number in numbers {
@@ -377,6 +399,7 @@ impl Engine {
 
     /// Ends a session: takes what is left of it from the rings, closes its account, and takes it out of the kernel.
     fn end(&mut self, number: u32, reason: &str) {
+        self.dismiss(number);
         // Nothing is added to the account of a session that is closed; what was added before is in the rings.
         let counted = self.kernel.maps.session(number).unwrap_or_default();
         if let Err(error) = self.kernel.maps.close_session(number) {
@@ -399,6 +422,7 @@ impl Engine {
         for (_, bound) in &live.retiring {
             self.kernel.maps.remove_policy(bound);
         }
+        self.forget_approvals(number, live.id());
         self.kernel.maps.remove_folds(number);
         self.fold_bases.retain(|(session, _), _| *session != number);
         self.fold_counts.retain(|key, _| key.session != number);

@@ -19,12 +19,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::launch::{Holding, Origin};
 use crate::{
+    approval::{Given, Pending},
     event::{Event, model::SessionRef},
     policy::model::Compiled,
 };
 
 const VERSION: u32 = 1;
 const SUFFIX: &str = "session";
+const APPROVALS: &str = "approvals";
 
 /// A session as it is written down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -122,18 +124,22 @@ impl Registry {
         let path = self.path(&record.id);
         let new = path.with_extension("new");
         let json = serde_json::to_vec(record).context("encode the session")?;
+        self.replace(&path, &new, &json)
+    }
+
+    fn replace(&self, path: &Path, new: &Path, json: &[u8]) -> Result<()> {
         let write = || -> std::io::Result<()> {
             let mut file = File::options()
                 .create(true)
                 .write(true)
                 .truncate(true)
                 .mode(0o600)
-                .open(&new)?;
-            file.write_all(digest(&json).as_bytes())?;
+                .open(new)?;
+            file.write_all(digest(json).as_bytes())?;
             file.write_all(b"\n")?;
-            file.write_all(&json)?;
+            file.write_all(json)?;
             file.sync_all()?;
-            fs::rename(&new, &path)?;
+            fs::rename(new, path)?;
             File::open(&self.dir)?.sync_all()
         };
         write().with_context(|| format!("write {}", path.display()))
@@ -148,6 +154,40 @@ impl Registry {
         }
     }
 
+    /// Writes down what waits in a session, and what was granted to it.
+    pub fn write_approvals(&self, id: &str, pending: &[&Pending], given: &[&Given]) -> Result<()> {
+        if pending.is_empty() && given.is_empty() {
+            self.remove_approvals(id);
+            return Ok(());
+        }
+        let path = self.dir.join(id).with_extension(APPROVALS);
+        let json = serde_json::to_vec(&(pending, given)).context("encode what waits")?;
+        self.replace(&path, &path.with_extension("approvals-new"), &json)
+    }
+
+    /// What waited in a session, and what was granted to it; `None` where there was nothing.
+    pub fn read_approvals(&self, id: &str) -> Result<Option<(Vec<Pending>, Vec<Given>)>> {
+        let path = self.dir.join(id).with_extension(APPROVALS);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let json = checked(&bytes).with_context(|| format!("in {}", path.display()))?;
+        serde_json::from_slice(json)
+            .with_context(|| format!("{} is another version's", path.display()))
+            .map(Some)
+    }
+
+    pub fn remove_approvals(&self, id: &str) {
+        let path = self.dir.join(id).with_extension(APPROVALS);
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %path.display(), %error, "it stays");
+        }
+    }
+
     fn path(&self, id: &str) -> PathBuf {
         self.dir.join(id).with_extension(SUFFIX)
     }
@@ -155,13 +195,7 @@ impl Registry {
 
 fn read(path: &Path) -> Result<Record> {
     let bytes = fs::read(path).context("read it")?;
-    let Some((sum, json)) = bytes.split_at_checked(65) else {
-        bail!("it has {} bytes", bytes.len());
-    };
-    ensure!(
-        sum == format!("{}\n", digest(json)).as_bytes(),
-        "its content does not have the digest that it begins with"
-    );
+    let json = checked(&bytes)?;
     let record: Record = serde_json::from_slice(json).context("it is another version's")?;
     ensure!(
         record.version == VERSION,
@@ -170,6 +204,18 @@ fn read(path: &Path) -> Result<Record> {
     );
     ensure!(!record.policies.is_empty(), "it names no policy");
     Ok(record)
+}
+
+/// What stands behind the digest that a file begins with.
+fn checked(bytes: &[u8]) -> Result<&[u8]> {
+    let Some((sum, json)) = bytes.split_at_checked(65) else {
+        bail!("it has {} bytes", bytes.len());
+    };
+    ensure!(
+        sum == format!("{}\n", digest(json)).as_bytes(),
+        "its content does not have the digest that it begins with"
+    );
+    Ok(json)
 }
 
 fn digest(bytes: &[u8]) -> String {

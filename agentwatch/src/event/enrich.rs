@@ -113,6 +113,11 @@ impl Enricher {
         }
     }
 
+    /// What is known of a process that lives.
+    pub fn process_of(&self, pid: u32) -> Known {
+        self.processes.living(pid)
+    }
+
     /// An event that the daemon makes itself.
     pub fn own(&self, session: &SessionRef, kind: Kind) -> Event {
         self.host.event(session, kind)
@@ -131,7 +136,9 @@ impl Enricher {
         if !self.mounts.knows(record.dev) && record.dev != 0 && self.refreshed.elapsed() > REFRESH {
             self.refresh_mounts();
         }
-        if kind == Kind::Exec && record.errno == 0 && record.verdict != verdict::DENIED {
+        if kind == Kind::Exec
+            && record.errno == 0
+            && record.verdict != verdict::DENIED {
             self.processes.executed(key, self.executed(decoded));
         }
         let process = self.process(record, key, subject);
@@ -147,7 +154,9 @@ impl Enricher {
         event.seq = record.seq;
         event.ktime_ns = record.ktime;
         event.time = wall(record.ktime);
-        event.errno = (record.errno != 0).then_some(record.errno);
+        // What waits has not ended yet.
+        event.errno =
+            (record.errno != 0 && record.verdict != verdict::HELD).then_some(record.errno);
         event.verdict = match record.verdict {
             verdict::DENIED => Verdict::Denied,
             verdict::HELD => Verdict::Held,
@@ -436,7 +445,7 @@ pub fn folded(key: &agentwatch_common::event::FoldKey) -> (Kind, Verdict) {
     (kind_of(key.what >> 24).unwrap_or(Kind::Open), verdict)
 }
 
-fn kind_of(tag: u32) -> Option<Kind> {
+pub fn kind_of(tag: u32) -> Option<Kind> {
     Some(match tag {
         kind::EXEC => Kind::Exec,
         kind::EXIT => Kind::Exit,

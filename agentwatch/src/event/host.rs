@@ -47,6 +47,7 @@ impl Host {
             target: None,
             net: None,
             guard: None,
+            approval: None,
             exit: None,
             lifecycle: None,
             loss: None,
@@ -77,9 +78,12 @@ pub fn boottime_ns() -> u64 {
 
 /// The wall time of a moment of CLOCK_BOOTTIME, by how far the two are apart now.
 pub fn wall(ktime: u64) -> Timestamp {
-    let ago = boottime_ns().saturating_sub(ktime);
-    let ago = SignedDuration::from_nanos(i64::try_from(ago).unwrap_or(i64::MAX));
+    let now = boottime_ns();
+    let apart = |a: u64, b: u64| {
+        SignedDuration::from_nanos(i64::try_from(a.saturating_sub(b)).unwrap_or(i64::MAX))
+    };
     Timestamp::now()
-        .checked_sub(ago)
+        .checked_sub(apart(now, ktime))
+        .and_then(|time| time.checked_add(apart(ktime, now)))
         .unwrap_or(Timestamp::UNIX_EPOCH)
 }

@@ -69,6 +69,9 @@ pub struct Event {
     /// How a process ended (`exit`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exit: Option<Exit>,
+    /// A step in asking a person (`approval`); with another kind, the request that the action waits for or has passed by.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub approval: Option<Approval>,
     /// A change in the session's life (`session`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lifecycle: Option<Lifecycle>,
@@ -277,6 +280,106 @@ pub struct Guard {
     /// What exactly: a signal's number, a capability's name, a bpf command's number, a key's serial number.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub detail: Option<String>,
+}
+
+/// A step in asking a person whether an action may happen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Approval {
+    /// Id of the request, as `agentwatch approve` takes it.
+    pub id: String,
+    /// Which step.
+    pub step: Step,
+    /// What the action is.
+    pub action: Kind,
+    /// Who took the step.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub by: Option<Decider>,
+    /// How far an approval goes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scope: Option<Scope>,
+    /// Until when it holds, where it is for a time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<String>")]
+    pub until: Option<Timestamp>,
+    /// Why, in the words of who decided.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// What is wrong about the request: `max_pending`, `max_per_hour` (it was denied, because there were too many),
+    /// `repeated_after_rejection`, `bypass_attempt` (the process went on by itself, and was stopped again).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub finding: Option<String>,
+    /// How long the first of its tasks has waited, in nanoseconds.
+    pub waited_ns: u64,
+    /// Tasks that wait for it.
+    pub tasks: u64,
+    /// How often one of them went on by itself, and was stopped again.
+    #[serde(default)]
+    pub tries: u64,
+}
+
+/// A step in asking a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// An action waits.
+    Requested,
+    /// Somebody who may decide has looked at the request.
+    Shown,
+    /// A reviewer leaves it to a person.
+    Escalated,
+    /// It may happen.
+    Approved,
+    /// It may not.
+    Rejected,
+    /// Nobody decided in time.
+    Expired,
+    /// Nothing waits for it any more: the process ended, or gave up.
+    Withdrawn,
+    /// An action that waited went on.
+    Resumed,
+    /// What was granted does not hold any more.
+    Revoked,
+}
+
+/// Who took a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Decider {
+    /// What.
+    pub kind: DeciderKind,
+    /// User id, of a person.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uid: Option<u32>,
+    /// Name of the user, or the reviewer's command.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+}
+
+/// What decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeciderKind {
+    /// A person, at a command line.
+    User,
+    /// The command that the administrator configured.
+    Reviewer,
+    /// The policy's time limit.
+    Timeout,
+    /// The policy's limits on requests.
+    Limit,
+    /// The end of the session.
+    Session,
+}
+
+/// How far an approval goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Each task that waits may do it once.
+    Once,
+    /// The session may do it for a time.
+    For,
+    /// The session may do it until it ends.
+    Session,
 }
 
 /// How a process ended.

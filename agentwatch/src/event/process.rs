@@ -42,6 +42,18 @@ impl Processes {
         self.known.remove(&key)
     }
 
+    /// What is known of a process that lives, by its number alone.
+    pub fn living(&self, pid: u32) -> Known {
+        let key = self
+            .known
+            .keys()
+            .filter(|(number, _)| *number == pid)
+            .max_by_key(|(_, start)| *start);
+        key.and_then(|key| self.known.get(key))
+            .cloned()
+            .unwrap_or_else(|| read(pid))
+    }
+
     /// What is known of a process that acts. A verdict can arrive before word of the process that met it: then it is what
     /// its parent is.
     pub fn acting(&mut self, key: ProcessKey, parent: ProcessKey) -> &Known {

@@ -164,6 +164,7 @@ fn base(kind: Kind) -> Event {
         target: None,
         net: None,
         guard: None,
+        approval: None,
         exit: None,
         lifecycle: None,
         loss: None,

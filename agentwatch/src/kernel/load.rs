@@ -53,8 +53,9 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 59] = [
+const LSM: [(&[&str], &str); 62] = [
     (&["task_alloc"], "task_alloc"),
+    (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
     (&["inode_mkdir"], "inode_mkdir"),
@@ -82,6 +83,8 @@ const LSM: [(&[&str], &str); 59] = [
     (&["unix_may_send"], "unix_may_send"),
     (&["ptrace_access_check"], "ptrace_access_check"),
     (&["task_kill"], "task_kill"),
+    (&["task_kill_held"], "task_kill"),
+    (&["ptrace_held"], "ptrace_access_check"),
     (&["file_send_sigiotask"], "file_send_sigiotask"),
     (&["task_setnice"], "task_setnice"),
     (&["task_setioprio"], "task_setioprio"),
@@ -117,10 +120,12 @@ const LSM: [(&[&str], &str); 59] = [
 ];
 
 /// Outcomes of look-ups and connects, where LSM programs work: the program, and the function's names, newest first.
-const FEXIT: [(&str, &[&str]); 2] = [
+const FEXIT: [(&str, &[&str]); 4] = [
     // Renamed between 6.12 and 7.2.
     ("do_filp_open", &["do_file_open", "do_filp_open"]),
     ("sys_connect_file", &["__sys_connect_file"]),
+    ("udp_sendmsg", &["udp_sendmsg"]),
+    ("udpv6_sendmsg", &["udpv6_sendmsg"]),
 ];
 
 /// System-call tracepoints, where they do not: a program, and the system calls whose beginning (`sys_enter_…`) or end
@@ -136,6 +141,7 @@ const SYSCALLS: &[(&str, &[&str])] = &[
     ("sys_exit_exec", &["execve", "execveat"]),
     ("sys_enter_connect", &["connect"]),
     ("sys_exit_connect", &["connect"]),
+    ("sys_exit_send", &["sendto", "sendmsg"]),
     ("sys_enter_mkdir", &["mkdir"]),
     ("sys_enter_mkdirat", &["mkdirat"]),
     ("sys_enter_mknod", &["mknod"]),
@@ -170,7 +176,7 @@ const CGROUP: [&str; 6] = [
 ];
 
 /// Maps that are pinned: all of them, so that programs of one daemon and the maps of the next are never strangers.
-const PINNED: [&str; 21] = [
+const PINNED: [&str; 24] = [
     "VERDICTS",
     "BULK",
     "SESSIONS",
@@ -184,6 +190,9 @@ const PINNED: [&str; 21] = [
     "CHILDREN",
     "NAMES",
     "PREFIXES",
+    "COMMANDS",
+    "HOLDS",
+    "GRANTS",
     "DIRECTORIES",
     "SOCKETS",
     "OBJECTS",

@@ -1,5 +1,6 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
+mod hold;
 mod resume;
 
 use std::{
@@ -12,9 +13,10 @@ use std::{
 
 use agentwatch_common::{
     event::{Fold, FoldKey},
+    hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Host, NAME_BASE, Name, NameKey, OP_INET6, PREFIX_BASE, Place,
+        Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, OP_INET6, PREFIX_BASE, Place,
         PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, flags, name, net,
     },
 };
@@ -50,6 +52,9 @@ pub struct Maps {
     own: Own,
     prefixes: LpmTrie<MapData, PrefixKey, Prefix>,
     folds: HashMap<MapData, FoldKey, Fold>,
+    commands: LpmTrie<MapData, CommandKey, Command>,
+    holds: HashMap<MapData, u32, Hold>,
+    grants: HashMap<MapData, GrantKey, Grant>,
 }
 
 /// What is in force for each session, in memory that the kernel reads too: a store is seen whole or not at all.
@@ -103,10 +108,13 @@ pub struct Bound {
     children: Vec<ChildKey>,
     names: Vec<(u32, NameKey)>,
     prefixes: Vec<(u32, PrefixKey)>,
+    commands: Vec<(u32, CommandKey)>,
     /// Indexes of places that name nothing yet.
     missing: Vec<usize>,
     /// What of the policy is not in force, a sentence each.
     pub gaps: Vec<String>,
+    /// Rules that have nothing to hold on this host, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Maps {
@@ -121,7 +129,7 @@ impl Maps {
             generation: host_map.get(&0, 0).map_or(0, |host: Host| host.generation) + 1,
             daemon: std::process::id(),
             mount_namespace: probe::mount_namespace(),
-            _pad: 0,
+            lsm: u32::from(asks),
         };
         host_map
             .set(0, host, 0)
@@ -142,6 +150,9 @@ impl Maps {
             places: map("PLACES")?.try_into()?,
             prefixes: map("PREFIXES")?.try_into()?,
             folds: map("FOLDS")?.try_into()?,
+            commands: map("COMMANDS")?.try_into()?,
+            holds: map("HOLDS")?.try_into()?,
+            grants: map("GRANTS")?.try_into()?,
         })
     }
 
@@ -228,6 +239,7 @@ impl Maps {
             };
             self.enter_name(number, name::ABSTRACT, text.as_bytes(), whole, value, bound)?;
         }
+        self.enter_commands(number, policy, bound)?;
         for prefix in &policy.prefixes {
             let (len, addr) = mapped(prefix.net);
             let op = match prefix.op {
@@ -370,6 +382,11 @@ impl Maps {
             }
         }
         self.touch();
+        for (len, key) in &bound.commands {
+            if let Err(error) = self.commands.remove(&Key::new(*len, *key)) {
+                tracing::warn!(%error, "a rule on a command of an ended session stays in the kernel");
+            }
+        }
         for (len, key) in &bound.prefixes {
             if let Err(error) = self.prefixes.remove(&Key::new(*len, *key)) {
                 tracing::warn!(%error, "a network rule of an ended session stays in the kernel");
@@ -381,6 +398,12 @@ impl Maps {
     pub fn bind_policy(&mut self, number: u32, policy: u32, mut flags: u32) {
         if self.has_names(policy) {
             flags |= flags::NAMES;
+        }
+        if self.has_commands(policy) {
+            flags |= flags::COMMANDS;
+        }
+        if self.holds_connections(policy) {
+            flags |= flags::HOLDS;
         }
         self.bindings.set(slot(number), Binding { policy, flags });
     }

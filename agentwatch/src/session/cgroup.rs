@@ -13,6 +13,9 @@ use crate::policy::model::Limits;
 /// Below which cgroup `run` makes those of its sessions.
 const PARENT: &str = "agentwatch";
 
+/// What the names of cgroups begin with in which commands wait for a person.
+const HELD: &str = "held-";
+
 /// Makes the cgroup of a new session.
 pub fn create(root: &Path, session: &str) -> Result<PathBuf> {
     let path = root.join(PARENT).join(session);
@@ -47,6 +50,45 @@ pub fn limit_gaps(root: &Path, limits: &Limits) -> Vec<String> {
             Some(format!("{limit}: {error:#}"))
         })
         .collect()
+}
+
+/// Freezes a process, in a cgroup of its own below the one that it is in: nothing but [`thaw`] lets it go on. Gives back that cgroup.
+pub fn freeze(root: &Path, pid: u32) -> Result<PathBuf> {
+    let around = of_process(root, pid).context("the process is gone")?;
+    let path = around.join(format!("{HELD}{pid}"));
+    fs::create_dir_all(&path).with_context(|| format!("make cgroup {}", path.display()))?;
+    let frozen = enter(&path, pid).and_then(|()| {
+        let file = path.join("cgroup.freeze");
+        fs::write(&file, "1").with_context(|| format!("write {}", file.display()))
+    });
+    if frozen.is_err() {
+        thaw(&path, pid);
+    }
+    frozen.map(|()| path)
+}
+
+/// Puts a frozen process back to where it was.
+pub fn thaw(path: &Path, pid: u32) {
+    if let Err(error) = fs::write(path.join("cgroup.freeze"), "0") {
+        tracing::warn!(cgroup = %path.display(), %error, "a process stays frozen");
+    }
+    if let Some(around) = path.parent() {
+        // It may have ended meanwhile.
+        let _ = enter(around, pid);
+    }
+    if let Err(error) = fs::remove_dir(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(cgroup = %path.display(), %error, "an empty cgroup stays until its session ends");
+    }
+}
+
+/// The cgroup that a process is frozen in, where it is.
+pub fn frozen_in(root: &Path, pid: u32) -> Option<PathBuf> {
+    of_process(root, pid).filter(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy() == format!("{HELD}{pid}"))
+    })
 }
 
 /// Turns a controller on for the sessions' cgroups.

@@ -4,4 +4,5 @@ pub mod canary;
 pub mod cgroup;
 pub mod landlock;
 pub mod managed;
+pub mod signal;
 pub mod watch;

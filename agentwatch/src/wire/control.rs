@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    approval::{metrics::Metrics, model},
     event::{Event, model::Mode},
     policy::{
         advice::Advice,
@@ -68,6 +69,18 @@ pub enum Request {
     },
     /// Ends all sessions, takes everything out of the kernel and stops the daemon. Root only.
     Release { now: bool },
+    /// What waits for a person, and the asker may decide.
+    Approvals,
+    /// Decides on a request: lets it happen, as far as `extent` says, or not where there is none.
+    Decide {
+        id: String,
+        extent: Option<Extent>,
+        reason: Option<String>,
+    },
+    /// What was granted beyond once.
+    Grants,
+    /// Takes a grant back.
+    Revoke { id: String, reason: Option<String> },
     /// The sessions that live now and that the asker may see.
     Sessions,
     /// The last actions of a session that were denied or held. Without its name: of the session that the asker is in.
@@ -78,6 +91,15 @@ pub enum Request {
     },
     /// The daemon's state.
     Status,
+}
+
+/// How far an approval goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "extent", rename_all = "snake_case")]
+pub enum Extent {
+    Once,
+    For { seconds: u64 },
+    Session,
 }
 
 /// A response.
@@ -107,6 +129,12 @@ pub enum Response {
     },
     Status {
         status: Box<Status>,
+    },
+    Approvals {
+        requests: Vec<model::Request>,
+    },
+    Grants {
+        grants: Vec<model::GrantRow>,
     },
     Done,
     /// What an earlier daemon has told of the session is being looked up: ask again in a moment. Asked for `now`, the
@@ -144,6 +172,9 @@ pub struct Status {
     pub spooled: u64,
     pub queued: u64,
     pub collector: String,
+    /// What people were asked, and how it was decided.
+    #[serde(default)]
+    pub approvals: Metrics,
     /// Every counter of the kernel programs by name: drops and helper failures by place.
     pub kernel: BTreeMap<String, u64>,
 }

@@ -1,13 +1,14 @@
 //! A session that lives.
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::VecDeque, path::PathBuf, time::Instant};
 
 use jiff::Timestamp;
 
 use super::refused::Refusals;
 use crate::{
+    approval::summary,
     daemon::launch::{Holding, Origin},
-    event::{Event, Verdict, account::Account, enrich::Subject},
+    event::{Event, Kind, Verdict, account::Account, enrich::Subject},
     kernel::maps::Bound,
     wire::collector::SessionRow,
 };
@@ -47,7 +48,12 @@ pub struct Live {
     pub told: Vec<Event>,
     /// What was denied or held last.
     pub refused: Refusals,
+    /// What it did last, in a line each: for who decides on what it wants to do next.
+    pub recent: VecDeque<String>,
 }
+
+/// Actions that are kept of it.
+const RECENT: usize = 8;
 
 /// Events of a session's life that are told again after a restart.
 const TOLD: usize = 16;
@@ -71,6 +77,23 @@ impl Live {
         self.refused.saw(event);
         if event.verdict == Verdict::Denied {
             self.denied += 1;
+        }
+        // What is merely read says little, and is most of what happens.
+        let tells = event.verdict != Verdict::Allowed
+            || (event.errno.is_none()
+                && !matches!(event.kind, Kind::Open | Kind::Exit | Kind::Session));
+        if tells {
+            if self.recent.len() >= RECENT {
+                self.recent.pop_front();
+            }
+            let verdict = match event.verdict {
+                Verdict::Allowed => "",
+                Verdict::Denied => " (denied)",
+                Verdict::Held => " (held)",
+                Verdict::Audited => " (audited)",
+            };
+            self.recent
+                .push_back(format!("{}{verdict}", summary(event)));
         }
     }
 

@@ -1,7 +1,10 @@
 //! What the command line asks for, and starting sessions.
 
 use std::{
-    collections::HashMap, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
+    collections::{HashMap, VecDeque},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::Arc,
     sync::atomic::Ordering,
 };
 
@@ -94,10 +97,14 @@ impl Engine {
             | Request::Detach { .. }
             | Request::Reload { .. }
             | Request::Release { .. }
+            | Request::Approvals
+            | Request::Decide { .. }
+            | Request::Grants
+            | Request::Revoke { .. }
                 if self.is_inside(peer) =>
             {
                 Err(
-                    Refusal::new("a process of a session may not start, change or end sessions")
+                    Refusal::new("a process of a session may not start, change or end sessions, or decide what they may do")
                         .hint("ask from outside the session"),
                 )
             }
@@ -133,6 +140,10 @@ impl Engine {
                     .collect(),
             }),
             Request::Why { session, after } => self.order_why(peer, session.as_deref(), after),
+            Request::Approvals => Ok(self.order_approvals(peer)),
+            Request::Decide { id, extent, reason } => self.order_decide(peer, &id, extent, reason),
+            Request::Grants => Ok(self.order_grants(peer)),
+            Request::Revoke { id, reason } => self.order_revoke(peer, &id, reason),
             Request::Status => self.status(),
         };
         result.unwrap_or_else(|refusal| Response::Error {
@@ -228,6 +239,7 @@ impl Engine {
             .warnings
             .iter()
             .chain(&live.bound.gaps)
+            .chain(&live.bound.notes)
             .cloned()
             .chain(missing.map(|missing| format!("not enforced: {missing}")))
             .collect();
@@ -468,6 +480,7 @@ impl Engine {
             holding,
             told: vec![event],
             refused: Refusals::default(),
+            recent: VecDeque::new(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);
@@ -599,6 +612,7 @@ impl Engine {
                 spooled: self.figures.spooled.load(Ordering::Relaxed),
                 queued: self.figures.queued.load(Ordering::Relaxed),
                 collector: if connected { "connected" } else { "away" }.to_owned(),
+                approvals: self.desk.metrics(),
                 kernel,
             }),
         })

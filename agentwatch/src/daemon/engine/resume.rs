@@ -4,7 +4,7 @@
 //! Nothing here opens what is closed: a session that nothing is known of stays enforced for as long as anything lives in it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Instant,
 };
@@ -269,15 +269,17 @@ impl Engine {
             holding,
             told: record.told,
             refused: Refusals::default(),
+            recent: VecDeque::new(),
         };
         live.changed(&event);
         self.inheritance.known.insert(record.id.clone());
         self.want(Wanted::Account {
-            session: record.id,
+            session: record.id.clone(),
             up_to: kernel.seq,
         });
         self.sessions.insert(record.number, live);
         self.write_down(record.number);
+        self.resume_approvals(&record.id);
     }
 
     /// Remembers a session that is over, until the history says how much of it there is.

@@ -57,6 +57,13 @@ impl Maps {
             .flatten()
             .filter(|key| key.policy == number)
             .collect();
+        bound.commands = self
+            .commands
+            .keys()
+            .flatten()
+            .map(|key| (key.prefix_len(), key.data()))
+            .filter(|(_, key)| key.policy == number)
+            .collect();
         bound.names = self
             .names
             .keys()
@@ -101,8 +108,25 @@ impl Maps {
                 .names
                 .push((len, key));
         }
+        for key in self.commands.keys().flatten() {
+            let (len, key) = (key.prefix_len(), key.data());
+            entry(&mut kept, &mut stray, policies, key.policy)
+                .commands
+                .push((len, key));
+        }
         for bound in stray.values() {
             self.remove_policy(bound);
+        }
+        let granted: BTreeSet<u32> = self
+            .grants
+            .keys()
+            .flatten()
+            .map(|key| key.session)
+            .chain(self.holds().into_iter().map(|hold| hold.key.session))
+            .filter(|session| !sessions.contains(session))
+            .collect();
+        for session in granted {
+            self.revoke_all(session);
         }
         let owners: BTreeSet<u32> = self
             .cgroups

@@ -1,0 +1,421 @@
+//! Parking a task until a person decides.
+//!
+//! A system call is refused with an error that makes the kernel do it once more when the task goes on, and the task is stopped. Then
+//! it finds what was granted, or is parked again: going on by itself gains it nothing. A command is stopped at the end of its
+//! execution, before its first instruction, where its arguments are what it will see; going on by itself is refused to it by
+//! `task_kill`, and user space freezes it.
+
+use agentwatch_common::{
+    event::kind,
+    hold::{GrantKey, Hold, object},
+    limits,
+    policy::{effect, right},
+    stats,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
+    bpf_send_signal_thread,
+};
+
+use crate::{
+    emit,
+    kernel::{self, DentryAt, TaskAt},
+    maps::{GRANTS, HOLDS, count},
+    session::{Subject, add64},
+};
+
+/// What came of asking.
+pub const GRANTED: u32 = 0;
+/// The task is being stopped: the system call is to be done once more.
+pub const PARKED: u32 = 1;
+/// The same, and it was parked for the same before.
+pub const PARKED_AGAIN: u32 = 2;
+/// A person rejected it.
+pub const REJECTED: u32 = 3;
+/// It cannot wait: refused.
+pub const IMPOSSIBLE: u32 = 4;
+/// Nobody has said anything.
+const UNHEARD: u32 = 5;
+
+const SIGSTOP: u32 = 19;
+/// arch/x86/entry/syscalls/syscall_64.tbl.
+const SYS_CONNECT: u64 = 42;
+const SYS_SENDTO: u64 = 44;
+const SYS_SENDMSG: u64 = 46;
+const SYS_EXECVE: u64 = 59;
+const SYS_EXECVEAT: u64 = 322;
+const SYS_IO_URING_ENTER: u64 = 426;
+
+/// The action that is to wait.
+pub struct Request {
+    pub what: u32,
+    /// Bits `1 << right::…`.
+    pub rights: u32,
+    pub rule: u32,
+    /// Whether its system call can be done once more.
+    pub repeatable: bool,
+    /// Whether it passes when this is granted: then what was granted for one action is used up.
+    pub last: bool,
+}
+
+/// Asks for a file, which has no inode yet where it is to be made.
+#[inline(never)]
+pub fn file(subject: &Subject, request: &Request, dentry: u64) -> u32 {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return IMPOSSIBLE;
+    };
+    // SAFETY: the slot is ours, and long enough.
+    let hold = unsafe { &mut *(&raw mut (*scratch).data).cast::<Hold>() };
+    begin(hold, subject, request);
+    let dentry = DentryAt(dentry);
+    let (inode, device) = (dentry.inode(), dentry.device());
+    // What was granted before there was a file holds for the file that has the name.
+    let object = &mut hold.key.object;
+    object.kind = object::NAME;
+    object.dev = device;
+    object.inode = dentry.parent().inode();
+    object.detail = 0;
+    // SAFETY: the helper writes at most the name's length.
+    unsafe {
+        bpf_probe_read_kernel_str(
+            object.name.as_mut_ptr().cast(),
+            limits::NAME as u32,
+            dentry.name() as *const _,
+        )
+    };
+    let mut word = heard(hold, 1 << request.what, request.last);
+    if word == UNHEARD && inode != 0 {
+        let object = &mut hold.key.object;
+        object.kind = object::FILE;
+        object.inode = inode;
+        object.detail = u64::from(dentry.generation());
+        zero(&mut object.name);
+        word = heard(hold, 1 << request.what, request.last);
+    }
+    if word == UNHEARD {
+        word = if request.repeatable && is_repeatable() {
+            park(hold)
+        } else {
+            count(stats::NOT_PARKED);
+            IMPOSSIBLE
+        };
+    }
+    emit::give_back(scratch);
+    word
+}
+
+/// Asks for an internet address. `stops`: whether the program may stop the task; otherwise the end of the system call does.
+#[inline(never)]
+pub fn address(
+    subject: &Subject,
+    request: &Request,
+    addr: &[u8; 16],
+    port: u16,
+    stops: bool,
+) -> u32 {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return IMPOSSIBLE;
+    };
+    // SAFETY: the slot is ours, and long enough.
+    let hold = unsafe { &mut *(&raw mut (*scratch).data).cast::<Hold>() };
+    begin(hold, subject, request);
+    let object = &mut hold.key.object;
+    object.kind = object::ADDRESS;
+    object.dev = 0;
+    object.inode = 0;
+    object.detail = u64::from(port);
+    for (i, byte) in addr.iter().enumerate() {
+        object.name[i] = *byte;
+    }
+    let mut word = heard(hold, 1 << request.what, request.last);
+    if word == UNHEARD {
+        word = if request.repeatable && is_network_call() {
+            if stops { park(hold) } else { note(hold) }
+        } else {
+            count(stats::NOT_PARKED);
+            IMPOSSIBLE
+        };
+    }
+    emit::give_back(scratch);
+    word
+}
+
+/// Asks for a command whose program is in place, and whose arguments begin at `arguments` of its memory.
+#[inline(never)]
+pub fn command(
+    subject: &Subject,
+    request: &Request,
+    device: u32,
+    inode: u64,
+    arguments: &[u64; 2],
+) -> u32 {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return IMPOSSIBLE;
+    };
+    // SAFETY: the slot is ours, and long enough.
+    let hold = unsafe { &mut *(&raw mut (*scratch).data).cast::<Hold>() };
+    begin(hold, subject, request);
+    let [start, end] = *arguments;
+    let len = end.wrapping_sub(start);
+    let object = &mut hold.key.object;
+    object.kind = object::COMMAND;
+    object.dev = device;
+    object.inode = inode;
+    object.detail = len;
+    let part = if len > limits::NAME as u64 {
+        limits::NAME as u64
+    } else {
+        len
+    };
+    // SAFETY: the helper checks the address and writes at most the name's length.
+    let read = unsafe {
+        bpf_probe_read_user(
+            object.name.as_mut_ptr().cast(),
+            part as u32,
+            start as *const _,
+        )
+    };
+    let mut word = UNHEARD;
+    if read != 0 {
+        count(stats::READ_FAILED);
+        word = IMPOSSIBLE;
+    } else if len <= limits::NAME as u64 {
+        word = heard(hold, 1 << request.what, request.last);
+    }
+    if word == UNHEARD {
+        let task = TaskAt::current();
+        // What traces it decides which signals reach it.
+        word = if task.can_stop() && !task.is_traced() {
+            park(hold)
+        } else {
+            count(stats::NOT_PARKED);
+            IMPOSSIBLE
+        };
+    }
+    emit::give_back(scratch);
+    word
+}
+
+/// Whether a process waits as a command does: stopped before its first instruction.
+#[inline(always)]
+pub fn is_held_command(pid: u32) -> bool {
+    // SAFETY: entries are replaced whole.
+    unsafe { HOLDS.get(pid) }.is_some_and(|hold| hold.key.object.kind == object::COMMAND)
+}
+
+/// A command that waits was told to go on by somebody else than the daemon.
+#[inline(always)]
+pub fn urged(pid: u32) {
+    if let Some(hold) = HOLDS.get_ptr_mut(pid) {
+        // SAFETY: an entry of a map.
+        add64(unsafe { &raw mut (*hold).tries }, 1);
+    }
+}
+
+/// A task ends: it waits for nothing any more.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    // SAFETY: only looked at whether it is there.
+    if unsafe { HOLDS.get(tid) }.is_some() {
+        let _ = HOLDS.remove(tid);
+    }
+}
+
+/// Stops the current task.
+#[inline(always)]
+pub fn stop() -> bool {
+    // SAFETY: no requirements.
+    unsafe { bpf_send_signal_thread(SIGSTOP) == 0 }
+}
+
+/// Whether the task in hand is being executed into another program.
+#[inline(always)]
+pub fn executes() -> bool {
+    let call = kernel::system_call();
+    call == SYS_EXECVE || call == SYS_EXECVEAT
+}
+
+#[inline(always)]
+fn begin(hold: &mut Hold, subject: &Subject, request: &Request) {
+    let task = TaskAt::current();
+    hold.key.session = subject.number;
+    hold.key.task = 0;
+    zero(&mut hold.key.object.name);
+    hold.rights = request.rights;
+    hold.what = request.what;
+    hold.rule = request.rule;
+    hold.policy = subject.policy;
+    hold.pid = task.pid();
+    hold.tid = task.tid();
+    hold.start = task.start();
+    hold.tries = 0;
+    // SAFETY: no requirements.
+    hold.since = unsafe { bpf_ktime_get_boot_ns() };
+}
+
+/// What a person has said: to this task, or to all of the session.
+#[inline(never)]
+fn heard(hold: &mut Hold, operation: u32, last: bool) -> u32 {
+    let tid = hold.tid;
+    hold.key.task = tid;
+    let mut word = look(hold, operation, last);
+    hold.key.task = 0;
+    if word == UNHEARD {
+        word = look(hold, operation, false);
+    }
+    if word != UNHEARD && (last || word == REJECTED) {
+        forget(tid);
+    }
+    word
+}
+
+#[inline(always)]
+fn look(hold: &Hold, operation: u32, last: bool) -> u32 {
+    let key: &GrantKey = &hold.key;
+    let Some(grant) = GRANTS.get_ptr_mut(key) else {
+        return UNHEARD;
+    };
+    // SAFETY: an entry of a map; user space replaces entries whole. A task's own grant is used by that task alone.
+    unsafe {
+        let grant = &mut *grant;
+        if hold.rights & !grant.rights != 0
+            || hold.since >= grant.until
+            || (grant.start != 0 && grant.start != hold.start)
+        {
+            return UNHEARD;
+        }
+        let rejected = grant.effect != u32::from(effect::ALLOW);
+        if key.task != 0 {
+            if grant.used & operation != 0 {
+                return UNHEARD;
+            }
+            if last || rejected {
+                grant.used |= operation;
+            }
+        }
+        if rejected { REJECTED } else { GRANTED }
+    }
+}
+
+/// Parks the task.
+#[inline(always)]
+fn park(hold: &Hold) -> u32 {
+    let word = note(hold);
+    if word == IMPOSSIBLE || stop() {
+        return word;
+    }
+    count(stats::NOT_PARKED);
+    forget(hold.tid);
+    IMPOSSIBLE
+}
+
+/// Writes down that the task waits.
+#[inline(never)]
+fn note(hold: &Hold) -> u32 {
+    if let Some(old) = HOLDS.get_ptr_mut(hold.tid)
+        // SAFETY: an entry of a map, which only its own task writes; both are made of words.
+        && unsafe { is_same(old, hold) }
+    {
+        // SAFETY: as above.
+        add64(unsafe { &raw mut (*old).tries }, 1);
+        return PARKED_AGAIN;
+    }
+    if HOLDS.insert(hold.tid, hold, 0).is_err() {
+        count(stats::HOLDS_FULL);
+        return IMPOSSIBLE;
+    }
+    PARKED
+}
+
+/// Whether both wait for the same: everything up to and with the policy.
+#[inline(always)]
+unsafe fn is_same(a: *const Hold, b: *const Hold) -> bool {
+    const WORDS: usize = size_of::<GrantKey>() / 8 + 2;
+    for word in 0..WORDS {
+        // SAFETY: the caller says that both are holds.
+        let same = unsafe {
+            a.cast::<u64>().add(word).read_volatile() == b.cast::<u64>().add(word).read_volatile()
+        };
+        if !same {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether the system call in hand gives its error to the kernel's signal handling, which does it once more. A request of io_uring's
+/// would end with the error.
+#[inline(always)]
+fn is_repeatable() -> bool {
+    TaskAt::current().can_stop() && kernel::system_call() != SYS_IO_URING_ENTER
+}
+
+/// The same of what connects and sends; of `sendmmsg` a part may have been sent.
+#[inline(always)]
+fn is_network_call() -> bool {
+    let call = kernel::system_call();
+    TaskAt::current().can_stop()
+        && (call == SYS_CONNECT || call == SYS_SENDTO || call == SYS_SENDMSG)
+}
+
+/// What rights an action on a file needs, as a person is asked for them.
+#[inline(always)]
+pub fn rights_of(what: u32, bits: u32) -> u32 {
+    use agentwatch_common::event::access;
+    if what == kind::EXEC {
+        return 1 << right::EXEC;
+    }
+    let mut rights = 0;
+    if bits & (access::READ | access::LIST | access::WATCH | access::CREATE) != 0 {
+        rights |= 1 << right::READ;
+    }
+    // Who makes a file may read it.
+    if bits & !(access::READ | access::LIST | access::WATCH | access::RECEIVE) != 0 {
+        rights |= 1 << right::WRITE;
+    }
+    rights
+}
+
+/// Skips the first `n` strings of the current task's arguments.
+#[inline(always)]
+pub fn skip(arguments: &mut [u64; 2], n: u32) -> bool {
+    let Some(scratch) = emit::take() else {
+        count(stats::NO_SCRATCH);
+        return false;
+    };
+    let mut whole = true;
+    for i in 0..16 {
+        if i >= n {
+            break;
+        }
+        // SAFETY: the slot is ours, and longer; the helper checks the address.
+        let len = unsafe {
+            bpf_probe_read_user_str(
+                (&raw mut (*scratch).data).cast(),
+                limits::ARGV as u32,
+                arguments[0] as *const _,
+            )
+        };
+        // What is longer than all that is looked at hides what comes after it.
+        if len <= 0 || len >= limits::ARGV as i64 {
+            whole = false;
+            break;
+        }
+        arguments[0] += len as u64;
+    }
+    emit::give_back(scratch);
+    whole && n <= 16
+}
+
+/// Zeroes a name, eight bytes at a time.
+#[inline(always)]
+fn zero(name: &mut [u8; limits::NAME]) {
+    let words = name.as_mut_ptr().cast::<u64>();
+    for word in 0..limits::NAME / 8 {
+        // SAFETY: inside the name, which stands aligned in its hold.
+        unsafe { words.add(word).write_volatile(0) };
+    }
+}

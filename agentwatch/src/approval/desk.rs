@@ -1,0 +1,524 @@
+//! What waits, what was granted, and what became of both. Times are nanoseconds of CLOCK_BOOTTIME.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use agentwatch_common::{
+    hold::{Hold, Object, object},
+    limits,
+};
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    metrics::Metrics,
+    model::{Ancestor, Request},
+};
+use crate::{
+    event::{
+        Event, Kind,
+        host::wall,
+        model::{Approval, Decider, RuleRef, Scope, Step},
+    },
+    policy::model::{Approvals, OnTimeout},
+};
+
+/// Grants beyond once that a session may have at the same time.
+const GRANTS: usize = 256;
+/// Decisions that are shown with the next request of a session.
+const DECIDED: usize = 8;
+/// Rejections that are remembered, of all sessions.
+const REJECTED: usize = 4096;
+/// Requests of a session are counted over this time.
+const HOUR: u64 = 3600 * 1_000_000_000;
+/// A command with longer arguments is not granted beforehand: the kernel compares no more.
+const COMPARED: u64 = limits::NAME as u64;
+
+/// What a request is about, as the kernel keys it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct About {
+    pub kind: u32,
+    pub dev: u32,
+    pub inode: u64,
+    pub detail: u64,
+    /// Without the zeroes behind it.
+    pub name: Vec<u8>,
+}
+
+impl About {
+    pub fn of(object: &Object) -> Self {
+        let len = object
+            .name
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        Self {
+            kind: object.kind,
+            dev: object.dev,
+            inode: object.inode,
+            detail: object.detail,
+            name: object.name[..len].to_vec(),
+        }
+    }
+
+    pub fn object(&self) -> Object {
+        let mut name = [0; limits::NAME];
+        let len = self.name.len().min(limits::NAME);
+        name[..len].copy_from_slice(&self.name[..len]);
+        Object {
+            kind: self.kind,
+            dev: self.dev,
+            inode: self.inode,
+            detail: self.detail,
+            name,
+        }
+    }
+
+    pub fn is_command(&self) -> bool {
+        self.kind == object::COMMAND
+    }
+}
+
+/// A task that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    pub tid: u32,
+    pub pid: u32,
+    /// When its process started.
+    pub start: u64,
+    pub since: u64,
+}
+
+/// An action that waits, with every task that waits for the same.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pending {
+    pub id: String,
+    /// Number of the session.
+    pub session: u32,
+    pub about: About,
+    pub rights: u32,
+    /// The action of the first task, as it was recorded.
+    pub event: Event,
+    pub rule_text: String,
+    pub ancestry: Vec<Ancestor>,
+    pub before: Vec<String>,
+    pub since: u64,
+    pub deadline: u64,
+    pub on_timeout: OnTimeout,
+    pub tasks: Vec<Waiting>,
+    pub tries: u64,
+    pub finding: Option<String>,
+    /// Whether it has been told that somebody looked at it, and that a task tried to go on.
+    pub shown: bool,
+    pub urged: bool,
+    /// Tries that were the daemon's own doing, and until when more of them are.
+    pub excused: u64,
+    pub excused_until: u64,
+    /// Whether a command had to be stopped again, as a number.
+    pub restarted: u64,
+}
+
+impl Pending {
+    /// Why it cannot be granted beyond once.
+    pub fn once_only(&self) -> Option<&'static str> {
+        (self.about.is_command() && self.about.detail > COMPARED)
+            .then_some("its arguments are too long to be compared with others")
+    }
+
+    pub fn rule(&self) -> Option<&RuleRef> {
+        self.event.rule.as_ref()
+    }
+
+    /// What it is about, in a line.
+    pub fn summary(&self) -> String {
+        summary(&self.event)
+    }
+
+    /// A step of it.
+    pub fn step(&self, step: Step, now: u64) -> Approval {
+        Approval {
+            id: self.id.clone(),
+            step,
+            action: self.event.kind,
+            by: None,
+            scope: None,
+            until: None,
+            reason: None,
+            finding: None,
+            waited_ns: now.saturating_sub(self.since),
+            tasks: self.tasks.len() as u64,
+            tries: self.tries,
+        }
+    }
+
+    /// As people see it.
+    pub fn request(&self, goal: Option<String>, uid: u32, decided: Vec<String>) -> Request {
+        let event = &self.event;
+        Request {
+            id: self.id.clone(),
+            session: event.session.id.clone(),
+            session_name: event.session.name.clone(),
+            goal,
+            uid,
+            action: event.kind,
+            file: event.file.clone(),
+            target: event.target.clone(),
+            net: event.net.clone(),
+            rule: event.rule.clone(),
+            rule_text: self.rule_text.clone(),
+            process: event.process.clone(),
+            ancestry: self.ancestry.clone(),
+            before: self.before.clone(),
+            decided,
+            since: wall(self.since),
+            deadline: wall(self.deadline),
+            on_timeout: match self.on_timeout {
+                OnTimeout::Deny => "deny",
+                OnTimeout::Allow => "allow",
+            }
+            .to_owned(),
+            tasks: self.tasks.len() as u64,
+            tries: self.tries,
+            once_only: self.once_only().map(str::to_owned),
+            finding: self.finding.clone(),
+        }
+    }
+}
+
+/// An action in a line: `open /etc/hosts (write)`, `exec git push`, `connect 192.0.2.7:443`.
+pub fn summary(event: &Event) -> String {
+    let mut text = event.kind.name().to_owned();
+    let mut add = |part: &str| {
+        text.push(' ');
+        text.push_str(part);
+    };
+    if event.kind == Kind::Exec
+        && let Some(process) = &event.process
+        && !process.argv.is_empty()
+    {
+        add(&process.argv.join(" "));
+        return text;
+    }
+    if let Some(file) = &event.file {
+        add(&file.path);
+        if let Some(target) = &event.target {
+            add("to");
+            add(&target.path);
+        }
+        if event.kind == Kind::Open && !file.access.is_empty() {
+            add(&format!("({})", file.access.join(", ")));
+        }
+    }
+    if let Some(net) = &event.net {
+        match (&net.addr, net.port, &net.path) {
+            (Some(addr), Some(port), _) if addr.contains(':') => add(&format!("[{addr}]:{port}")),
+            (Some(addr), Some(port), _) => add(&format!("{addr}:{port}")),
+            (_, _, Some(path)) => add(path),
+            _ => {}
+        }
+    }
+    text
+}
+
+/// A grant beyond once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Given {
+    pub id: String,
+    pub session: u32,
+    pub about: About,
+    pub rights: u32,
+    pub scope: Scope,
+    /// `u64::MAX` for the session.
+    pub until: u64,
+    pub summary: String,
+    pub by: Decider,
+    pub reason: Option<String>,
+    /// Rule and session, for the event of its end.
+    pub event: Event,
+}
+
+/// What was said to a task, until it is known to have heard it.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub pending: Pending,
+    pub task: Waiting,
+    pub at: u64,
+    pub allowed: bool,
+    pub resumed: bool,
+}
+
+/// Where an action that waits was filed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Filed {
+    New(String),
+    /// The same as one that waits already.
+    Joined(String),
+    /// There are too many: by which limit.
+    Over(&'static str),
+}
+
+/// Everything that is known of an action that has begun to wait.
+pub struct Asked<'a> {
+    pub hold: &'a Hold,
+    pub event: Event,
+    pub limits: Approvals,
+    pub rule_text: String,
+    pub ancestry: Vec<Ancestor>,
+    pub before: Vec<String>,
+}
+
+#[derive(Default)]
+pub struct Desk {
+    pending: Vec<Pending>,
+    given: Vec<Given>,
+    /// Times of a session's requests within the last hour.
+    asked: HashMap<u32, VecDeque<u64>>,
+    rejected: HashSet<(u32, About, u32)>,
+    decided: HashMap<u32, VecDeque<String>>,
+    answers: HashMap<u32, Answer>,
+    metrics: Metrics,
+}
+
+impl Desk {
+    /// Files an action that waits.
+    pub fn file(&mut self, asked: Asked<'_>, now: u64) -> Filed {
+        let hold = asked.hold;
+        let session = hold.key.session;
+        let about = About::of(&hold.key.object);
+        let task = Waiting {
+            tid: hold.tid,
+            pid: hold.pid,
+            start: hold.start,
+            since: hold.since,
+        };
+        // A task waits for one thing at a time.
+        self.answers.remove(&task.tid);
+        for pending in &mut self.pending {
+            pending
+                .tasks
+                .retain(|other| other.tid != task.tid || other.since == task.since);
+        }
+        if let Some(pending) = self.pending.iter_mut().find(|pending| {
+            pending.session == session && pending.about == about && pending.rights == hold.rights
+        }) {
+            if !pending.tasks.contains(&task) {
+                pending.tasks.push(task);
+            }
+            return Filed::Joined(pending.id.clone());
+        }
+        let waiting = self.of_session(session).count();
+        if waiting >= asked.limits.max_pending as usize {
+            return Filed::Over("max_pending");
+        }
+        let times = self.asked.entry(session).or_default();
+        while times.front().is_some_and(|time| time + HOUR < now) {
+            times.pop_front();
+        }
+        if times.len() >= asked.limits.max_per_hour as usize {
+            return Filed::Over("max_per_hour");
+        }
+        times.push_back(now);
+        let repeated = self
+            .rejected
+            .contains(&(session, about.clone(), hold.rights));
+        let id = self.new_id();
+        self.pending.push(Pending {
+            id: id.clone(),
+            session,
+            about,
+            rights: hold.rights,
+            event: asked.event,
+            rule_text: asked.rule_text,
+            ancestry: asked.ancestry,
+            before: asked.before,
+            since: hold.since,
+            deadline: hold
+                .since
+                .saturating_add(asked.limits.timeout.saturating_mul(1_000_000_000)),
+            on_timeout: asked.limits.on_timeout,
+            tasks: vec![task],
+            tries: 0,
+            finding: repeated.then(|| "repeated_after_rejection".to_owned()),
+            shown: false,
+            urged: false,
+            excused: 0,
+            excused_until: 0,
+            restarted: 0,
+        });
+        Filed::New(id)
+    }
+
+    /// Eight characters that no other request or grant begins with.
+    fn new_id(&self) -> String {
+        loop {
+            // The end of such an id is random.
+            let id = uuid::Uuid::now_v7().simple().to_string()[24..].to_owned();
+            let taken = self.pending.iter().any(|pending| pending.id == id)
+                || self.given.iter().any(|given| given.id == id);
+            if !taken {
+                return id;
+            }
+        }
+    }
+
+    pub fn pending(&self) -> impl Iterator<Item = &Pending> {
+        self.pending.iter()
+    }
+
+    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Pending> {
+        self.pending.iter_mut()
+    }
+
+    pub fn of_session(&self, session: u32) -> impl Iterator<Item = &Pending> {
+        self.pending
+            .iter()
+            .filter(move |pending| pending.session == session)
+    }
+
+    pub fn get(&self, id: &str) -> Option<&Pending> {
+        self.pending.iter().find(|pending| pending.id == id)
+    }
+
+    /// The request that a person means by an id or the beginning of one.
+    ///
+    /// # Errors
+    /// Where there is none, or more than one.
+    pub fn find(&self, named: &str, may: impl Fn(&Pending) -> bool) -> Result<&Pending> {
+        let mut found = self.pending.iter().filter(|pending| {
+            !named.is_empty() && pending.id.starts_with(named) && may(pending)
+        });
+        match (found.next(), found.next()) {
+            (Some(pending), None) => Ok(pending),
+            (Some(_), Some(_)) => bail!("{named} is the beginning of several requests"),
+            _ => bail!("no request {named} waits"),
+        }
+    }
+
+    /// Takes a request off the desk, to be decided.
+    pub fn take(&mut self, id: &str) -> Option<Pending> {
+        let at = self.pending.iter().position(|pending| pending.id == id)?;
+        Some(self.pending.remove(at))
+    }
+
+    /// Requests that nobody has decided in time.
+    pub fn due(&self, now: u64) -> Vec<String> {
+        self.pending
+            .iter()
+            .filter(|pending| pending.deadline <= now)
+            .map(|pending| pending.id.clone())
+            .collect()
+    }
+
+    /// Remembers what was said, for the next request and for the tasks that are to hear it.
+    pub fn answered(&mut self, pending: &Pending, allowed: bool, how: &str, now: u64) {
+        let list = self.decided.entry(pending.session).or_default();
+        if list.len() >= DECIDED {
+            list.pop_front();
+        }
+        list.push_back(format!("{how}: {}", pending.summary()));
+        let key = (pending.session, pending.about.clone(), pending.rights);
+        if allowed {
+            self.rejected.remove(&key);
+        } else if self.rejected.len() < REJECTED {
+            self.rejected.insert(key);
+        }
+        for task in &pending.tasks {
+            self.answers.insert(
+                task.tid,
+                Answer {
+                    pending: pending.clone(),
+                    task: *task,
+                    at: now,
+                    allowed,
+                    resumed: false,
+                },
+            );
+        }
+    }
+
+    /// The tasks of a process were told to go on: those that wait for something else are parked again.
+    pub fn excuse(&mut self, pid: u32, until: u64) {
+        for pending in &mut self.pending {
+            if pending.tasks.iter().any(|task| task.pid == pid) {
+                pending.excused_until = until;
+            }
+        }
+    }
+
+    /// What was decided for a session before.
+    pub fn decided(&self, session: u32) -> Vec<String> {
+        self.decided
+            .get(&session)
+            .map(|list| list.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    pub fn answers(&mut self) -> &mut HashMap<u32, Answer> {
+        &mut self.answers
+    }
+
+    /// Remembers a grant beyond once.
+    ///
+    /// # Errors
+    /// Where the session has too many.
+    pub fn give(&mut self, given: Given) -> Result<()> {
+        let of_session = self
+            .given
+            .iter()
+            .filter(|other| other.session == given.session)
+            .count();
+        if of_session >= GRANTS {
+            bail!("the session has {GRANTS} grants already");
+        }
+        // Of the same thing the last word holds.
+        self.given.retain(|other| {
+            other.session != given.session
+                || other.about != given.about
+                || other.rights != given.rights
+        });
+        self.given.push(given);
+        Ok(())
+    }
+
+    pub fn given(&self) -> &[Given] {
+        &self.given
+    }
+
+    /// Takes grants back.
+    pub fn take_given(&mut self, which: impl Fn(&Given) -> bool) -> Vec<Given> {
+        let (taken, left) = std::mem::take(&mut self.given)
+            .into_iter()
+            .partition(|given| which(given));
+        self.given = left;
+        taken
+    }
+
+    /// Puts back what an earlier daemon had on its desk.
+    pub fn restore(&mut self, pending: Vec<Pending>, given: Vec<Given>) {
+        self.pending.extend(pending);
+        self.given.extend(given);
+    }
+
+    /// A session has ended.
+    pub fn forget(&mut self, session: u32) {
+        self.asked.remove(&session);
+        self.decided.remove(&session);
+        self.rejected.retain(|(number, ..)| *number != session);
+        self.answers
+            .retain(|_, answer| answer.pending.session != session);
+    }
+
+    pub fn count(&mut self, event: &Event) {
+        if let Some(step) = &event.approval {
+            let rule = event.rule.as_ref().map_or("", |rule| rule.id.as_str());
+            self.metrics.count(&event.session.policy, rule, step);
+        }
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        Metrics {
+            pending: self.pending.len() as u64,
+            grants: self.given.len() as u64,
+            ..self.metrics.clone()
+        }
+    }
+}

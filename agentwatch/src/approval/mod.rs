@@ -1,0 +1,8 @@
+//! Actions that wait in the kernel until a person decides: requests, decisions, grants. Knows neither the kernel nor a clock: the
+//! daemon's engine tells it what waits and what time it is, and carries out what it says (`daemon/engine/approve.rs`).
+
+mod desk;
+pub mod metrics;
+pub mod model;
+
+pub use desk::{About, Answer, Asked, Desk, Filed, Given, Pending, Waiting, summary};
