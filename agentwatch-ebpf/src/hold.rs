@@ -5,6 +5,8 @@
 //! execution, before its first instruction, where its arguments are what it will see; going on by itself is refused to it by
 //! `task_kill`, and user space freezes it.
 
+use core::ffi::c_void;
+
 use agentwatch_common::{
     event::kind,
     hold::{GrantKey, Hold, object},
@@ -13,7 +15,7 @@ use agentwatch_common::{
     stats,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
+    bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
     bpf_send_signal_thread,
 };
 
@@ -379,35 +381,65 @@ pub fn rights_of(what: u32, bits: u32) -> u32 {
     rights
 }
 
-/// Skips the first `n` strings of the current task's arguments.
-#[inline(always)]
-pub fn skip(arguments: &mut [u64; 2], n: u32) -> bool {
+/// Skips the first `n` strings of the current task's arguments. Not 0 where all of them could be read.
+#[inline(never)]
+pub fn skip(arguments: &mut [u64; 2], n: u32) -> u32 {
     let Some(scratch) = emit::take() else {
         count(stats::NO_SCRATCH);
-        return false;
+        return 0;
     };
-    let mut whole = true;
-    for i in 0..16 {
-        if i >= n {
-            break;
+    let mut skipping = Skipping {
+        at: arguments[0],
+        // SAFETY: the slot is ours.
+        data: unsafe { (&raw mut (*scratch).data).cast() },
+        left: n,
+        _pad: 0,
+    };
+    // SAFETY: the callback takes a number and the context that stands here.
+    unsafe {
+        bpf_loop(
+            MOST_SKIPPED,
+            skip_one as *mut c_void,
+            (&raw mut skipping).cast(),
+            0,
+        )
+    };
+    emit::give_back(scratch);
+    arguments[0] = skipping.at;
+    u32::from(skipping.left == 0)
+}
+
+/// More strings than the kernel puts before a script's arguments.
+const MOST_SKIPPED: u32 = 16;
+
+#[repr(C)]
+struct Skipping {
+    at: u64,
+    data: *mut u8,
+    left: u32,
+    _pad: u32,
+}
+
+extern "C" fn skip_one(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `skip` gave, with scratch memory that is longer than what is read.
+    unsafe {
+        let skipping = &mut *context.cast::<Skipping>();
+        if skipping.left == 0 {
+            return 1;
         }
-        // SAFETY: the slot is ours, and longer; the helper checks the address.
-        let len = unsafe {
-            bpf_probe_read_user_str(
-                (&raw mut (*scratch).data).cast(),
-                limits::ARGV as u32,
-                arguments[0] as *const _,
-            )
-        };
+        let len = bpf_probe_read_user_str(
+            skipping.data.cast(),
+            limits::ARGV as u32,
+            skipping.at as *const _,
+        );
         // What is longer than all that is looked at hides what comes after it.
         if len <= 0 || len >= limits::ARGV as i64 {
-            whole = false;
-            break;
+            return 1;
         }
-        arguments[0] += len as u64;
+        skipping.at += len as u64;
+        skipping.left -= 1;
     }
-    emit::give_back(scratch);
-    whole && n <= 16
+    0
 }
 
 /// Zeroes a name, eight bytes at a time.

@@ -474,14 +474,7 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
         // Both sides are asked for, one after the other, and what was granted is used up when both are.
         let mut word = hold::GRANTED;
         if from_says.holds() {
-            word = ask(
-                &subject,
-                what,
-                access,
-                from_says.rule,
-                first,
-                !to_says.holds(),
-            );
+            word = ask(&subject, what, access, from_says.rule, first, !to_says.holds());
         }
         if word == hold::GRANTED && to_says.holds() {
             word = ask(&subject, what, access, to_says.rule, second, true);
@@ -528,7 +521,14 @@ fn outcome(subject: &Subject, decision: &Decision) -> (u32, i32) {
 
 /// Asks a person for one file.
 #[inline(always)]
-fn ask(subject: &Subject, what: u32, bits: u32, rule: u32, dentry: Dentry, last: bool) -> u32 {
+fn ask(
+    subject: &Subject,
+    what: u32,
+    bits: u32,
+    rule: u32,
+    dentry: Dentry,
+    last: bool,
+) -> u32 {
     let request = hold::Request {
         what,
         rights: hold::rights_of(what, bits),
@@ -622,8 +622,10 @@ pub struct Action {
 pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     // What was refused, or would have been, is recorded whatever is asked for; without the LSM that is worked out later.
     let judged_later = subject.flags & flags::LANDLOCK != 0 && subject.monitors();
-    let allowed_open =
-        action.what == kind::OPEN && action.verdict == verdict::ALLOWED && action.state == 0 && !judged_later;
+    let allowed_open = action.what == kind::OPEN
+        && action.verdict == verdict::ALLOWED
+        && action.state == 0
+        && !judged_later;
     if allowed_open
         && subject.flags & flags::OPENS_WRITES != 0
         && action.access & !(access::READ | access::LIST) == 0

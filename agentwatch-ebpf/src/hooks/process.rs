@@ -139,7 +139,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     let mut outcome = verdict::ALLOWED;
     let mut noted = 0;
     // With LSM hooks, opening the file has refused and recorded what its rule denies.
-    let is_new = subject.flags & flags::LANDLOCK != 0 || !command.by_file || decision.holds();
+    let is_new = subject.flags & flags::LANDLOCK != 0 || command.by_file == 0 || decision.holds();
     if !decision.allows() && is_new {
         if subject.monitors() {
             outcome = verdict::AUDITED;
@@ -196,12 +196,26 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
 /// What is said of a command, and of which file and arguments.
 struct Command {
     decision: Decision,
-    /// Whether the file alone decided, and not its arguments.
-    by_file: bool,
+    /// Not 0 where the file alone decided, and not its arguments.
+    by_file: u32,
     device: u32,
     inode: u64,
     /// Where its arguments after the first stand in its memory.
     arguments: [u64; 2],
+}
+
+impl Command {
+    /// Takes what the verifier knows of the decision: it would otherwise follow all that comes after once for each.
+    #[inline(always)]
+    fn settle(&mut self, subject: &Subject) {
+        let effect = u32::from(self.decision.effect) | self.by_file << 8;
+        let (effect, rule) = subject.forget(effect, self.decision.rule);
+        self.decision = Decision {
+            effect: effect as u8,
+            rule,
+        };
+        self.by_file = effect >> 8;
+    }
 }
 
 /// Decides on a command by its file and its arguments, and where it is a script on that and on what runs it: the stricter holds.
@@ -210,7 +224,7 @@ fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command 
     let (start, end) = task.arguments();
     let mut program = Command {
         decision: policy::file_at(subject, dentry.address(), policy::EXEC),
-        by_file: true,
+        by_file: 1,
         device: dentry.device(),
         inode: dentry.inode(),
         arguments: [start, end],
@@ -235,48 +249,44 @@ fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command 
     let mut readable = hold::skip(&mut program.arguments, 1);
     by_arguments(subject, &mut program);
     let (path, interpreter) = kernel::binprm_names(bprm);
-    if inode == 0 && path != interpreter {
-        // A script, where no LSM program saw how it began: it goes by its name, and stands second or third.
-        let mut rest = program.arguments;
-        readable &= hold::skip(&mut rest, 1);
-        by_name(subject, path, &rest, &mut program);
-        readable &= hold::skip(&mut rest, 1);
-        by_name(subject, path, &rest, &mut program);
-    }
+    // Where what was asked for by its name has its arguments.
+    let mut named = program.arguments;
     if is_script {
-        let mut script = Command {
-            decision: if rule == 0 {
-                ALLOWED
-            } else {
-                Decision {
-                    effect: effect::HOLD,
-                    rule: rule - 1,
-                }
-            },
-            by_file: true,
-            device,
-            inode,
-            arguments: program.arguments,
-        };
         // The kernel has put what runs it, and perhaps one argument for that, before the script's path.
         let added = kernel::binprm_argc(bprm).wrapping_sub(argc);
-        readable &= hold::skip(&mut script.arguments, added);
+        readable &= hold::skip(&mut named, added);
+        let mut script = Command {
+            decision: ALLOWED,
+            by_file: 1,
+            device,
+            inode,
+            arguments: named,
+        };
+        if rule != 0 {
+            script.decision = Decision {
+                effect: effect::HOLD,
+                rule: rule - 1,
+            };
+        }
+        script.settle(subject);
         by_arguments(subject, &mut script);
-        let arguments = script.arguments;
-        by_name(subject, path, &arguments, &mut script);
         let stricter = program.decision.stricter(script.decision);
         if stricter.effect != program.decision.effect || program.decision.allows() {
             program = script;
         }
+        program.settle(subject);
+    } else if inode == 0 && path != interpreter {
+        // A script, where no LSM program saw how it began: it goes by its name, and stands second or third.
+        readable &= hold::skip(&mut named, 1);
+        by_name(subject, path, &named, &mut program);
+        readable &= hold::skip(&mut named, 1);
     }
-    if !is_script {
-        let arguments = program.arguments;
-        by_name(subject, path, &arguments, &mut program);
-    }
+    by_name(subject, path, &named, &mut program);
     // Arguments that cannot be looked at are nobody's to allow.
-    if !readable && subject.flags & flags::COMMANDS != 0 {
+    if readable == 0 && subject.flags & flags::COMMANDS != 0 {
         program.decision.effect = effect::DENY;
-        program.by_file = false;
+        program.by_file = 0;
+        program.settle(subject);
     }
     program
 }
@@ -297,8 +307,9 @@ fn by_arguments(subject: &Subject, command: &mut Command) {
     ) != 0
     {
         command.decision = said;
-        command.by_file = false;
+        command.by_file = 0;
     }
+    command.settle(subject);
 }
 
 /// The same of a rule that names no file, by the path that the execution was asked for by: the stricter holds.
@@ -308,15 +319,14 @@ fn by_name(subject: &Subject, path: u64, arguments: &[u64; 2], command: &mut Com
         return;
     }
     let mut said = ALLOWED;
-    if policy::command_by_name(subject.policy, path, arguments, &mut said) != 0
-        && !said.allows()
-    {
+    if policy::command_by_name(subject.policy, path, arguments, &mut said) != 0 && !said.allows() {
         let stricter = command.decision.stricter(said);
         if stricter.effect != command.decision.effect {
-            command.by_file = false;
+            command.by_file = 0;
         }
         command.decision = stricter;
     }
+    command.settle(subject);
 }
 
 const ALLOWED: Decision = Decision {

@@ -46,10 +46,10 @@ pub struct Live {
     pub denied: u64,
     /// The events of its start and of what has changed since, the newest of them.
     pub told: Vec<Event>,
-    /// What was denied or held last.
-    pub refused: Refusals,
     /// What it did last, in a line each: for who decides on what it wants to do next.
     pub recent: VecDeque<String>,
+    /// What was denied or held last.
+    pub refused: Refusals,
 }
 
 /// Actions that are kept of it.
@@ -92,8 +92,7 @@ impl Live {
                 Verdict::Held => " (held)",
                 Verdict::Audited => " (audited)",
             };
-            self.recent
-                .push_back(format!("{}{verdict}", summary(event)));
+            self.recent.push_back(format!("{}{verdict}", summary(event)));
         }
     }
 

@@ -1,10 +1,7 @@
 //! What the command line asks for, and starting sessions.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    sync::Arc,
+    collections::{HashMap, VecDeque}, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
     sync::atomic::Ordering,
 };
 
@@ -139,11 +136,11 @@ impl Engine {
                     .map(Live::row)
                     .collect(),
             }),
-            Request::Why { session, after } => self.order_why(peer, session.as_deref(), after),
             Request::Approvals => Ok(self.order_approvals(peer)),
             Request::Decide { id, extent, reason } => self.order_decide(peer, &id, extent, reason),
             Request::Grants => Ok(self.order_grants(peer)),
             Request::Revoke { id, reason } => self.order_revoke(peer, &id, reason),
+            Request::Why { session, after } => self.order_why(peer, session.as_deref(), after),
             Request::Status => self.status(),
         };
         result.unwrap_or_else(|refusal| Response::Error {
@@ -479,8 +476,8 @@ impl Engine {
             denied: 0,
             holding,
             told: vec![event],
-            refused: Refusals::default(),
             recent: VecDeque::new(),
+            refused: Refusals::default(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);

@@ -268,8 +268,8 @@ impl Engine {
             denied: 0,
             holding,
             told: record.told,
-            refused: Refusals::default(),
             recent: VecDeque::new(),
+            refused: Refusals::default(),
         };
         live.changed(&event);
         self.inheritance.known.insert(record.id.clone());
