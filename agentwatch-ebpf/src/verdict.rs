@@ -254,7 +254,8 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
         return 1;
     }
     directory(policy, flags, parent.0, held);
-    if has(held, place::CHILDREN) && child(policy, dentry.address(), held) != 0 {
+    // A name that only leads to others that are waited for may have a rule as a name.
+    if has(held, place::CHILDREN) && child(policy, dentry.address(), held) == DECIDES {
         return 1;
     }
     if flags & flags::NAMES != 0 {

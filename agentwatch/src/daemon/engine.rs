@@ -29,7 +29,11 @@ use tokio::{
 };
 
 use super::{
-    config::{Config, Deciders}, control::Order, forward::Figures, launch::Origin, reckon::Found,
+    config::{Config, Deciders},
+    control::Order,
+    forward::Figures,
+    launch::Origin,
+    reckon::Found,
     registry::Registry,
 };
 use crate::{

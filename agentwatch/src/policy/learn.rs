@@ -12,9 +12,9 @@ use super::{
     compile::load,
     expect::Question,
     explain::decide_file,
-    model::{Access, Compiled, Context, Effect, NetOp, Place},
+    model::{Access, Compiled, Context, Effect, MAX_ARGUMENTS, NetOp, Place},
     preset,
-    replay::questions,
+    replay::{decided, questions},
 };
 use crate::event::model::{Event, Verdict};
 
@@ -39,6 +39,8 @@ const SCRATCH: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 const MANY_ADDRESSES: usize = 8;
 /// From here on the kernel picks ports by itself (ip_local_port_range).
 const EPHEMERAL: u16 = 32768;
+/// Arguments by which commands are told apart.
+const TOLD_APART: usize = 4;
 /// Programs that a comment names.
 const SHOWN: usize = 3;
 
@@ -74,11 +76,15 @@ impl Seen {
         } else {
             String::new()
         };
-        format!(
-            "seen {} times, by {}",
-            self.count,
-            visible(&format!("{shown}{more}"))
-        )
+        let times = if self.count == 1 {
+            "seen once".to_owned()
+        } else {
+            format!("seen {} times", self.count)
+        };
+        if shown.is_empty() {
+            return times;
+        }
+        format!("{times}, by {}", visible(&format!("{shown}{more}")))
     }
 }
 
@@ -88,7 +94,18 @@ pub struct Learner {
     files: BTreeMap<(Access, PathBuf), Seen>,
     net: BTreeMap<(NetOp, IpAddr, u16), Seen>,
     unix: BTreeMap<String, Seen>,
+    /// The first arguments that each program was executed with.
+    commands: BTreeMap<PathBuf, BTreeSet<Vec<String>>>,
+    approved: Approved,
     events: u64,
+}
+
+/// What a person approved.
+#[derive(Clone, Debug, Default)]
+struct Approved {
+    files: BTreeMap<(Access, PathBuf), Seen>,
+    commands: BTreeMap<(PathBuf, Vec<String>), Seen>,
+    net: BTreeMap<SocketAddr, Seen>,
 }
 
 /// A learned policy.
@@ -114,10 +131,26 @@ impl Learner {
                 .map(|process| process.exe.clone())
                 .collect(),
         };
+        let approved = decided(event) == Effect::Approve;
         for question in questions(event) {
             self.events += 1;
             match question {
-                Question::Command(path, _) => {
+                Question::File(access, path) if approved => {
+                    let files = &mut self.approved.files;
+                    files.entry((access, path)).or_default().add(&seen);
+                }
+                Question::Net(NetOp::Connect, address) if approved => {
+                    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+                    self.approved.net.entry(address).or_default().add(&seen);
+                }
+                Question::Command(path, arguments) if approved => {
+                    let key = (path, first(&arguments));
+                    let commands = &mut self.approved.commands;
+                    commands.entry(key).or_default().add(&seen);
+                }
+                Question::Command(path, arguments) => {
+                    let commands = self.commands.entry(path.clone()).or_default();
+                    commands.insert(first(&arguments));
                     let key = (Access::Exec, path);
                     self.files.entry(key).or_default().add(&seen);
                 }
@@ -188,6 +221,31 @@ impl Learner {
                 .collect::<Vec<_>>()
         };
         let (read, write, exec) = (list(Access::Read), list(Access::Write), list(Access::Exec));
+        let mut approve = Vec::new();
+        for ((access, path), seen) in &self.approved.files {
+            let text = path.display().to_string();
+            if is_secret(secrets.as_ref(), path)
+                || text.contains("${")
+                || super::name::is_pattern(&text)
+            {
+                left_out.push(format!(
+                    "{} of {} ({}, with approval): it is a credential, or has a name that a policy cannot write",
+                    name(*access),
+                    visible(&text),
+                    seen.comment()
+                ));
+                continue;
+            }
+            // What was approved is asked about again, and nothing around it.
+            let path = toml::Value::from(text);
+            let entry = match access {
+                Access::Read => path.to_string(),
+                Access::Write => format!("{{ path = {path}, access = [\"write\"] }}"),
+                Access::Exec => continue,
+            };
+            approve.push((entry, seen.comment()));
+        }
+        let commands = self.approved_commands();
         let mut text = String::new();
         let _ = writeln!(
             text,
@@ -209,6 +267,11 @@ impl Learner {
         push_list(&mut text, "exec", &exec);
         let deny = denied(secrets.as_ref(), &rules, context);
         push_list(&mut text, "deny", &deny);
+        push_values(&mut text, "approve", &approve);
+        if !commands.is_empty() {
+            text.push_str("\n[exec]\n");
+            push_values(&mut text, "approve", &commands);
+        }
         let net = |op| self.addresses(op);
         let (allow, listen) = (net(NetOp::Connect), net(NetOp::Listen));
         let unix: Vec<(String, String)> = self
@@ -219,13 +282,60 @@ impl Learner {
             })
             .map(|(path, seen)| (path.clone(), seen.comment()))
             .collect();
-        if !(allow.is_empty() && listen.is_empty() && unix.is_empty()) {
+        let asked: Vec<(String, String)> = self
+            .approved
+            .net
+            .iter()
+            .map(|(address, seen)| (address_of(*address), seen.comment()))
+            .collect();
+        if !(allow.is_empty() && asked.is_empty() && listen.is_empty() && unix.is_empty()) {
             text.push_str("\n[network]\n");
             push_list(&mut text, "allow", &allow);
+            push_list(&mut text, "approve", &asked);
             push_list(&mut text, "listen", &listen);
             push_list(&mut text, "unix", &unix);
         }
         Learned { text, left_out }
+    }
+
+    /// What was approved of programs: by as many arguments as tell it from what was executed without approval.
+    fn approved_commands(&self) -> Vec<(String, String)> {
+        let mut rules: BTreeMap<(String, Vec<String>), Seen> = BTreeMap::new();
+        for ((path, arguments), seen) in &self.approved.commands {
+            let Some(text) = path.to_str().filter(|text| !super::name::is_pattern(text)) else {
+                continue;
+            };
+            let others = self.commands.get(path);
+            let needed = (0..arguments.len()).find(|length| {
+                others.is_none_or(|others| {
+                    !others
+                        .iter()
+                        .any(|other| other.starts_with(&arguments[..*length]))
+                })
+            });
+            let kept = arguments[..needed.unwrap_or(arguments.len())].to_vec();
+            let key = (text.to_owned(), kept);
+            rules.entry(key).or_default().add(seen);
+        }
+        for ((access, path), seen) in &self.approved.files {
+            if let (Access::Exec, Some(text)) = (access, path.to_str()) {
+                let key = (text.to_owned(), Vec::new());
+                rules.entry(key).or_default().add(seen);
+            }
+        }
+        rules
+            .into_iter()
+            .map(|((path, arguments), seen)| {
+                let value = if arguments.is_empty() && !self.commands.contains_key(Path::new(&path))
+                {
+                    toml::Value::from(path)
+                } else {
+                    let words = std::iter::once(path).chain(arguments);
+                    toml::Value::from(words.collect::<Vec<_>>())
+                };
+                (value.to_string(), seen.comment())
+            })
+            .collect()
     }
 
     fn addresses(&self, op: NetOp) -> Vec<(String, String)> {
@@ -256,6 +366,30 @@ impl Learner {
             .into_iter()
             .map(|(rule, seen)| (rule, seen.comment()))
             .collect()
+    }
+}
+
+/// The arguments that a rule on a command may be about.
+fn first(arguments: &[String]) -> Vec<String> {
+    let mut bytes = 0;
+    let fits = |argument: &&String| {
+        bytes += argument.len() + 1;
+        !argument.is_empty() && !argument.contains('\0') && bytes <= MAX_ARGUMENTS
+    };
+    arguments
+        .iter()
+        .take(TOLD_APART)
+        .take_while(fits)
+        .cloned()
+        .collect()
+}
+
+/// An address as a rule writes it; port 0 is none.
+fn address_of(address: SocketAddr) -> String {
+    if address.port() == 0 {
+        address.ip().to_string()
+    } else {
+        address.to_string()
     }
 }
 
@@ -390,16 +524,24 @@ fn visible(text: &str) -> String {
 }
 
 fn push_list(text: &mut String, name: &str, rules: &[(String, String)]) {
+    let values: Vec<(String, String)> = rules
+        .iter()
+        .map(|(rule, comment)| {
+            let rule = toml::Value::from(rule.as_str());
+            (rule.to_string(), comment.clone())
+        })
+        .collect();
+    push_values(text, name, &values);
+}
+
+/// Adds a list whose entries are TOML already, each with its comment.
+fn push_values(text: &mut String, name: &str, rules: &[(String, String)]) {
     if rules.is_empty() {
         return;
     }
     let _ = writeln!(text, "{name} = [");
     for (rule, comment) in rules {
-        let _ = writeln!(
-            text,
-            "    {}, # {comment}",
-            toml::Value::from(rule.as_str())
-        );
+        let _ = writeln!(text, "    {rule}, # {comment}");
     }
     text.push_str("]\n");
 }
@@ -450,6 +592,77 @@ mod tests {
     }
 
     #[test]
+    fn what_was_approved_is_asked_about_again() {
+        let approved = |mut event: Event, rule: &str| {
+            event.rule = Some(crate::event::model::RuleRef {
+                id: rule.to_owned(),
+                layer: crate::event::model::Layer::Task,
+                source: "task.toml:3".to_owned(),
+            });
+            event
+        };
+        let run = |words: &[&str]| {
+            let mut event = file(Kind::Exec, "/usr/bin/git", &["exec"]);
+            if let Some(process) = &mut event.process {
+                process.exe = "/usr/bin/git".to_owned();
+                process.argv = words.iter().map(|word| (*word).to_owned()).collect();
+            }
+            event
+        };
+        let mut gh = file(Kind::Exec, "/usr/bin/gh", &["exec"]);
+        gh.process = None;
+        let mut waiting = file(Kind::Open, "/srv/waits", &["read"]);
+        waiting.verdict = Verdict::Held;
+        let events = [
+            file(Kind::Open, "/home/u/project/a", &["write"]),
+            approved(
+                file(Kind::Open, "/home/u/project/Cargo.lock", &["write"]),
+                "files.approve[0]",
+            ),
+            file(Kind::Open, "/home/u/project/Cargo.lock", &["read"]),
+            approved(
+                file(Kind::Open, "/srv/report", &["read"]),
+                "files.approve[1]",
+            ),
+            run(&["git", "commit"]),
+            run(&["git", "push", "--dry-run"]),
+            approved(run(&["git", "push", "origin", "main"]), "exec.approve[0]"),
+            approved(gh, "exec.approve[1]"),
+            net(Kind::Connect, "10.0.0.1", 443),
+            approved(net(Kind::Connect, "192.0.2.7", 443), "network.default"),
+            waiting,
+        ];
+        let mut learner = Learner::default();
+        events.iter().for_each(|event| learner.see(event));
+        let learned = learner.learn(&["s".to_owned()], &context());
+        for expected in [
+            "{ path = \"/home/u/project/Cargo.lock\", access = [\"write\"] }, # seen",
+            "    \"/srv/report\", # seen",
+            "[\"/usr/bin/git\", \"push\", \"origin\"], # seen",
+            "    \"/usr/bin/gh\", # seen",
+            "approve = [\n    \"192.0.2.7:443\", # seen",
+        ] {
+            assert!(
+                learned.text.contains(expected),
+                "{expected} is missing in\n{}",
+                learned.text
+            );
+        }
+        assert!(!learned.text.contains("waits"), "{}", learned.text);
+        let policy = load("learned.toml", learned.text.as_bytes(), &context()).unwrap();
+        let mut backtest = Backtest::default();
+        events
+            .iter()
+            .for_each(|event| backtest.judge(&policy, event));
+        backtest.finish(&policy);
+        let objects = |list: &[crate::policy::replay::Difference]| -> Vec<String> {
+            list.iter().map(|one| one.object.clone()).collect()
+        };
+        assert_eq!(objects(&backtest.newly_denied), ["/srv/waits"]);
+        assert!(backtest.newly_held.is_empty() && backtest.newly_allowed.is_empty());
+    }
+
+    #[test]
     fn a_session_is_generalised_and_replays_without_a_denial() {
         let mut events = vec![
             file(Kind::Exec, "/usr/bin/cat", &["exec"]),
@@ -487,7 +700,7 @@ mod tests {
         let learned = learner.learn(&["one".to_owned()], &context());
         let text = &learned.text;
         for expected in [
-            "read = [\n    \"${home}/.gitconfig\", # seen 1 times, by cat",
+            "read = [\n    \"${home}/.gitconfig\", # seen once, by cat",
             "    \"${workspace}\", # seen ",
             "    \"${home}/.cargo/registry\", # seen ",
             "    \"/etc/ssl\", # seen ",

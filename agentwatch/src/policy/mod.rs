@@ -29,6 +29,8 @@ pub mod surface;
 #[cfg(test)]
 mod documentation;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod layers;
 #[cfg(test)]
 mod properties;
