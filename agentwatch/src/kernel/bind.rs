@@ -17,7 +17,10 @@ use agentwatch_common::{
 };
 use anyhow::Result;
 
-use super::files::{self, Found, Identifier, Identity};
+use super::{
+    container::Private,
+    files::{self, Found, Identifier, Identity},
+};
 use crate::policy::{
     explain,
     model::{Access, Compiled, Decision, Effect, UnixTarget},
@@ -44,6 +47,8 @@ pub struct Entries {
     pub missing: Vec<usize>,
     /// What of the policy is not in force, a sentence each.
     pub gaps: Vec<String>,
+    /// What else is good to know, a sentence each.
+    pub notes: Vec<String>,
     /// Numbers that have been given to names.
     numbers: u64,
 }
@@ -57,8 +62,13 @@ pub struct Own {
     pub socket: Option<PathBuf>,
 }
 
-/// Works a policy out.
-pub fn entries(policy: &Compiled, identifier: &Identifier, own: &Own) -> Result<Entries> {
+/// Works a policy out. `private`: what only the processes of the session have mounted.
+pub fn entries(
+    policy: &Compiled,
+    identifier: &Identifier,
+    own: &Own,
+    private: &Private,
+) -> Result<Entries> {
     let mut looked = Looked {
         identifier,
         known: HashMap::new(),
@@ -79,6 +89,7 @@ pub fn entries(policy: &Compiled, identifier: &Identifier, own: &Own) -> Result<
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
     entries.layers(policy, &mut looked, &mounts);
+    entries.private(policy, private);
     for target in &policy.unix {
         if let UnixTarget::Path(path) = &target.target {
             let mut value = place_of(policy, &inherited(policy, path));
@@ -234,6 +245,35 @@ impl Entries {
                     .and_modify(|old| *old = stricter(*old, value))
                     .or_insert(value);
             }
+        }
+        self.places.extend(roots);
+    }
+
+    /// Gives the roots of file systems that only a container has what holds at their host's name, but for executing: as in what a
+    /// session mounts for itself. Of those that show the host, what holds in the host's own.
+    fn private(&mut self, policy: &Compiled, private: &Private) {
+        self.notes.extend(private.notes.iter().cloned());
+        let mut roots: HashMap<PlaceAt, Place> = HashMap::new();
+        for own in &private.mounts {
+            let identity = own.identity;
+            let mut value = if own.mount.shows_the_host() {
+                let hosts = own.shows_the_host.map(|magic| (BY_MAGIC, magic));
+                let Some(hosts) = hosts.and_then(|kind| self.places.get(&kind)) else {
+                    continue;
+                };
+                *hosts
+            } else {
+                place_of(policy, &inherited(policy, &own.mount.point))
+            };
+            if value.effects[right::EXEC] != effect::DENY {
+                value.effects[right::EXEC] = effect::DENY;
+                value.rules[right::EXEC] = rule::OWN;
+            }
+            value.generation = identity.generation;
+            roots
+                .entry((identity.dev, identity.inode))
+                .and_modify(|old| *old = stricter(*old, value))
+                .or_insert(value);
         }
         self.places.extend(roots);
     }

@@ -227,6 +227,7 @@ impl Engine {
             .warnings
             .iter()
             .chain(&live.bound.gaps)
+            .chain(&live.bound.notes)
             .cloned()
             .chain(missing.map(|missing| format!("not enforced: {missing}")))
             .collect();
@@ -401,7 +402,7 @@ impl Engine {
                 "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
             ))
         });
-        let (bound, cgroup_id) = match started {
+        let (mut bound, cgroup_id) = match started {
             Ok(parts) => parts,
             Err(error) => {
                 if own {
@@ -450,6 +451,7 @@ impl Engine {
                 before: Vec::new(),
                 cgroups: HashMap::new(),
                 landlock: self.kernel.traces_by_syscall(),
+                private: std::mem::take(&mut bound.private),
             },
             bound,
             cgroup_id,
@@ -485,7 +487,10 @@ impl Engine {
     ) -> Result<(crate::kernel::maps::Bound, u64)> {
         let bits = self.flags(plan.mode);
         let _ = holding;
-        let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
+        let bound = self
+            .kernel
+            .maps
+            .insert_policy(number, &plan.policy, plan.cgroup)?;
         let rest = (|| {
             self.kernel.maps.open_session(number, number, bits)?;
             // Each is in the map before its children are listed, so that the kernel adds those that are made meanwhile.
