@@ -34,6 +34,8 @@ pub struct Scenario {
     /// Whether the session may lose events (it is made to).
     #[serde(default)]
     pub may_lose: bool,
+    /// By how many MiB the daemon's memory may grow meanwhile.
+    pub daemon_grows: Option<u64>,
     /// Whether the session may start with less than the policy asks for.
     #[serde(default)]
     pub accept_degraded: bool,
