@@ -25,9 +25,11 @@ pub const SCENARIOS: &str = "/usr/share/agentwatch-tests/scenarios";
 /// Where the conformance families lie in the VM.
 pub const CONFORMANCE: &str = "/usr/share/agentwatch-tests/conformance";
 
-/// This machine's own tools that stand in for busybox's applets: busybox runs applets without executing
+/// This machine's own tools: what sessions are tried with, and what stands in for applets, because busybox runs those without executing
 /// anything, and scenarios count executions.
-const HOST_TOOLS: [&str; 5] = ["dash", "cat", "tr", "wc", "head"];
+const HOST_TOOLS: [&str; 10] = [
+    "dash", "cat", "tr", "wc", "head", "unshare", "mount", "bwrap", "make", "tcc",
+];
 
 /// The job as `tests/src/vm.rs` reads it.
 #[derive(Clone, Debug, Serialize)]
