@@ -42,11 +42,6 @@ pub struct Trial {
 /// All of them.
 pub const TRIALS: [Trial; 5] = [
     Trial {
-        name: "denials_survive_a_full_ring",
-        needs: &["bpf-lsm"],
-        try_it: full_ring,
-    },
-    Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
         try_it: many_rules,
@@ -65,6 +60,11 @@ pub const TRIALS: [Trial; 5] = [
         name: "device_numbers_used_again",
         needs: &["bpf-lsm"],
         try_it: device_used_again,
+    },
+    Trial {
+        name: "denials_survive_a_full_ring",
+        needs: &["bpf-lsm"],
+        try_it: full_ring,
     },
 ];
 
@@ -183,18 +183,23 @@ fn actions(events: &[Value], verdict: &str, path: &str) -> u64 {
 /// Nobody empties the rings while more happens than they hold. What was refused meanwhile is told all the same, and what is lost
 /// is declared.
 fn full_ring(place: &Place<'_>) -> Result<()> {
-    /// Each makes two events that nothing folds, of some three hundred bytes: twice what the ring of 16 MiB takes.
-    const NAMES: u32 = 60_000;
+    /// Each makes two events that nothing folds. With names this long each takes more than 3 KiB: twice what the ring of 16 MiB takes,
+    /// in few events.
+    const NAMES: u32 = 5000;
+    const LEVELS: usize = 14;
+    const LENGTH: usize = 220;
     let secret = place.path("secret");
     fs::write(&secret, "secret")?;
     let policy = place.policy("")?;
     let (inside, end) = (place.path("in"), place.path("in/end"));
+    let deep = (0..LEVELS).fold(place.dir.join("in"), |dir, _| dir.join("d".repeat(LENGTH)));
+    fs::create_dir_all(&deep)?;
     let daemon = Pid::from_raw(place.daemon.pid().cast_signed());
     let before = place.daemon.resident()?;
     let script = steps(&[
         format!("write-text {inside}/begun x"),
         format!("open-read {secret}"),
-        format!("make-names {inside} {NAMES}"),
+        format!("make-names {} {NAMES}", deep.display()),
         format!("open-write {secret}"),
         "forks 200".to_owned(),
         format!("write-text {end} x"),

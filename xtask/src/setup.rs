@@ -55,6 +55,11 @@ pub fn for_testing() -> Result<()> {
         ),
         ("make", "make", "a build that is tried inside sessions"),
         (
+            "mkfs.btrfs",
+            "btrfs-progs",
+            "makes a file system with subvolumes in the VM",
+        ),
+        (
             "tcc",
             "tcc",
             "a compiler that is small enough to be tried in a VM",

@@ -158,7 +158,13 @@ fn race_open(args: &[String]) -> Outcome {
     let memory = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &file, 0) }?;
     // SAFETY: it is mapped, aligned, and only ever used as atomics.
     let sequence = unsafe { memory.cast::<AtomicU32>().as_ref() };
-    let dir = open(dir, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    // Where it is on its way it is not found.
+    let dir = loop {
+        match open(dir, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+            Err(Errno::ENOENT) if sequence.load(Ordering::SeqCst) != 0 => {}
+            opened => break opened?,
+        }
+    };
     let (mut refused, mut read) = (0_u32, 0_u32);
     loop {
         let before = sequence.load(Ordering::SeqCst);

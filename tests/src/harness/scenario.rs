@@ -75,6 +75,12 @@ pub struct FileFixture {
     /// Mounts a tmpfs there, where the host sees it.
     #[serde(default)]
     pub tmpfs: bool,
+    /// Mounts a fresh btrfs there, on a loop device.
+    #[serde(default)]
+    pub btrfs: bool,
+    /// Makes the directory as a subvolume of the btrfs that it lies on.
+    #[serde(default)]
+    pub subvolume: bool,
 }
 
 /// A socket that the harness holds open outside the session. Its port is `{port.NAME}`.
