@@ -71,6 +71,7 @@ pub fn entries(
 ) -> Result<Entries> {
     let mut looked = Looked {
         identifier,
+        private: None,
         known: HashMap::new(),
     };
     let mut entries = Entries::default();
@@ -89,7 +90,7 @@ pub fn entries(
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
     entries.layers(policy, &mut looked, &mounts);
-    entries.private(policy, private);
+    entries.private(policy, identifier, private);
     for target in &policy.unix {
         if let UnixTarget::Path(path) = &target.target {
             let mut value = place_of(policy, &inherited(policy, path));
@@ -117,6 +118,8 @@ pub fn entries(
 /// Identities of paths, each looked up once.
 struct Looked<'a> {
     identifier: &'a Identifier,
+    /// Where paths lead in a container, if that is what is asked.
+    private: Option<&'a Private>,
     known: HashMap<PathBuf, Option<Identity>>,
 }
 
@@ -125,9 +128,12 @@ impl Looked<'_> {
         if let Some(known) = self.known.get(path) {
             return Ok(*known);
         }
-        let found = match self.identifier.identify(path)? {
-            Found::File(identity) => Some(identity),
-            Found::Missing => None,
+        let found = match self.private {
+            Some(private) if private.holds(path) => private.identify(path, self.identifier)?,
+            _ => match self.identifier.identify(path)? {
+                Found::File(identity) => Some(identity),
+                Found::Missing => None,
+            },
         };
         self.known.insert(path.to_owned(), found);
         Ok(found)
@@ -249,10 +255,13 @@ impl Entries {
         self.places.extend(roots);
     }
 
-    /// Gives the roots of file systems that only a container has what holds at their host's name, but for executing: as in what a
-    /// session mounts for itself. Of those that show the host, what holds in the host's own.
-    fn private(&mut self, policy: &Compiled, private: &Private) {
+    /// Enters what holds in file systems that only a container has: at their roots what holds at their host's name, or in the host's own
+    /// for those that show the host; and the places below. Nothing in them is executed, as in what a session mounts for itself.
+    fn private(&mut self, policy: &Compiled, identifier: &Identifier, private: &Private) {
         self.notes.extend(private.notes.iter().cloned());
+        if private.mounts.is_empty() {
+            return;
+        }
         let mut roots: HashMap<PlaceAt, Place> = HashMap::new();
         for own in &private.mounts {
             let identity = own.identity;
@@ -265,10 +274,6 @@ impl Entries {
             } else {
                 place_of(policy, &inherited(policy, &own.mount.point))
             };
-            if value.effects[right::EXEC] != effect::DENY {
-                value.effects[right::EXEC] = effect::DENY;
-                value.rules[right::EXEC] = rule::OWN;
-            }
             value.generation = identity.generation;
             roots
                 .entry((identity.dev, identity.inode))
@@ -276,6 +281,32 @@ impl Entries {
                 .or_insert(value);
         }
         self.places.extend(roots);
+        let mut looked = Looked {
+            identifier,
+            private: Some(private),
+            known: private
+                .mounts
+                .iter()
+                .map(|own| (own.mount.point.clone(), Some(own.identity)))
+                .collect(),
+        };
+        let below = policy
+            .places
+            .iter()
+            .filter(|place| private.holds(&place.path));
+        for place in below {
+            let value = unexecuted(place_of(policy, &place.decisions));
+            if let Ok(Some(identity)) = looked.at(&place.path) {
+                self.enter(identity, value);
+            }
+            self.wait_for(policy, &mut looked, &place.path, value);
+        }
+        self.pin_ancestors(policy, &mut looked);
+        for ((dev, _), place) in &mut self.places {
+            if private.has(*dev) {
+                *place = unexecuted(*place);
+            }
+        }
     }
 
     /// Marks the layers of overlays that the host mounted.
@@ -340,6 +371,15 @@ impl Entries {
             );
         }
     }
+}
+
+/// The same, but for executing.
+fn unexecuted(mut value: Place) -> Place {
+    if value.effects[right::EXEC] != effect::DENY {
+        value.effects[right::EXEC] = effect::DENY;
+        value.rules[right::EXEC] = rule::OWN;
+    }
+    value
 }
 
 /// What holds at a path by the places around it.

@@ -19,7 +19,7 @@ use super::files::{self, Identifier, Identity, Mount, Mounts};
 use crate::session::cgroup;
 
 /// Mounts of one cgroup that are looked at: the processes decide how many there are.
-const MOST: usize = 1024;
+const MOST: usize = 256;
 /// Mount namespaces of one cgroup that are looked at.
 const NAMESPACES: usize = 64;
 
@@ -35,7 +35,8 @@ pub struct Private {
 pub struct PrivateMount {
     /// Named as the host would name it.
     pub mount: Mount,
-    /// What it shows at its mount point.
+    /// What it shows at its mount point, open and by identity.
+    root: OwnedFd,
     pub identity: Identity,
     /// Magic number of its kind, where such file systems show the host.
     pub shows_the_host: Option<u64>,
@@ -85,6 +86,40 @@ impl Private {
             .iter()
             .map(|private| private.mount.clone())
             .collect()
+    }
+
+    /// Whether a device is that of such a file system.
+    pub fn has(&self, dev: u32) -> bool {
+        self.mounts.iter().any(|private| private.mount.dev == dev)
+    }
+
+    /// Whether a path leads below the mount point of such a file system.
+    pub fn holds(&self, path: &Path) -> bool {
+        self.around(path)
+            .is_some_and(|private| private.mount.point != path)
+    }
+
+    /// The file that a path names in such a file system, no link followed; `None` where it names none, or leads to no such file system.
+    pub fn identify(&self, path: &Path, identifier: &Identifier) -> Result<Option<Identity>> {
+        let Some(private) = self.around(path) else {
+            return Ok(None);
+        };
+        let inside = path
+            .strip_prefix(&private.mount.point)
+            .unwrap_or(Path::new(""));
+        let Ok(file) = open_below(&private.root, inside) else {
+            return Ok(None);
+        };
+        let (identity, _) = identifier.identify_open(&file, path)?;
+        Ok((identity.dev == private.mount.dev).then_some(identity))
+    }
+
+    /// The innermost mount that a path leads into.
+    fn around(&self, path: &Path) -> Option<&PrivateMount> {
+        self.mounts
+            .iter()
+            .filter(|private| path.starts_with(&private.mount.point))
+            .max_by_key(|private| private.mount.point.components().count())
     }
 
     fn look(&mut self, pid: u32, host: &Mounts, identifier: &Identifier) -> Result<()> {
@@ -145,11 +180,13 @@ impl Private {
                 if identity.dev != mount.dev || owner != 0 {
                     continue;
                 }
+                let shows_the_host = mount
+                    .shows_the_host()
+                    .then(|| files::magic_of(&file))
+                    .flatten();
                 self.mounts.push(PrivateMount {
-                    shows_the_host: mount
-                        .shows_the_host()
-                        .then(|| files::magic_of(&file))
-                        .flatten(),
+                    root: file,
+                    shows_the_host,
                     mount: mount.named(point),
                     identity,
                 });

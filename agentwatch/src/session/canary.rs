@@ -312,6 +312,9 @@ fn begin() -> Result<bool> {
         MsgFlags::MSG_CMSG_CLOEXEC,
     )?;
     ensure!(message.bytes == 1, "the daemon is gone");
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Ok(false);
+    }
     let mut received = false;
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(list) = part {
