@@ -78,7 +78,7 @@ pub fn entries(
     for (index, place) in policy.places.iter().enumerate() {
         let value = place_of(policy, &place.decisions);
         match looked.at(&place.path) {
-            Ok(Some(identity)) => entries.enter(identity, value),
+            Ok(Some(identity)) => entries.enter(&place.path, identity, value),
             Ok(None) => entries.missing.push(index),
             Err(error) => entries.gaps.push(format!(
                 "{} cannot be looked at: {error}",
@@ -141,12 +141,27 @@ impl Looked<'_> {
 }
 
 impl Entries {
-    fn enter(&mut self, identity: Identity, mut value: Place) {
+    fn enter(&mut self, path: &Path, identity: Identity, mut value: Place) {
         value.generation = identity.generation;
-        self.places
-            .entry((identity.dev, identity.inode))
-            .and_modify(|old| *old = stricter(*old, value))
-            .or_insert(value);
+        let Some(old) = self.places.get_mut(&(identity.dev, identity.inode)) else {
+            self.places.insert((identity.dev, identity.inode), value);
+            return;
+        };
+        let both = stricter(*old, value);
+        if old.generation == value.generation || old.generation == 0 || value.generation == 0 {
+            *old = both;
+            return;
+        }
+        // Two files of one device with one number: on a btrfs, in different subvolumes.
+        *old = Place {
+            generation: 0,
+            ..both
+        };
+        self.gaps.push(format!(
+            "{}: another file of the policy has its inode number ({}) in another subvolume; both, and others with that number, are held to the stricter rule",
+            path.display(),
+            identity.inode
+        ));
     }
 
     /// A directory that names are waited for in: what holds there is entered, if nothing is.
@@ -297,7 +312,7 @@ impl Entries {
         for place in below {
             let value = unexecuted(place_of(policy, &place.decisions));
             if let Ok(Some(identity)) = looked.at(&place.path) {
-                self.enter(identity, value);
+                self.enter(&place.path, identity, value);
             }
             self.wait_for(policy, &mut looked, &place.path, value);
         }

@@ -10,7 +10,7 @@ use nix::{
         stat::{Mode, SFlag, makedev, mknod},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Gid, Uid, chroot, fork, pivot_root, setgid, setgroups, setuid},
+    unistd::{ForkResult, Gid, Uid, fork, pivot_root, setgid, setgroups, setuid},
 };
 
 /// What is said on standard output once the container stands.
@@ -55,11 +55,6 @@ pub fn enter(plan: &Plan<'_>) -> Result<()> {
     fs::write(plan.cgroup.join("cgroup.procs"), "0").context("enter the cgroup")?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
         .context("keep the mounts apart")?;
-    // Nothing pivots out of the root that an initramfs is unpacked into: a copy of all mounts stands in for it.
-    let copy = plan.root.join("old");
-    let all = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some("/"), &copy, NONE, all, NONE).context("copy the mounts")?;
-    chroot(&copy).context("stand in the copy")?;
     for (from, to) in [(plan.volume, "volume"), (plan.layers, "layers")] {
         mount(
             Some(from),

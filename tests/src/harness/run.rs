@@ -82,6 +82,9 @@ pub fn run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
             None => Verdict::Skip(format!("needs {}", missing.join(", "))),
         };
     }
+    if scenario.guest && !stage.guest {
+        return Verdict::Skip("only in a guest".to_owned());
+    }
     match try_run(scenario, user, daemon, stage) {
         Ok(left_out) if left_out.is_empty() => Verdict::Pass,
         Ok(left_out) => Verdict::PassWithout(left_out),

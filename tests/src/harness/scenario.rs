@@ -24,6 +24,9 @@ pub struct Scenario {
     /// between them where any one will do.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// Whether it touches the host around it, so that it runs in a guest that is thrown away, and nowhere else.
+    #[serde(default)]
+    pub guest: bool,
     /// Who runs it: `root`, `user`.
     #[serde(default = "root_only")]
     pub users: Vec<String>,
