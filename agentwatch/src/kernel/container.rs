@@ -3,16 +3,23 @@
 //! Such a mount is named as the host would name its mount point: by the host's name of the root that the processes stand in, and the
 //! path from there. Which files the host has, and what they are called, no process in a container can change: only file systems
 //! that are on no mount of the host are looked at here. A volume that is bound into a container keeps its host's name.
+//!
+//! A container may have a file system that it serves itself (FUSE): nothing here waits for one. What cannot be found without is closed.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File},
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    fs,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+};
 use procfs::process::Process;
 
 use super::files::{self, Identifier, Identity, Mount, Mounts};
@@ -22,6 +29,9 @@ use crate::session::cgroup;
 const MOST: usize = 256;
 /// Mount namespaces of one cgroup that are looked at.
 const NAMESPACES: usize = 64;
+
+/// How often a look-up is begun anew.
+const TRIES: u32 = 8;
 
 /// The file systems that only a cgroup's processes have.
 #[derive(Default)]
@@ -124,7 +134,12 @@ impl Private {
 
     fn look(&mut self, pid: u32, host: &Mounts, identifier: &Identifier) -> Result<()> {
         let process = Process::new(pid.cast_signed()).context("look at the process")?;
-        let root = OwnedFd::from(File::open(format!("/proc/{pid}/root")).context("open its root")?);
+        let root = open(
+            format!("/proc/{pid}/root").as_str(),
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .context("open its root")?;
         let mounts = files::list_of(&process)?;
         let name = mounts
             .iter()
@@ -175,7 +190,10 @@ impl Private {
                 let Ok(file) = open_below(&root, &mount.point) else {
                     continue;
                 };
-                let (identity, owner) = identifier.identify_open(&file, &point)?;
+                let Ok((identity, owner)) = identifier.identify_open(&file, &point) else {
+                    // Served by another user, say.
+                    continue;
+                };
                 // What a session mounted for itself is its own already.
                 if identity.dev != mount.dev || owner != 0 {
                     continue;
@@ -197,17 +215,17 @@ impl Private {
 }
 
 /// What tells mount namespaces, and roots in them, apart.
-fn place_of(process: &Path) -> Result<(u64, u64, u64)> {
+fn place_of(process: &Path) -> Result<(u64, PathBuf)> {
     let namespace = fs::metadata(process.join("ns/mnt"))?;
-    let root = fs::metadata(process.join("root"))?;
-    Ok((namespace.ino(), root.dev(), root.ino()))
+    Ok((namespace.ino(), fs::read_link(process.join("root"))?))
 }
 
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Opens a mount point below a root that others may be changing: no link is followed, and nothing above the root is reached.
+/// Opens a file below a root that others may be changing: no link is followed, nothing above the root is reached, and no file system is
+/// asked for what the kernel does not know.
 fn open_below(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let relative = if relative.as_os_str().is_empty() {
@@ -220,18 +238,28 @@ fn open_below(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
     // SAFETY: all zeroes is a valid open_how.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: the name and the struct outlive the call, and the size is the struct's.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_fd().as_raw_fd(),
-            name.as_ptr(),
-            &raw mut how,
-            size_of::<libc::open_how>(),
-        )
-    };
-    let fd = nix::errno::Errno::result(fd).with_context(|| format!("open {}", path.display()))?;
-    // SAFETY: the call just made it, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    how.resolve = libc::RESOLVE_IN_ROOT
+        | libc::RESOLVE_NO_SYMLINKS
+        | libc::RESOLVE_NO_MAGICLINKS
+        | libc::RESOLVE_CACHED;
+    let mut tries = 0;
+    loop {
+        // SAFETY: the name and the struct outlive the call, and the size is the struct's.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                root.as_raw_fd(),
+                name.as_ptr(),
+                &raw mut how,
+                size_of::<libc::open_how>(),
+            )
+        };
+        match Errno::result(fd) {
+            // SAFETY: the call just made it, and nobody else has it.
+            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+            // Something was being renamed meanwhile, or it is not known.
+            Err(Errno::EAGAIN) if tries < TRIES => tries += 1,
+            Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
+        }
+    }
 }

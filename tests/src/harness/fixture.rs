@@ -63,6 +63,12 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
                 .args(["-q", "subvolume", "create"])
                 .arg(&path),
         )?;
+        // What is made from here on has another generation than what stands in other subvolumes.
+        tool(
+            Command::new("btrfs")
+                .args(["filesystem", "sync"])
+                .arg(&path),
+        )?;
     } else if file.btrfs {
         fs::create_dir_all(&path)?;
         let image = dir.join("image");
