@@ -532,15 +532,22 @@ pub(crate) fn await_end(
 ) -> Result<Vec<Value>> {
     let deadline = Instant::now() + Duration::from_secs(10) * stage.patience;
     loop {
-        let events = daemon.agentwatch.events(session)?;
-        let wrong = match compare::ended_counts(&events) {
-            Some(counts) => compare::unbalanced(counts, may_lose),
-            None => Some("the session has no `ended` event".to_owned()),
-        };
-        match wrong {
-            None => return Ok(events),
-            Some(wrong) if Instant::now() > deadline => bail!("{wrong}"),
-            Some(_) => std::thread::sleep(Duration::from_millis(100)),
+        // The history may not know the session yet.
+        let judged = daemon.agentwatch.events(session).and_then(|events| {
+            let wrong = match compare::ended_counts(&events) {
+                Some(counts) => compare::unbalanced(counts, may_lose),
+                None => Some("the session has no `ended` event".to_owned()),
+            };
+            match wrong {
+                None => Ok(events),
+                Some(wrong) => bail!("{wrong}"),
+            }
+        });
+        match judged {
+            Err(_) if Instant::now() <= deadline => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            judged => return judged,
         }
     }
 }
