@@ -175,11 +175,14 @@ pub struct Tag {
     pub noted: u32,
     /// What the decision on the open in hand stands on.
     pub seal: Seal,
+    /// The credentials under which the last decision on a file of an overlay was made, where the host mounted that overlay; else 0.
+    /// What the overlay then does in its layers it does under its own.
+    pub shown_to: u64,
     /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
     /// tell apart what it may be.
     pub held: Held,
 }
-const _: () = assert!(size_of::<Tag>() == 296);
+const _: () = assert!(size_of::<Tag>() == 304);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
@@ -209,7 +212,8 @@ pub struct Identified {
     pub dev: u32,
     pub inode: u64,
     pub generation: u32,
-    pub _pad: u32,
+    /// The session that mounted the file system; 0 for none that is known.
+    pub owner: u32,
 }
 const _: () = assert!(size_of::<Identified>() == 24);
 

@@ -34,8 +34,11 @@ pub const FMODE_READ: u32 = 1;
 pub const FMODE_WRITE: u32 = 2;
 /// `FMODE_CREATED`: the open made the file.
 pub const FMODE_CREATED: u32 = 0x10_0000;
-/// `FMODE_BACKING`: a file that a file system opened behind one of its own.
-const FMODE_BACKING: u32 = 0x200_0000;
+/// `FMODE_BACKING`: a file that a file system opened behind one of its own. It moved from one bit to the other with the opt-in for
+/// fanotify's permission events, in stable kernels too, and what it left says nothing of how a file was opened by a session.
+const FMODE_BACKING: u32 = 1 << 24 | 1 << 25;
+/// include/uapi/linux/magic.h.
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
 /// `__FMODE_EXEC`, in `f_flags` when a file is opened to be executed.
 pub const OPEN_EXEC: u32 = 0x20;
 pub const O_TRUNC: u32 = 0o1000;
@@ -128,13 +131,18 @@ impl File {
         // SAFETY: a direct load.
         unsafe { direct(self.0, &FILE_F_INODE) }
     }
-    /// The file of another file system that this one was opened behind; address 0 for all others.
+    /// The file of an overlay that this one was opened behind; address 0 for all others.
     #[inline(always)]
     pub fn in_front(self) -> DentryAt {
         if self.mode() & FMODE_BACKING == 0 || BACKING_FILE_USER_DENTRY.load() == 0 {
             return DentryAt(0);
         }
-        DentryAt(member(self.0 as u64, &BACKING_FILE_USER_DENTRY))
+        let dentry = DentryAt(member(self.0 as u64, &BACKING_FILE_USER_DENTRY));
+        // The bit alone may mean something else: then there is no such member, and whatever stands there is no overlay's.
+        if dentry.0 == 0 || !dentry.super_block().is_overlay() {
+            return DentryAt(0);
+        }
+        dentry
     }
 }
 
@@ -225,6 +233,15 @@ impl Dentry {
             direct::<u64>(super_block, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0
         }
     }
+    /// Whether an overlay shows it.
+    #[inline(always)]
+    pub fn is_overlay(self) -> bool {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct::<u64>(super_block, &SUPER_BLOCK_S_MAGIC) == OVERLAYFS_SUPER_MAGIC
+        }
+    }
 }
 
 /// A directory entry by address.
@@ -300,6 +317,10 @@ impl SuperBlockAt {
     #[inline(always)]
     pub fn magic(self) -> u64 {
         member(self.0, &SUPER_BLOCK_S_MAGIC)
+    }
+    #[inline(always)]
+    pub fn is_overlay(self) -> bool {
+        self.magic() == OVERLAYFS_SUPER_MAGIC
     }
     #[inline(always)]
     pub fn root(self) -> u64 {
@@ -614,10 +635,15 @@ impl TaskAt {
             last: live == 0,
         }
     }
+    /// The credentials that it acts under.
+    #[inline(always)]
+    pub fn acting_credentials(self) -> u64 {
+        member(self.0, &TASK_CRED)
+    }
     /// Whether it acts under other credentials than its own: inside an operation that a file system does on its behalf.
     #[inline(always)]
     pub fn acts_for_another(self) -> bool {
-        member::<u64>(self.0, &TASK_CRED) != member::<u64>(self.0, &TASK_REAL_CRED)
+        self.acting_credentials() != member::<u64>(self.0, &TASK_REAL_CRED)
     }
     /// Number of its mount namespace, and whether that belongs to the host's user namespace.
     #[inline(always)]

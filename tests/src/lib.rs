@@ -7,4 +7,5 @@
 pub mod act;
 pub mod cost;
 pub mod harness;
+pub mod trials;
 pub mod vm;

@@ -14,7 +14,11 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::{build::Guest, kernels::Kernel, paths, process, setup};
+use crate::{
+    build::Guest,
+    kernels::{Kernel, MODULES},
+    paths, process, setup,
+};
 
 /// Where the test programs lie in the VM.
 pub const PROGRAMS: &str = "/usr/lib/agentwatch-tests";
@@ -25,9 +29,22 @@ pub const SCENARIOS: &str = "/usr/share/agentwatch-tests/scenarios";
 /// Where the conformance families lie in the VM.
 pub const CONFORMANCE: &str = "/usr/share/agentwatch-tests/conformance";
 
-/// This machine's own tools that stand in for busybox's applets: busybox runs applets without executing
+/// This machine's own tools: what sessions are tried with, and what stands in for applets, because busybox runs those without executing
 /// anything, and scenarios count executions.
-const HOST_TOOLS: [&str; 5] = ["dash", "cat", "tr", "wc", "head"];
+const HOST_TOOLS: [&str; 12] = [
+    "dash",
+    "cat",
+    "tr",
+    "wc",
+    "head",
+    "unshare",
+    "mount",
+    "bwrap",
+    "make",
+    "tcc",
+    "mkfs.btrfs",
+    "btrfs",
+];
 
 /// The job as `tests/src/vm.rs` reads it.
 #[derive(Clone, Debug, Serialize)]
@@ -43,7 +60,7 @@ impl Job {
     pub fn new(command: &[&str]) -> Job {
         Job {
             command: command.iter().map(|word| (*word).to_owned()).collect(),
-            modules: ["overlay", "tun", "vsock"].map(str::to_owned).to_vec(),
+            modules: MODULES.map(str::to_owned).to_vec(),
             interactive: false,
             env: Default::default(),
         }

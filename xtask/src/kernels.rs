@@ -15,8 +15,29 @@ use crate::{apt::Apt, paths, process};
 /// What the tests run on.
 pub const SERIES: [&str; 3] = ["6.1", "6.12", "7.2"];
 
-/// Modules that the VM may load, as file names without their ending.
-const MODULES: [&str; 3] = ["overlay", "tun", "vsock"];
+/// Modules that the VM loads, as file names without their ending, each behind those that it needs. What a series has built in, or
+/// not at all, is left out.
+pub const MODULES: [&str; 16] = [
+    "overlay",
+    "tun",
+    "vsock",
+    "af_alg",
+    "algif_hash",
+    "libcrc32c",
+    "udp_tunnel",
+    "ip6_udp_tunnel",
+    "sctp",
+    "loop",
+    "xor",
+    "raid6_pq",
+    "zstd_compress",
+    "libblake2b",
+    "xxhash_generic",
+    "btrfs",
+];
+
+/// The file that says which modules were looked for when a kernel was unpacked.
+const LOOKED_FOR: &str = "modules";
 
 /// How long a kernel is taken for the newest of its series.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -109,6 +130,10 @@ fn open(dir: &Path) -> Result<Kernel> {
     if !image.is_file() {
         bail!("{} is not there", image.display());
     }
+    let looked_for = fs::read_to_string(dir.join(LOOKED_FOR)).unwrap_or_default();
+    if looked_for != MODULES.join("\n") {
+        bail!("{} was unpacked for other modules", dir.display());
+    }
     let modules = MODULES
         .iter()
         .map(|name| dir.join(format!("{name}.ko")))
@@ -151,6 +176,7 @@ fn gather(from: &Path, to: &Path) -> Result<()> {
         image.context("the package has no vmlinuz")?,
         to.join("vmlinuz"),
     )?;
+    fs::write(to.join(LOOKED_FOR), MODULES.join("\n"))?;
     Ok(())
 }
 

@@ -48,6 +48,22 @@ pub fn for_testing() -> Result<()> {
         ("xz", "xz-utils", "unpacks kernel modules"),
         ("zstd", "zstd", "unpacks kernel modules"),
         ("strip", "binutils", "makes the binaries for the VM smaller"),
+        (
+            "bwrap",
+            "bubblewrap",
+            "the sandbox of agents, which is tried inside sessions",
+        ),
+        ("make", "make", "a build that is tried inside sessions"),
+        (
+            "mkfs.btrfs",
+            "btrfs-progs",
+            "makes a file system with subvolumes in the VM",
+        ),
+        (
+            "tcc",
+            "tcc",
+            "a compiler that is small enough to be tried in a VM",
+        ),
     ])
 }
 

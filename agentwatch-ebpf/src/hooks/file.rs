@@ -107,12 +107,17 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         return session::answer(result != 0, EACCES);
     }
     let (rights, access) = subject.forget(rights, access);
+    note_overlay(&subject, dentry);
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).denied = 0 };
     if access & access::EXEC == 0 && opened_before(&subject, dentry, access, flags) {
         return 0;
     }
     let decision = policy::file(&subject, dentry, rights);
+    // Copying up, and reading directories.
+    if !decision.allows() && is_behind(&subject, dentry) {
+        return 0;
+    }
     // A program that may run is recorded when it does, and one that waits for a person waits then.
     let execs = access & access::EXEC != 0;
     if execs && (decision.allows() || decision.holds()) {
@@ -298,7 +303,13 @@ fn map(file: File) -> i32 {
     if dentry.is_internal() {
         return 0;
     }
-    let held = policy::everything(&subject, dentry);
+    // Mapped pages are those of the file behind an overlay's; one that the host mounted is decided by what it shows.
+    let in_front = file.in_front();
+    let held = if in_front.0 != 0 && !policy::is_own(in_front.super_block(), subject.number) {
+        policy::everything_at(&subject, in_front.0)
+    } else {
+        policy::everything(&subject, dentry)
+    };
     let decision = policy::code(held);
     // A library that may be loaded is no event: its opening is. A program that waits for a person is mapped before it does.
     if decision.allows() || (decision.holds() && hold::executes()) {
@@ -363,6 +374,7 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
             (*answer).dev = dentry.device();
             (*answer).inode = dentry.inode();
             (*answer).generation = dentry.generation();
+            (*answer).owner = super::guard::owner(dentry.super_block());
             (*answer).asked = (*answer).asked.wrapping_add(1);
         }
         return -EACCES;
@@ -458,6 +470,7 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    note_overlay(&subject, dentry);
     let decision = if bits & access::DELETE != 0 {
         policy::name(&subject, dentry)
     } else {
@@ -466,11 +479,7 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     if dentry.is_internal() && decision.allows() {
         return 0;
     }
-    // What an overlay of the host's does in its layers has been decided on what it shows.
-    if !decision.allows()
-        && TaskAt::current().acts_for_another()
-        && policy::is_layer(&subject, dentry)
-    {
+    if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
     }
     answer(&subject, what, dentry, bits, 0, decision)
@@ -481,13 +490,11 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    note_overlay(&subject, second);
     let from_says = policy::name(&subject, first);
     let to_says = policy::name(&subject, second);
     let decision = from_says.stricter(to_says);
-    if !decision.allows()
-        && TaskAt::current().acts_for_another()
-        && policy::is_layer(&subject, second)
-    {
+    if !decision.allows() && is_behind(&subject, second) {
         return 0;
     }
     let (mut outcome, mut result) = outcome(&subject, &decision);
@@ -527,6 +534,34 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     record.state |= state;
     draft.submit(&subject);
     refusal(result)
+}
+
+/// Remembers whether a file that is decided on is shown by an overlay that the host mounted, and to whom.
+#[inline(always)]
+fn note_overlay(subject: &Subject, dentry: Dentry) {
+    if !dentry.is_overlay() {
+        return;
+    }
+    let shown_to = if policy::is_own(dentry.super_block(), subject.number) {
+        0
+    } else {
+        TaskAt::current().acting_credentials()
+    };
+    // SAFETY: the subject was found by its tag.
+    unsafe { (*subject.tag).shown_to = shown_to };
+}
+
+/// Whether this is what an overlay of the host's does in its layers: that has been decided on what it shows. An overlay of the
+/// session's over the same layers acts as whom the decision was made for, or after a decision on a file of its own.
+#[inline(always)]
+fn is_behind(subject: &Subject, dentry: Dentry) -> bool {
+    let task = TaskAt::current();
+    // SAFETY: the subject was found by its tag.
+    let shown_to = unsafe { (*subject.tag).shown_to };
+    shown_to != 0
+        && task.acts_for_another()
+        && shown_to != task.acting_credentials()
+        && policy::is_layer(subject, dentry)
 }
 
 /// What is recorded, and what the kernel is told.

@@ -481,6 +481,13 @@ fn foreign(operation: u32, object: u64, detail: u64) -> i32 {
     decide(&subject, operation, 0, detail, 0, true)
 }
 
+/// The session that mounted a file system, 0 where none is known to have.
+#[inline(always)]
+pub fn owner(super_block: SuperBlockAt) -> u32 {
+    // SAFETY: entries are replaced whole.
+    unsafe { OBJECTS.get(super_block.0) }.copied().unwrap_or(0)
+}
+
 #[lsm(hook = "sb_alloc_security")]
 pub fn sb_alloc_security(ctx: LsmContext) -> i32 {
     made(ctx.arg(0))

@@ -263,6 +263,9 @@ impl Engine {
                 }
             }
         }
+        if !decoded.is_empty() {
+            self.enricher.refresh_mounts();
+        }
         if verdicts > 0 {
             decoded.sort_by_key(|decoded| decoded.record.ktime);
         }

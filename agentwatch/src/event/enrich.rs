@@ -7,7 +7,6 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use super::{
@@ -18,7 +17,7 @@ use super::{
     process::{Known, ProcessKey, Processes},
 };
 use crate::{
-    kernel::files::{self, Mounts},
+    kernel::files::{self, HostMounts, Mounts},
     policy::{
         explain::{decide_file, decide_net},
         model::{Access, Compiled, Effect, NetOp},
@@ -41,6 +40,8 @@ pub struct Subject {
     pub cgroups: HashMap<u64, Arc<str>>,
     /// Whether file rules are held by Landlock.
     pub landlock: bool,
+    /// What only its processes had mounted when it began, named as the host would.
+    pub private: Mounts,
 }
 
 /// A policy that was in force.
@@ -81,41 +82,42 @@ impl Subject {
 /// Turns records into events.
 pub struct Enricher {
     host: Host,
-    mounts: Mounts,
+    mounts: HostMounts,
     processes: Processes,
     cgroup_root: PathBuf,
-    refreshed: Instant,
 }
-
-/// How often the host's mounts are looked at again for a device that is on none of them, at the most.
-const REFRESH: Duration = Duration::from_secs(1);
 
 impl Enricher {
     pub fn new(cgroup_root: PathBuf) -> anyhow::Result<Self> {
         Ok(Self {
             host: Host::read()?,
-            mounts: Mounts::read()?,
+            mounts: HostMounts::read()?,
             processes: Processes::default(),
             cgroup_root,
-            refreshed: Instant::now(),
         })
     }
 
-    /// The host's mounts have changed.
+    /// Goes by the host's mounts as they are now; to be called before the records that were taken together become events.
     pub fn refresh_mounts(&mut self) {
-        self.refreshed = Instant::now();
-        match Mounts::read() {
-            Ok(mounts) => self.mounts = mounts,
-            Err(error) => tracing::warn!(
+        if let Err(error) = self.mounts.refresh() {
+            tracing::warn!(
                 error = format!("{error:#}"),
                 "paths are named by the mounts of before"
-            ),
+            );
         }
     }
 
     /// What is known of a process that lives.
     pub fn process_of(&self, pid: u32) -> Known {
         self.processes.living(pid)
+    }
+
+    /// The host's name of a file from its device and its path inside the file system. A file that has none is named by its device.
+    fn name(&self, subject: &Subject, dev: u32, inside: &Path) -> PathBuf {
+        self.mounts
+            .find(dev, inside)
+            .or_else(|| subject.private.find(dev, inside))
+            .unwrap_or_else(|| files::name_by_device(dev, inside))
     }
 
     /// An event that the daemon makes itself.
@@ -133,13 +135,9 @@ impl Enricher {
             return None;
         }
         let kind = kind_of(record.kind)?;
-        if !self.mounts.knows(record.dev) && record.dev != 0 && self.refreshed.elapsed() > REFRESH {
-            self.refresh_mounts();
-        }
-        if kind == Kind::Exec
-            && record.errno == 0
-            && record.verdict != verdict::DENIED {
-            self.processes.executed(key, self.executed(decoded));
+        if kind == Kind::Exec && record.errno == 0 && record.verdict != verdict::DENIED {
+            self.processes
+                .executed(key, self.executed(decoded, subject));
         }
         let process = self.process(record, key, subject);
         let decided = subject
@@ -173,7 +171,7 @@ impl Enricher {
                 let mut net = net_of(decoded, &process);
                 if decoded.record.inode != 0 {
                     // A UNIX socket that was found by its file.
-                    let path = self.mounts.name(record.dev, &decoded.path);
+                    let path = self.name(subject, record.dev, &decoded.path);
                     net.path = Some(path.to_string_lossy().into_owned());
                 }
                 event.net = Some(net);
@@ -185,19 +183,18 @@ impl Enricher {
                 } else if record.path_len > 0 || record.dev != 0 {
                     event.file = Some(File {
                         path: self
-                            .mounts
-                            .name(record.dev, &decoded.path)
+                            .name(subject, record.dev, &decoded.path)
                             .to_string_lossy()
                             .into_owned(),
                         ..File::default()
                     });
                 }
             }
-            Kind::Exec => event.file = Some(self.exec_file(decoded)),
-            _ => event.file = Some(self.file(decoded)),
+            Kind::Exec => event.file = Some(self.exec_file(decoded, subject)),
+            _ => event.file = Some(self.file(decoded, subject)),
         }
         if matches!(kind, Kind::Rename | Kind::Link) {
-            event.target = Some(self.target(decoded));
+            event.target = Some(self.target(decoded, subject));
         }
         event.process = Some(process);
         if matches!(kind, Kind::Connect | Kind::Bind) {
@@ -215,7 +212,7 @@ impl Enricher {
         Some(event)
     }
 
-    fn executed(&self, decoded: &Decoded<'_>) -> Known {
+    fn executed(&self, decoded: &Decoded<'_>, subject: &Subject) -> Known {
         let record = &decoded.record;
         let argv: Vec<String> = decoded
             .name
@@ -226,15 +223,13 @@ impl Enricher {
             .collect();
         Known {
             exe: self
-                .mounts
-                .name(record.dev, &decoded.path)
+                .name(subject, record.dev, &decoded.path)
                 .to_string_lossy()
                 .into(),
             argv: argv.into(),
             argv_truncated: record.state & state::ARGV_TRUNCATED != 0,
             cwd: self
-                .mounts
-                .name(record.second_dev, &decoded.second)
+                .name(subject, record.second_dev, &decoded.second)
                 .to_string_lossy()
                 .into(),
         }
@@ -272,16 +267,16 @@ impl Enricher {
         }
     }
 
-    fn exec_file(&self, decoded: &Decoded<'_>) -> File {
-        let mut file = self.file(decoded);
+    fn exec_file(&self, decoded: &Decoded<'_>, subject: &Subject) -> File {
+        let mut file = self.file(decoded, subject);
         file.access = vec!["exec".to_owned()];
         file.flags.clear();
         file
     }
 
-    fn target(&self, decoded: &Decoded<'_>) -> File {
+    fn target(&self, decoded: &Decoded<'_>, subject: &Subject) -> File {
         let record = &decoded.record;
-        let found = self.mounts.name(record.second_dev, &decoded.second);
+        let found = self.name(subject, record.second_dev, &decoded.second);
         let path = if record.state & state::NAME_ONLY != 0 {
             let first = until_nul(decoded.name).len() + 1;
             named_at(&found, decoded.name.get(first..).unwrap_or_default())
@@ -300,9 +295,9 @@ impl Enricher {
         }
     }
 
-    fn file(&self, decoded: &Decoded<'_>) -> File {
+    fn file(&self, decoded: &Decoded<'_>, subject: &Subject) -> File {
         let record = &decoded.record;
-        let found = self.mounts.name(record.dev, &decoded.path);
+        let found = self.name(subject, record.dev, &decoded.path);
         let only_name = record.state & state::NAME_ONLY != 0;
         let path = if only_name {
             named_at(&found, decoded.name)

@@ -17,7 +17,10 @@ use agentwatch_common::{
 };
 use anyhow::Result;
 
-use super::files::{self, Found, Identifier, Identity};
+use super::{
+    container::Private,
+    files::{self, Found, Identifier, Identity},
+};
 use crate::policy::{
     explain,
     model::{Access, Compiled, Decision, Effect, UnixTarget},
@@ -44,6 +47,8 @@ pub struct Entries {
     pub missing: Vec<usize>,
     /// What of the policy is not in force, a sentence each.
     pub gaps: Vec<String>,
+    /// What else is good to know, a sentence each.
+    pub notes: Vec<String>,
     /// Numbers that have been given to names.
     numbers: u64,
 }
@@ -57,17 +62,23 @@ pub struct Own {
     pub socket: Option<PathBuf>,
 }
 
-/// Works a policy out.
-pub fn entries(policy: &Compiled, identifier: &Identifier, own: &Own) -> Result<Entries> {
+/// Works a policy out. `private`: what only the processes of the session have mounted.
+pub fn entries(
+    policy: &Compiled,
+    identifier: &Identifier,
+    own: &Own,
+    private: &Private,
+) -> Result<Entries> {
     let mut looked = Looked {
         identifier,
+        private: None,
         known: HashMap::new(),
     };
     let mut entries = Entries::default();
     for (index, place) in policy.places.iter().enumerate() {
         let value = place_of(policy, &place.decisions);
         match looked.at(&place.path) {
-            Ok(Some(identity)) => entries.enter(identity, value),
+            Ok(Some(identity)) => entries.enter(&place.path, identity, value),
             Ok(None) => entries.missing.push(index),
             Err(error) => entries.gaps.push(format!(
                 "{} cannot be looked at: {error}",
@@ -79,6 +90,7 @@ pub fn entries(policy: &Compiled, identifier: &Identifier, own: &Own) -> Result<
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
     entries.layers(policy, &mut looked, &mounts);
+    entries.private(policy, identifier, private);
     for target in &policy.unix {
         if let UnixTarget::Path(path) = &target.target {
             let mut value = place_of(policy, &inherited(policy, path));
@@ -106,6 +118,8 @@ pub fn entries(policy: &Compiled, identifier: &Identifier, own: &Own) -> Result<
 /// Identities of paths, each looked up once.
 struct Looked<'a> {
     identifier: &'a Identifier,
+    /// Where paths lead in a container, if that is what is asked.
+    private: Option<&'a Private>,
     known: HashMap<PathBuf, Option<Identity>>,
 }
 
@@ -114,9 +128,12 @@ impl Looked<'_> {
         if let Some(known) = self.known.get(path) {
             return Ok(*known);
         }
-        let found = match self.identifier.identify(path)? {
-            Found::File(identity) => Some(identity),
-            Found::Missing => None,
+        let found = match self.private {
+            Some(private) if private.holds(path) => private.identify(path, self.identifier)?,
+            _ => match self.identifier.identify(path)? {
+                Found::File(identity) => Some(identity),
+                Found::Missing => None,
+            },
         };
         self.known.insert(path.to_owned(), found);
         Ok(found)
@@ -124,12 +141,27 @@ impl Looked<'_> {
 }
 
 impl Entries {
-    fn enter(&mut self, identity: Identity, mut value: Place) {
+    fn enter(&mut self, path: &Path, identity: Identity, mut value: Place) {
         value.generation = identity.generation;
-        self.places
-            .entry((identity.dev, identity.inode))
-            .and_modify(|old| *old = stricter(*old, value))
-            .or_insert(value);
+        let Some(old) = self.places.get_mut(&(identity.dev, identity.inode)) else {
+            self.places.insert((identity.dev, identity.inode), value);
+            return;
+        };
+        let both = stricter(*old, value);
+        if old.generation == value.generation || old.generation == 0 || value.generation == 0 {
+            *old = both;
+            return;
+        }
+        // Two files of one device with one number: on a btrfs, in different subvolumes.
+        *old = Place {
+            generation: 0,
+            ..both
+        };
+        self.gaps.push(format!(
+            "{}: another file of the policy has its inode number ({}) in another subvolume; both, and others with that number, are held to the stricter rule",
+            path.display(),
+            identity.inode
+        ));
     }
 
     /// A directory that names are waited for in: what holds there is entered, if nothing is.
@@ -238,6 +270,60 @@ impl Entries {
         self.places.extend(roots);
     }
 
+    /// Enters what holds in file systems that only a container has: at their roots what holds at their host's name, or in the host's own
+    /// for those that show the host; and the places below. Nothing in them is executed, as in what a session mounts for itself.
+    fn private(&mut self, policy: &Compiled, identifier: &Identifier, private: &Private) {
+        self.notes.extend(private.notes.iter().cloned());
+        if private.mounts.is_empty() {
+            return;
+        }
+        let mut roots: HashMap<PlaceAt, Place> = HashMap::new();
+        for own in &private.mounts {
+            let identity = own.identity;
+            let mut value = if own.mount.shows_the_host() {
+                let hosts = own.shows_the_host.map(|magic| (BY_MAGIC, magic));
+                let Some(hosts) = hosts.and_then(|kind| self.places.get(&kind)) else {
+                    continue;
+                };
+                *hosts
+            } else {
+                place_of(policy, &inherited(policy, &own.mount.point))
+            };
+            value.generation = identity.generation;
+            roots
+                .entry((identity.dev, identity.inode))
+                .and_modify(|old| *old = stricter(*old, value))
+                .or_insert(value);
+        }
+        self.places.extend(roots);
+        let mut looked = Looked {
+            identifier,
+            private: Some(private),
+            known: private
+                .mounts
+                .iter()
+                .map(|own| (own.mount.point.clone(), Some(own.identity)))
+                .collect(),
+        };
+        let below = policy
+            .places
+            .iter()
+            .filter(|place| private.holds(&place.path));
+        for place in below {
+            let value = unexecuted(place_of(policy, &place.decisions));
+            if let Ok(Some(identity)) = looked.at(&place.path) {
+                self.enter(&place.path, identity, value);
+            }
+            self.wait_for(policy, &mut looked, &place.path, value);
+        }
+        self.pin_ancestors(policy, &mut looked);
+        for ((dev, _), place) in &mut self.places {
+            if private.has(*dev) {
+                *place = unexecuted(*place);
+            }
+        }
+    }
+
     /// Marks the layers of overlays that the host mounted.
     fn layers(&mut self, policy: &Compiled, looked: &mut Looked<'_>, mounts: &[files::Mount]) {
         for layer in mounts.iter().flat_map(files::Mount::layers) {
@@ -300,6 +386,15 @@ impl Entries {
             );
         }
     }
+}
+
+/// The same, but for executing.
+fn unexecuted(mut value: Place) -> Place {
+    if value.effects[right::EXEC] != effect::DENY {
+        value.effects[right::EXEC] = effect::DENY;
+        value.rules[right::EXEC] = rule::OWN;
+    }
+    value
 }
 
 /// What holds at a path by the places around it.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     os::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -15,10 +16,11 @@ use aya::maps::{Array, MapData};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         stat::{Mode, fstat},
-        statfs::statfs,
+        statfs::fstatfs,
     },
 };
 use procfs::process::Process;
@@ -67,6 +69,12 @@ impl Identifier {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Found::Missing),
             Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
         };
+        let (identity, _) = self.identify_open(&file, path)?;
+        Ok(Found::File(identity))
+    }
+
+    /// The file that is open, and the session that mounted its file system (0: none that is known). `path` is for people.
+    pub fn identify_open(&self, file: &OwnedFd, path: &Path) -> Result<(Identity, u32)> {
         if let Some(watch) = &self.watch {
             let before = self
                 .answers
@@ -84,22 +92,24 @@ impl Identifier {
                         .get(&0, 0)
                         .context("read the kernel's answer")?;
                     if answer.asked != before.asked {
-                        return Ok(Found::File(Identity {
+                        let identity = Identity {
                             dev: answer.dev,
                             inode: answer.inode,
                             generation: answer.generation,
-                        }));
+                        };
+                        return Ok((identity, answer.owner));
                     }
                 }
             }
             anyhow::bail!("the kernel does not say which file {} is", path.display());
         }
         let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
-        Ok(Found::File(Identity {
+        let identity = Identity {
             dev: device(stat.st_dev),
             inode: stat.st_ino,
             generation: 0,
-        }))
+        };
+        Ok((identity, 0))
     }
 
     /// The file that a path names now, if no symbolic link is on the way.
@@ -172,19 +182,37 @@ const SHOW_THE_HOST: [&str; 12] = [
 ];
 
 impl Mount {
+    /// The same mount under another name.
+    pub fn named(&self, point: PathBuf) -> Mount {
+        Mount {
+            point,
+            ..self.clone()
+        }
+    }
+
+    /// Whether a file system of this kind shows the host, wherever it is mounted.
+    pub fn shows_the_host(&self) -> bool {
+        SHOW_THE_HOST.contains(&self.kind.as_str())
+    }
+
     /// The magic number of a kind of file system that shows the host.
     pub fn magic(&self) -> Option<u64> {
-        if !SHOW_THE_HOST.contains(&self.kind.as_str()) {
+        if !self.shows_the_host() {
             return None;
         }
-        let kind = statfs(&self.point).ok()?.filesystem_type().0;
-        u64::try_from(kind).ok()
+        let file = open(&self.point, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        magic_of(&file)
     }
 
     /// The directories that an overlay shows together, and the one that it works in.
     pub fn layers(&self) -> impl Iterator<Item = PathBuf> + '_ {
         self.layers.iter().cloned()
     }
+}
+
+/// The magic number of the file system that a file is on.
+pub fn magic_of(file: &OwnedFd) -> Option<u64> {
+    u64::try_from(fstatfs(file).ok()?.filesystem_type().0).ok()
 }
 
 /// The directories of an overlay, from its options.
@@ -198,7 +226,42 @@ fn layers_of(options: &HashMap<String, Option<String>>) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The host's mounts, to name files by.
+/// The host's mounts as they are now.
+pub struct HostMounts {
+    now: Mounts,
+    /// Is ready (`POLLPRI`) once a mount was made or taken away since it was last asked.
+    changes: File,
+}
+
+impl HostMounts {
+    pub fn read() -> Result<Self> {
+        let changes = File::open("/proc/self/mountinfo")
+            .context("open /proc/self/mountinfo; hint: /proc must be mounted")?;
+        Ok(Self {
+            now: Mounts::read()?,
+            changes,
+        })
+    }
+
+    /// Reads them again where they have changed. The number of a device that is gone is given to the next one, so a file must not
+    /// be named by a mount of before.
+    pub fn refresh(&mut self) -> Result<()> {
+        let mut changed = [PollFd::new(self.changes.as_fd(), PollFlags::POLLPRI)];
+        let ready =
+            poll(&mut changed, PollTimeout::ZERO).context("ask whether mounts have changed")?;
+        if ready > 0 {
+            self.now = Mounts::read()?;
+        }
+        Ok(())
+    }
+
+    /// See [`Mounts::find`].
+    pub fn find(&self, dev: u32, inside: &Path) -> Option<PathBuf> {
+        self.now.find(dev, inside)
+    }
+}
+
+/// Mounts, to name files by.
 #[derive(Default)]
 pub struct Mounts {
     by_device: HashMap<u32, Vec<Mount>>,
@@ -206,20 +269,15 @@ pub struct Mounts {
 
 impl Mounts {
     pub fn read() -> Result<Self> {
-        let mut mounts = Self::default();
-        for mount in list()? {
-            mounts.by_device.entry(mount.dev).or_default().push(mount);
-        }
-        Ok(mounts)
+        Ok(list()?.into_iter().collect())
     }
 
     pub fn knows(&self, dev: u32) -> bool {
         self.by_device.contains_key(&dev)
     }
 
-    /// The host's name of a file from its device and its path inside the file system. A file on no mount of the host
-    /// is named by its device.
-    pub fn name(&self, dev: u32, inside: &Path) -> PathBuf {
+    /// The name of a file from its device and its path inside the file system; `None` for a file on none of these mounts.
+    pub fn find(&self, dev: u32, inside: &Path) -> Option<PathBuf> {
         let mounts = self.by_device.get(&dev).map_or(&[][..], Vec::as_slice);
         let best = mounts
             .iter()
@@ -236,24 +294,44 @@ impl Mounts {
                     std::cmp::Reverse(mount.point.as_os_str().len()),
                 )
             });
-        match best {
-            Some((mount, rest)) if rest.as_os_str().is_empty() => mount.point.clone(),
-            Some((mount, rest)) => mount.point.join(rest),
-            None => {
-                let mut name =
-                    std::ffi::OsString::from(format!("[{}:{}]", dev >> 20, dev & 0xf_ffff));
-                name.push(inside);
-                PathBuf::from(name)
-            }
+        let (mount, rest) = best?;
+        if rest.as_os_str().is_empty() {
+            Some(mount.point.clone())
+        } else {
+            Some(mount.point.join(rest))
         }
     }
 }
 
+impl FromIterator<Mount> for Mounts {
+    fn from_iter<I: IntoIterator<Item = Mount>>(list: I) -> Self {
+        let mut mounts = Self::default();
+        for mount in list {
+            mounts.by_device.entry(mount.dev).or_default().push(mount);
+        }
+        mounts
+    }
+}
+
+/// What a file is called that is on no known mount: by its device.
+pub fn name_by_device(dev: u32, inside: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(format!("[{}:{}]", dev >> 20, dev & 0xf_ffff));
+    name.push(inside);
+    PathBuf::from(name)
+}
+
 /// The mounts of this process's mount namespace.
 pub fn list() -> Result<Vec<Mount>> {
-    let infos = Process::myself()
-        .and_then(|process| process.mountinfo())
-        .context("read /proc/self/mountinfo; hint: /proc must be mounted")?;
+    let process =
+        Process::myself().context("look at our own process; hint: /proc must be mounted")?;
+    list_of(&process)
+}
+
+/// The mounts that a process has below its root, named from there, in the order in which they were made.
+pub fn list_of(process: &Process) -> Result<Vec<Mount>> {
+    let infos = process
+        .mountinfo()
+        .with_context(|| format!("read /proc/{}/mountinfo", process.pid))?;
     Ok(infos
         .into_iter()
         .filter_map(|info| {

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap as StdMap},
     net::IpAddr,
     num::NonZeroUsize,
+    path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -30,7 +31,8 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::{
     bind::{self, ChildAt, Own, PlaceAt},
-    files::{Found, Identifier},
+    container::Private,
+    files::{Found, Identifier, Mounts},
     probe,
 };
 use crate::policy::model::{Compiled, NamePattern, NetOp, UnixTarget};
@@ -113,8 +115,10 @@ pub struct Bound {
     missing: Vec<usize>,
     /// What of the policy is not in force, a sentence each.
     pub gaps: Vec<String>,
-    /// Rules that have nothing to hold on this host, a sentence each.
+    /// What else is good to know, a sentence each.
     pub notes: Vec<String>,
+    /// How the host would name what only the session's processes had mounted when it was bound.
+    pub private: Mounts,
 }
 
 impl Maps {
@@ -161,15 +165,27 @@ impl Maps {
         self.own = own;
     }
 
-    /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number.
-    pub fn insert_policy(&mut self, number: u32, policy: &Compiled) -> Result<Bound> {
+    /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number. `cgroup`: the
+    /// session's, whose processes may have mounts that the host has not.
+    pub fn insert_policy(
+        &mut self,
+        number: u32,
+        policy: &Compiled,
+        cgroup: Option<&Path>,
+    ) -> Result<Bound> {
+        let private = match cgroup {
+            Some(cgroup) => Private::of(cgroup, &self.identifier)?,
+            None => Private::default(),
+        };
         let mut bound = Bound {
             number,
             ..Bound::default()
         };
-        let entries = bind::entries(policy, &self.identifier, &self.own)?;
+        let entries = bind::entries(policy, &self.identifier, &self.own, &private)?;
         bound.missing = entries.missing;
         bound.gaps = entries.gaps;
+        bound.notes = entries.notes;
+        bound.private = private.names();
         let entered = self.enter(number, policy, entries.places, entries.children, &mut bound);
         self.touch();
         if let Err(error) = entered {

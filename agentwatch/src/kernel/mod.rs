@@ -4,6 +4,7 @@
 
 pub mod bind;
 pub mod btf;
+pub mod container;
 pub mod files;
 pub mod load;
 pub mod maps;

@@ -2,13 +2,17 @@
 //! here, whatever the kernel said when the programs were attached.
 
 use std::{
-    ffi::CString,
-    io::{Read as _, Write as _},
-    os::unix::ffi::OsStrExt as _,
+    ffi::{CString, c_void},
+    io::{IoSliceMut, Write as _},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 /// File that is there for the canary.
 pub const FILE: &str = "file";
@@ -30,13 +34,77 @@ struct Act {
     try_it: fn(&Place) -> i64,
 }
 
-/// Where the acts take place: C strings, made before the session is entered.
+/// Where the acts take place: C strings, made before the session is entered, and what the canary has from before.
 struct Place {
+    before: Before,
+    /// Whether a descriptor came with the word to begin.
+    received: bool,
     file: CString,
     other: CString,
     directory: CString,
     socket: CString,
     name: CString,
+}
+
+/// What a session did not make, and so may not use. -1 where this kernel has no such thing.
+struct Before {
+    /// The file, open for reading.
+    file: OwnedFd,
+    /// A page of it, mapped for reading.
+    page: *mut c_void,
+    key: i64,
+    shared_memory: i32,
+}
+
+const PAGE: usize = 4096;
+
+impl Before {
+    fn make(file: &Path) -> Result<Self> {
+        let file = OwnedFd::from(std::fs::File::open(file).context("open the canary's file")?);
+        // SAFETY: a new private mapping, which stays to the end of this process.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        ensure!(
+            page != libc::MAP_FAILED,
+            "the canary's file cannot be mapped"
+        );
+        // SAFETY: the strings and the payload outlive the call.
+        let key = unsafe {
+            libc::syscall(
+                libc::SYS_add_key,
+                c"user".as_ptr(),
+                c"agentwatch-canary".as_ptr(),
+                c"x".as_ptr(),
+                1usize,
+                libc::KEY_SPEC_PROCESS_KEYRING,
+            )
+        };
+        // SAFETY: takes numbers only.
+        let shared_memory =
+            unsafe { libc::shmget(libc::IPC_PRIVATE, PAGE, libc::IPC_CREAT | 0o600) };
+        if shared_memory >= 0 {
+            // Attached and marked for removal, it goes with this process.
+            // SAFETY: a new attachment, which nothing refers to; no buffer is written.
+            unsafe {
+                libc::shmat(shared_memory, std::ptr::null(), 0);
+                libc::shmctl(shared_memory, libc::IPC_RMID, std::ptr::null_mut());
+            }
+        }
+        Ok(Self {
+            file,
+            page,
+            key,
+            shared_memory,
+        })
+    }
 }
 
 const FILES: i32 = libc::EACCES;
@@ -71,7 +139,45 @@ const ACTS: &[Act] = acts! {
         let watch = libc::inotify_init1(libc::IN_CLOEXEC);
         libc::inotify_add_watch(watch, p.file.as_ptr(), libc::IN_MODIFY) as i64
     };
+    "file_receive", FILES, false, |p| {
+        if p.received {
+            return 0;
+        }
+        unsafe { *libc::__errno_location() = FILES };
+        -1
+    };
+    "mmap_file", FILES, false, |p| unsafe {
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        let fd = p.before.file.as_raw_fd();
+        libc::mmap(std::ptr::null_mut(), PAGE, protection, libc::MAP_PRIVATE, fd, 0) as i64
+    };
+    "file_mprotect", FILES, false, |p| unsafe {
+        libc::mprotect(p.before.page, PAGE, libc::PROT_READ | libc::PROT_EXEC) as i64
+    };
+    "key_permission", REST, false, |p| unsafe {
+        if p.before.key < 0 {
+            return UNTRIED;
+        }
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_DESCRIBE, p.before.key, 0usize, 0usize)
+    };
+    "ipc_permission", FILES, false, |p| unsafe {
+        if p.before.shared_memory < 0 {
+            return UNTRIED;
+        }
+        libc::shmat(p.before.shared_memory, std::ptr::null(), 0) as i64
+    };
+    "shm_shmctl", REST, false, |p| unsafe {
+        if p.before.shared_memory < 0 {
+            return UNTRIED;
+        }
+        libc::shmctl(p.before.shared_memory, libc::IPC_RMID, std::ptr::null_mut()) as i64
+    };
     "unix_stream_connect", REST, false, unix;
+    "socket_listen", REST, false, |_| unsafe {
+        // Without binding: the kernel picks the port.
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        libc::listen(socket, 1) as i64
+    };
     "socket_create", REST, false, |_| unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) as i64 };
     "connect4", REST, true, |_| inet(Call::Connect, false);
     "connect6", REST, true, |_| inet(Call::Connect, true);
@@ -88,6 +194,11 @@ const ACTS: &[Act] = acts! {
     "task_kill", REST, false, |_| unsafe { libc::kill(libc::getppid(), libc::SIGURG) as i64 };
     "task_setnice", REST, false, |_| unsafe {
         libc::setpriority(libc::PRIO_PROCESS, libc::getppid().cast_unsigned(), 1) as i64
+    };
+    "task_setrlimit", REST, false, |_| unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit);
+        libc::prlimit(libc::getppid(), libc::RLIMIT_CORE, &raw const limit, std::ptr::null_mut()) as i64
     };
     "bpf", REST, false, |_| unsafe {
         const BPF_MAP_LOOKUP_ELEM: i32 = 1;
@@ -189,13 +300,42 @@ fn unix(place: &Place) -> i64 {
     }
 }
 
+/// Waits for the word to begin; whether a descriptor came with it. The standard input is a socket.
+fn begin() -> Result<bool> {
+    let mut word = [0];
+    let mut parts = [IoSliceMut::new(&mut word)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = recvmsg::<()>(
+        libc::STDIN_FILENO,
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    ensure!(message.bytes == 1, "the daemon is gone");
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Ok(false);
+    }
+    let mut received = false;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(list) = part {
+            received |= !list.is_empty();
+            // SAFETY: the kernel just handed them out, and nobody else has them.
+            list.into_iter()
+                .for_each(|fd| drop(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(received)
+}
+
 /// The canary's own side: waits until it has been moved into the session, tries everything, and tells what came of it, a line an
 /// act. `all`: also what only LSM programs decide.
 pub fn sing(directory: &Path, all: bool) -> Result<()> {
     let at = |name: &str| {
         CString::new(directory.join(name).as_os_str().as_bytes()).context("a path holds a NUL")
     };
-    let place = Place {
+    let mut place = Place {
+        before: Before::make(&directory.join(FILE))?,
+        received: false,
         file: at(FILE)?,
         other: at("other")?,
         directory: at(DIRECTORY)?,
@@ -209,9 +349,7 @@ pub fn sing(directory: &Path, all: bool) -> Result<()> {
         .write_all(READY.as_bytes())
         .and_then(|()| std::io::stdout().flush())
         .context("say that it is ready")?;
-    std::io::stdin()
-        .read_exact(&mut [0])
-        .context("wait for the session")?;
+    place.received = begin().context("wait for the session")?;
     let mut lines = String::new();
     for act in ACTS.iter().filter(|act| all || act.by_cgroup) {
         let result = (act.try_it)(&place);

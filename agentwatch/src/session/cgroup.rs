@@ -182,6 +182,18 @@ pub fn children(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The processes in the cgroup and below, by the number of their first thread.
+pub fn processes(path: &Path) -> Vec<u32> {
+    descendants(path)
+        .into_iter()
+        .filter_map(|cgroup| fs::read_to_string(cgroup.join("cgroup.procs")).ok())
+        .flat_map(|text| {
+            let pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+            pids
+        })
+        .collect()
+}
+
 /// The cgroup that a process is in.
 pub fn of_process(root: &Path, pid: u32) -> Option<PathBuf> {
     let process = procfs::process::Process::new(pid.cast_signed()).ok()?;

@@ -17,6 +17,14 @@ use super::{Failure, Operation, Outcome, arguments, c_string, number, sys};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
+        name: "copy",
+        usage: "FROM TO (its bytes and its mode)",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            Ok(std::fs::copy(from, to).map(drop)?)
+        },
+    },
+    Operation {
         name: "open-read",
         usage: "PATH",
         run: |args| open(args, OpenOptions::new().read(true)),

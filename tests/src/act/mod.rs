@@ -3,10 +3,12 @@
 //! Scenarios name these operations instead of shell commands, because a shell hides errno behind a sentence and
 //! does much more than it was asked. An operation must not swallow an error, retry, or fall back.
 
+pub mod container;
 mod descriptor;
 mod file;
 mod host;
 mod ipc;
+mod load;
 mod net;
 mod other;
 pub mod outside;
@@ -82,6 +84,7 @@ pub fn operations() -> impl Iterator<Item = &'static Operation> {
         other::OPERATIONS,
         host::OPERATIONS,
         ipc::OPERATIONS,
+        load::OPERATIONS,
         uring::OPERATIONS,
     ]
     .into_iter()

@@ -115,6 +115,19 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "mount-device",
+        usage: "KIND DEVICE DIR",
+        run: |args| {
+            let [kind, device, dir] = arguments(args)?;
+            mount(Some(device), dir, Some(kind), MsFlags::empty(), NONE)
+        },
+    },
+    Operation {
+        name: "snapshot",
+        usage: "SUBVOLUME DIR NAME (of btrfs)",
+        run: snapshot,
+    },
+    Operation {
         name: "overlay",
         usage: "LOWER UPPER WORK DIR",
         run: |args| {
@@ -174,6 +187,24 @@ fn mount(
     options: Option<&str>,
 ) -> Outcome {
     Ok(nix::mount::mount(from, to, kind, flags, options)?)
+}
+
+fn snapshot(args: &[String]) -> Outcome {
+    /// `BTRFS_IOC_SNAP_CREATE` and its argument (include/uapi/linux/btrfs.h).
+    const SNAP_CREATE: libc::Ioctl = 0x5000_9401;
+    #[repr(C)]
+    struct Volume {
+        fd: i64,
+        name: [u8; 4088],
+    }
+    let [from, dir, name] = arguments(args)?;
+    let (from, dir) = (fs::File::open(from)?, fs::File::open(dir)?);
+    let mut volume = Volume {
+        fd: from.as_raw_fd().into(),
+        name: [0; 4088],
+    };
+    volume.name[..name.len()].copy_from_slice(name.as_bytes());
+    sys!(libc::ioctl(dir.as_raw_fd(), SNAP_CREATE, &raw const volume)).map(drop)
 }
 
 fn enter_user_namespace(more: CloneFlags) -> Outcome {

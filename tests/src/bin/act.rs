@@ -1,10 +1,12 @@
 //! The actor: performs one operation (`act open-read /etc/passwd`) or, with `--script`, the steps that it reads as
 //! JSON from standard input. Prints `ok` or the errno's name; exits 0 where all went well, 1 where it did not and 2
-//! where it was called wrongly. With `--outside DIR` it is the process outside that conformance cases act upon.
+//! where it was called wrongly. With `--outside DIR` it is the process outside that conformance cases act upon; with
+//! `--container CGROUP ROOT VOLUME LAYERS UID` it reads its steps as the first process of a container.
 
 use std::{io::Read, process::ExitCode};
 
 use agentwatch_tests::act::{self, Failure, script};
+use anyhow::{Context, Result, bail};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -16,6 +18,13 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some("--script") => run_script(),
+        Some("--container") => match enter_container(&words[1..]) {
+            Ok(()) => run_script(),
+            Err(error) => {
+                eprintln!("act: {error:#}");
+                ExitCode::from(2)
+            }
+        },
         Some("--outside") => {
             match act::outside::serve(words.get(1).map_or(".", |dir| dir).as_ref()) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -35,6 +44,19 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+fn enter_container(words: &[String]) -> Result<()> {
+    let [cgroup, root, volume, layers, uid] = words else {
+        bail!("--container takes CGROUP ROOT VOLUME LAYERS UID");
+    };
+    act::container::enter(&act::container::Plan {
+        cgroup: cgroup.as_ref(),
+        root: root.as_ref(),
+        volume: volume.as_ref(),
+        layers: layers.as_ref(),
+        uid: uid.parse().context("a uid")?,
+    })
 }
 
 fn run_script() -> ExitCode {

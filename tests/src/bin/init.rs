@@ -39,6 +39,7 @@ fn main() {
 }
 
 fn boot() -> Result<()> {
+    leave_rootfs().context("stand on a mount")?;
     mount_all();
     bring_up_loopback()?;
     let job: Job =
@@ -54,6 +55,17 @@ fn boot() -> Result<()> {
     writeln!(port, "{EXIT_MARK}{code}")?;
     termios::tcdrain(&port)?;
     Ok(())
+}
+
+/// Stands on a mount like any other host: before Linux 7 nothing pivots out of the root that an initramfs is unpacked into, and
+/// sandboxes want to.
+fn leave_rootfs() -> Result<()> {
+    let (none, place) = (None::<&str>, "/mnt");
+    nix::mount::mount(Some("/"), place, none, MsFlags::MS_BIND, none)?;
+    std::env::set_current_dir(place)?;
+    nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    nix::unistd::chroot(".")?;
+    Ok(std::env::set_current_dir("/")?)
 }
 
 /// Mounts what is missing. A kernel may lack one of these (securityfs, say): that is told, and not fatal.

@@ -3,13 +3,16 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::ExitCode, time::Instant};
 
-use agentwatch_tests::harness::{
-    agentwatch::Daemon,
-    capability::Doctor,
-    conformance::{self, Report},
-    explained::{self, Extent},
-    run::{self, Stage, Verdict},
-    scenario::{self, Scenario},
+use agentwatch_tests::{
+    harness::{
+        agentwatch::Daemon,
+        capability::Doctor,
+        conformance::{self, Report},
+        explained::{self, Extent},
+        run::{self, Stage, Verdict},
+        scenario::{self, Scenario},
+    },
+    trials::{self, TRIALS},
 };
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -168,6 +171,18 @@ fn all(options: &Options) -> Result<bool> {
             &verdict,
             started.elapsed().as_millis(),
         );
+    }
+    for trial in &TRIALS {
+        let wanted = options.only.as_deref().unwrap_or_default();
+        if !format!("trials/{}", trial.name).contains(wanted) {
+            continue;
+        }
+        let started = Instant::now();
+        let verdict = trials::run(trial, &mut daemon, &stage);
+        good &= report(trial.name, "root", &verdict, started.elapsed().as_millis());
+        if !daemon.is_alive() {
+            daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
+        }
     }
     families.retain(|family| !family.cases.is_empty());
     let runs = families

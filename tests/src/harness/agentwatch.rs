@@ -151,6 +151,16 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Kilobytes that it has in memory.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next())
+            .and_then(|number| number.parse().ok())
+            .context("the daemon's memory")
+    }
+
     /// Whether the process that was started is still there.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

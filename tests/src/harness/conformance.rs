@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::{
     agentwatch::Daemon,
     compare,
+    container::{Attached, Container},
     fixture::{self, Listeners},
     run::{self, Actor, Stage, USER},
     scenario::{ExpectedEvent, FileFixture, ListenerFixture, Values, fill, toml_files},
@@ -41,6 +42,9 @@ pub struct Family {
     /// Whether the cases touch the host around them, so that they run in a guest that is thrown away, and nowhere else.
     #[serde(default)]
     pub guest: bool,
+    /// Whether the session is attached to a container that stands already: see `container`. `{root}` is its root on the host.
+    #[serde(default)]
+    pub container: bool,
     /// Whether there is a process outside the session to act upon: `{outside.*}`.
     #[serde(default)]
     pub outside: bool,
@@ -293,6 +297,7 @@ fn try_run(
         ("uid".to_owned(), uid.to_string()),
         ("user".to_owned(), user.to_owned()),
         ("pid.daemon".to_owned(), daemon.pid().to_string()),
+        ("root".to_owned(), text(&dir.join("merged"))),
         ("state".to_owned(), text(&stage.root.join("state"))),
         ("runtime".to_owned(), text(&stage.root.join("run"))),
     ]);
@@ -345,25 +350,43 @@ fn try_run(
     if cases.is_empty() {
         return Ok(Vec::new());
     }
-    let mut command = Command::new(&stage.act);
-    command.arg("--script");
-    let without = actor
-        .perform(command, &steps(&cases))
-        .context("without agentwatch")?;
+    let container = Container {
+        stage,
+        dir: &dir,
+        uid,
+        seconds: actor.seconds,
+    };
+    let without = if family.container {
+        container.perform(&steps(&cases), None)
+    } else {
+        let mut command = Command::new(&stage.act);
+        command.arg("--script");
+        actor.perform(command, &steps(&cases))
+    };
+    let without = without.context("without agentwatch")?;
     drop(outside);
 
     let (values, cases, outside) = fresh(&mut listeners)?;
     let policy = stage.root.join(format!("{session}.toml"));
     fs::write(&policy, family.policy_for(&cases, &values))?;
-    let (policy, act) = (text(&policy), text(&stage.act));
-    let arguments = [
-        "run", "--policy", &policy, "--name", &session, "--", &act, "--script",
-    ];
-    let within = actor.perform(daemon.agentwatch.command(&arguments), &steps(&cases));
+    let within = if family.container {
+        let attached = Attached {
+            agentwatch: &daemon.agentwatch,
+            name: &session,
+            policy: &policy,
+        };
+        container.perform(&steps(&cases), Some(&attached))
+    } else {
+        let (policy, act) = (text(&policy), text(&stage.act));
+        let arguments = [
+            "run", "--policy", &policy, "--name", &session, "--", &act, "--script",
+        ];
+        actor.perform(daemon.agentwatch.command(&arguments), &steps(&cases))
+    };
     drop(outside);
     let judged = match within {
         Ok(within) => {
-            let events = await_end(&session, daemon, stage)?;
+            let events = await_end(&session, daemon, stage, false)?;
             judge(&cases, &without, &within, &events)
         }
         Err(error) => {
@@ -501,18 +524,30 @@ fn brief(event: &Value) -> String {
 }
 
 /// The session's events, once it has ended and its account holds.
-pub(super) fn await_end(session: &str, daemon: &Daemon, stage: &Stage) -> Result<Vec<Value>> {
+pub(crate) fn await_end(
+    session: &str,
+    daemon: &Daemon,
+    stage: &Stage,
+    may_lose: bool,
+) -> Result<Vec<Value>> {
     let deadline = Instant::now() + Duration::from_secs(10) * stage.patience;
     loop {
-        let events = daemon.agentwatch.events(session)?;
-        let wrong = match compare::ended_counts(&events) {
-            Some(counts) => compare::unbalanced(counts, false),
-            None => Some("the session has no `ended` event".to_owned()),
-        };
-        match wrong {
-            None => return Ok(events),
-            Some(wrong) if Instant::now() > deadline => bail!("{wrong}"),
-            Some(_) => std::thread::sleep(Duration::from_millis(100)),
+        // The history may not know the session yet.
+        let judged = daemon.agentwatch.events(session).and_then(|events| {
+            let wrong = match compare::ended_counts(&events) {
+                Some(counts) => compare::unbalanced(counts, may_lose),
+                None => Some("the session has no `ended` event".to_owned()),
+            };
+            match wrong {
+                None => Ok(events),
+                Some(wrong) => bail!("{wrong}"),
+            }
+        });
+        match judged {
+            Err(_) if Instant::now() <= deadline => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            judged => return judged,
         }
     }
 }

@@ -145,7 +145,7 @@ fn one_round(seed: u64, extent: Extent, daemon: &Daemon, stage: &Stage) -> Resul
     };
     let steps: Vec<Step> = questions.iter().map(Question::step).collect();
     let done = actor.perform(daemon.agentwatch.command(&arguments), &steps)?;
-    let events = conformance::await_end(&session, daemon, stage)?;
+    let events = conformance::await_end(&session, daemon, stage, false)?;
 
     let mut compared = Compared::default();
     let mut expectations = text;

@@ -8,9 +8,10 @@ use std::{
         unix::fs::{PermissionsExt, chown, fchown, lchown},
     },
     path::Path,
+    process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     fcntl::OFlag,
     mount::{MntFlags, MsFlags},
@@ -20,6 +21,7 @@ use nix::{
     },
 };
 
+use super::agentwatch::said;
 use super::scenario::{FileFixture, ListenerFixture, ListenerKind, Values};
 
 /// Makes `dir` anew with the files in it, owned by `owner`.
@@ -55,6 +57,29 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
         fs::create_dir_all(&path)?;
         chown(&path, Some(owner), Some(owner))?;
         make_chain(&path, levels, file.level_length.unwrap_or(1), owner)?;
+    } else if file.subvolume {
+        tool(
+            Command::new("btrfs")
+                .args(["-q", "subvolume", "create"])
+                .arg(&path),
+        )?;
+        // What is made from here on has another generation than what stands in other subvolumes.
+        tool(
+            Command::new("btrfs")
+                .args(["filesystem", "sync"])
+                .arg(&path),
+        )?;
+    } else if file.btrfs {
+        fs::create_dir_all(&path)?;
+        let image = dir.join("image");
+        // The smallest that mkfs.btrfs makes is 109 MiB; nothing is written to most of it.
+        File::create(&image)?.set_len(128 << 20)?;
+        tool(Command::new("mkfs.btrfs").arg("-q").arg(&image))?;
+        tool(
+            Command::new("mount")
+                .args(["-o", "loop"])
+                .args([&image, &path]),
+        )?;
     } else if file.path.ends_with('/') {
         fs::create_dir_all(&path)?;
         if file.tmpfs {
@@ -82,6 +107,20 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
             fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?),
         )?;
     }
+    Ok(())
+}
+
+fn tool(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("run {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} ended with {}: {}",
+        command.get_program().display(),
+        output.status,
+        said(&output)
+    );
     Ok(())
 }
 

@@ -7,6 +7,7 @@ pub mod agentwatch;
 pub mod capability;
 pub mod compare;
 pub mod conformance;
+pub mod container;
 pub mod explained;
 pub mod fixture;
 pub mod probe;

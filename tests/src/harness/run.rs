@@ -82,6 +82,9 @@ pub fn run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
             None => Verdict::Skip(format!("needs {}", missing.join(", "))),
         };
     }
+    if scenario.guest && !stage.guest {
+        return Verdict::Skip("only in a guest".to_owned());
+    }
     match try_run(scenario, user, daemon, stage) {
         Ok(left_out) if left_out.is_empty() => Verdict::Pass,
         Ok(left_out) => Verdict::PassWithout(left_out),
@@ -146,6 +149,7 @@ fn try_run(
     }
 
     fresh(&mut listeners)?;
+    let before = daemon.resident()?;
     let policy = stage.root.join(format!("{session}.toml"));
     std::fs::write(&policy, &scenario.policy)?;
     let policy = policy.to_string_lossy();
@@ -194,6 +198,13 @@ fn try_run(
     );
     if !confined.is_empty() {
         await_events(&scenario, &session, daemon, stage)?;
+    }
+    if let Some(limit) = scenario.daemon_grows {
+        let after = daemon.resident()?;
+        ensure!(
+            after <= before + limit * 1024,
+            "the daemon grew from {before} kB to {after} kB"
+        );
     }
     Ok(left_out)
 }
@@ -260,10 +271,10 @@ fn await_events(scenario: &Scenario, session: &str, daemon: &Daemon, stage: &Sta
 }
 
 /// Who performs the steps, where, and for how long at most.
-pub(super) struct Actor<'a> {
-    pub(super) dir: &'a Path,
-    pub(super) uid: u32,
-    pub(super) seconds: u64,
+pub(crate) struct Actor<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) uid: u32,
+    pub(crate) seconds: u64,
 }
 
 /// A descriptor that whoever starts the actor has open: a session must not have it.
@@ -271,10 +282,22 @@ pub(super) const INHERITED: i32 = 77;
 
 impl Actor<'_> {
     /// Runs `command`, which is to be an actor that reads a script, and gives each step's result.
-    pub(super) fn perform(
+    pub(crate) fn perform(
+        &self,
+        command: Command,
+        steps: &[script::Step],
+    ) -> Result<Vec<script::Done>> {
+        self.perform_when(command, steps, "", || Ok(()))
+    }
+
+    /// The same for an actor that says `ready` on a line of its own once it stands where it is to act; what is to be done then is
+    /// done before it has its script.
+    pub(crate) fn perform_when(
         &self,
         mut command: Command,
         steps: &[script::Step],
+        ready: &str,
+        then: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<script::Done>> {
         let script = serde_json::to_vec(steps)?;
         command
@@ -295,6 +318,15 @@ impl Actor<'_> {
         let mut child = command
             .spawn()
             .with_context(|| format!("run {}", command.get_program().display()))?;
+        let prepared = match ready {
+            "" => Ok(()),
+            word => hear(&mut child, word).and_then(|()| then()),
+        };
+        if let Err(error) = prepared {
+            let _ = child.kill();
+            let output = child.wait_with_output()?;
+            return Err(error.context(said(&output)));
+        }
         let sent = child
             .stdin
             .take()
@@ -316,6 +348,24 @@ impl Actor<'_> {
         }
         Ok(results)
     }
+}
+
+/// Waits for a line, and takes no more than that.
+fn hear(child: &mut Child, word: &str) -> Result<()> {
+    let output = child.stdout.as_mut().context("standard output is piped")?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        let len = std::io::Read::read(output, &mut byte)?;
+        ensure!(len > 0, "the actor ended before it said {word}");
+        line.extend(byte);
+    }
+    let line = String::from_utf8_lossy(&line);
+    ensure!(
+        line.trim() == word,
+        "the actor said {line:?} instead of {word}"
+    );
+    Ok(())
 }
 
 /// Lets the command run as another user.

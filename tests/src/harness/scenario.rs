@@ -24,6 +24,9 @@ pub struct Scenario {
     /// between them where any one will do.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// Whether it touches the host around it, so that it runs in a guest that is thrown away, and nowhere else.
+    #[serde(default)]
+    pub guest: bool,
     /// Who runs it: `root`, `user`.
     #[serde(default = "root_only")]
     pub users: Vec<String>,
@@ -34,6 +37,8 @@ pub struct Scenario {
     /// Whether the session may lose events (it is made to).
     #[serde(default)]
     pub may_lose: bool,
+    /// By how many MiB the daemon's memory may grow meanwhile.
+    pub daemon_grows: Option<u64>,
     /// Whether the session may start with less than the policy asks for.
     #[serde(default)]
     pub accept_degraded: bool,
@@ -73,6 +78,12 @@ pub struct FileFixture {
     /// Mounts a tmpfs there, where the host sees it.
     #[serde(default)]
     pub tmpfs: bool,
+    /// Mounts a fresh btrfs there, on a loop device.
+    #[serde(default)]
+    pub btrfs: bool,
+    /// Makes the directory as a subvolume of the btrfs that it lies on.
+    #[serde(default)]
+    pub subvolume: bool,
 }
 
 /// A socket that the harness holds open outside the session. Its port is `{port.NAME}`.

@@ -411,7 +411,7 @@ impl Engine {
                 "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
             ))
         });
-        let (bound, cgroup_id) = match started {
+        let (mut bound, cgroup_id) = match started {
             Ok(parts) => parts,
             Err(error) => {
                 if own {
@@ -460,6 +460,7 @@ impl Engine {
                 before: Vec::new(),
                 cgroups: HashMap::new(),
                 landlock: self.kernel.traces_by_syscall(),
+                private: std::mem::take(&mut bound.private),
             },
             bound,
             cgroup_id,
@@ -497,7 +498,10 @@ impl Engine {
     ) -> Result<(crate::kernel::maps::Bound, u64)> {
         let bits = self.flags(plan.mode, &plan.policy);
         let _ = holding;
-        let bound = self.kernel.maps.insert_policy(number, &plan.policy)?;
+        let bound = self
+            .kernel
+            .maps
+            .insert_policy(number, &plan.policy, plan.cgroup)?;
         let rest = (|| {
             self.kernel.maps.open_session(number, number, bits)?;
             // Each is in the map before its children are listed, so that the kernel adds those that are made meanwhile.

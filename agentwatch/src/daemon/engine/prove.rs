@@ -2,15 +2,21 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    os::{fd::AsFd as _, unix::net::UnixListener},
+    io::{IoSlice, Read as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
     path::Path,
     process::{ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+};
 
 use super::Engine;
 use crate::{
@@ -72,7 +78,7 @@ impl Engine {
         };
         let nothing = policy::load("canary", b"", &context)
             .map_err(|error| anyhow::anyhow!("the empty policy: {error}"))?;
-        let bound = self.kernel.maps.insert_policy(number, &nothing)?;
+        let bound = self.kernel.maps.insert_policy(number, &nothing, None)?;
         let path = cgroup::create(
             &self.kernel.cgroup_root,
             &format!("canary-{}-{number}", std::process::id()),
@@ -101,11 +107,7 @@ impl Engine {
 /// The socket that the canary is to be kept from. Its path may be too long for an address, so it is bound by another name.
 fn listen(dir: &Path) -> Result<UnixListener> {
     let handle = fs::File::open(dir).with_context(|| format!("open {}", dir.display()))?;
-    let path = format!(
-        "/proc/self/fd/{}/{}",
-        std::os::fd::AsRawFd::as_raw_fd(&handle),
-        canary::SOCKET
-    );
+    let path = format!("/proc/self/fd/{}/{}", handle.as_raw_fd(), canary::SOCKET);
     UnixListener::bind(path).context("listen for the canary")
 }
 
@@ -117,8 +119,9 @@ fn hear(cgroup: &Path, dir: &Path, all: bool) -> Result<Vec<String>> {
     if all {
         command.arg("--all");
     }
+    let (ours, theirs) = UnixStream::pair().context("make the canary's input")?;
     let mut child = command
-        .stdin(Stdio::piped())
+        .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
@@ -129,12 +132,7 @@ fn hear(cgroup: &Path, dir: &Path, all: bool) -> Result<Vec<String>> {
         let mut text = String::new();
         until(&mut output, &mut text, canary::READY, deadline)?;
         cgroup::enter(cgroup, child.id())?;
-        child
-            .stdin
-            .take()
-            .context("the canary's input")?
-            .write_all(b"x")
-            .context("let the canary begin")?;
+        tell(&ours, dir).context("let the canary begin")?;
         until(&mut output, &mut text, canary::END, deadline)?;
         Ok(text
             .lines()
@@ -145,6 +143,20 @@ fn hear(cgroup: &Path, dir: &Path, all: bool) -> Result<Vec<String>> {
     let _ = child.kill();
     let _ = child.wait();
     heard
+}
+
+/// Gives the word to begin, and with it a descriptor that the canary is to be kept from.
+fn tell(canary: &UnixStream, dir: &Path) -> Result<()> {
+    let file = fs::File::open(dir.join(canary::FILE)).context("open the canary's file")?;
+    let descriptors = [file.as_raw_fd()];
+    sendmsg::<()>(
+        canary.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&descriptors)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
 }
 
 /// Hears what the canary says up to a word.

@@ -82,7 +82,10 @@ impl Engine {
 
         self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
-        let bound = self.kernel.maps.insert_policy(key, &policy)?;
+        let mut bound = self
+            .kernel
+            .maps
+            .insert_policy(key, &policy, Some(&cgroup))?;
         if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {
             self.kernel.maps.remove_policy(&bound);
             return Err(refusal);
@@ -94,6 +97,7 @@ impl Engine {
         };
         live.subject
             .reload(key, reference.clone(), Arc::clone(&policy));
+        live.subject.private = std::mem::take(&mut bound.private);
         let old = std::mem::replace(&mut live.bound, bound);
         live.retiring.push((Instant::now(), old));
         live.holding = holding;

@@ -28,7 +28,7 @@ use crate::{
         host::{Host, no_session},
         model::{Counts, Lifecycle, Loss, SessionRef},
     },
-    kernel::{load::Taken, probe},
+    kernel::{files::Mounts, load::Taken, probe},
     session::cgroup,
     wire::collector::SessionRow,
 };
@@ -252,6 +252,7 @@ impl Engine {
                 before,
                 cgroups: HashMap::new(),
                 landlock: self.kernel.traces_by_syscall(),
+                private: Mounts::default(),
             },
             bound,
             retiring: Vec::new(),

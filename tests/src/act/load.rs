@@ -1,0 +1,199 @@
+//! Operations that ask much of the kernel at once: many processes, much memory, many names, many threads, and opens in a race.
+
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open, openat},
+    sys::{
+        mman::{MapFlags, ProtFlags, mmap},
+        stat::Mode,
+        wait::waitpid,
+    },
+    unistd::{Pid, fork},
+};
+
+use super::{Failure, Operation, Outcome, arguments, number, process};
+
+pub(super) const OPERATIONS: &[Operation] = &[
+    Operation {
+        name: "fork-at-once",
+        usage: "N (so many children that live together; the errno of the first that is refused)",
+        run: |args| {
+            let [count] = arguments(args)?;
+            let mut children = Vec::new();
+            let mut outcome = Ok(());
+            for _ in 0..number::<u32>(count)? {
+                match process::waiting_child() {
+                    Ok(child) => children.push(child),
+                    Err(failure) => {
+                        outcome = Err(failure);
+                        break;
+                    }
+                }
+            }
+            children.into_iter().for_each(process::end_child);
+            outcome
+        },
+    },
+    Operation {
+        name: "fork-bomb",
+        usage: "MILLISECONDS (so long every process forks as often as it can; the errno of the last refusal)",
+        run: fork_bomb,
+    },
+    Operation {
+        name: "allocate",
+        usage: "MIB (memory that is written to)",
+        run: |args| {
+            let [mib] = arguments(args)?;
+            let mut memory = vec![0_u8; number::<usize>(mib)? << 20];
+            memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+            std::hint::black_box(&memory);
+            Ok(())
+        },
+    },
+    Operation {
+        name: "make-names",
+        usage: "DIR N (makes and removes so many files, each of another name)",
+        run: |args| {
+            let [dir, count] = arguments(args)?;
+            for n in 0..number::<u32>(count)? {
+                let path = Path::new(dir).join(format!("name-{n}"));
+                File::create_new(&path)?;
+                fs::remove_file(path)?;
+            }
+            Ok(())
+        },
+    },
+    Operation {
+        name: "threads-when",
+        usage: "FILE N PATH (says FILE.ready, waits for FILE; then N threads that were waiting open PATH)",
+        run: threads_when,
+    },
+    Operation {
+        name: "race-open",
+        usage: "SEQUENCE DIR NAME (until SEQUENCE says 0: nobody reads NAME in DIR while it is even)",
+        run: race_open,
+    },
+];
+
+/// How long one waits for another.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn fork_bomb(args: &[String]) -> Outcome {
+    let [milliseconds] = arguments(args)?;
+    let end = Instant::now() + Duration::from_millis(number(milliseconds)?);
+    let parent = Pid::this();
+    let mut outcome = Ok(());
+    while Instant::now() < end {
+        // SAFETY: the actor has one thread; a child goes on with this loop.
+        match unsafe { fork() } {
+            Ok(_) => {}
+            Err(errno) => {
+                outcome = Err(errno.into());
+                sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    if Pid::this() != parent {
+        // SAFETY: ends this process at once, without running what its parent registered.
+        unsafe { libc::_exit(0) };
+    }
+    while waitpid(None, None).is_ok() {}
+    outcome
+}
+
+fn threads_when(args: &[String]) -> Outcome {
+    let [file, count, path] = arguments(args)?;
+    let count = number::<usize>(count)?;
+    let wait = || {
+        let begin = Instant::now();
+        while !Path::new(file).exists() && begin.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(20));
+        }
+    };
+    let results: Vec<Result<File, std::io::Error>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count)
+            .map(|_| {
+                scope.spawn(|| {
+                    wait();
+                    File::open(path)
+                })
+            })
+            .collect();
+        if let Err(error) = File::create(format!("{file}.ready")) {
+            return vec![Err(error)];
+        }
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().ok())
+            .collect()
+    });
+    let refused = results
+        .iter()
+        .filter(|result| matches!(result, Err(error) if error.raw_os_error() == Some(libc::EACCES)))
+        .count();
+    match (results.len(), refused) {
+        (all, 0) if all == count => Ok(()),
+        (all, refused) if all == refused && all == count => Err(Errno::EACCES.into()),
+        (all, refused) => Err(Failure::Usage(format!("{refused} of {all} were refused"))),
+    }
+}
+
+/// Opens a file by a descriptor of its directory, again and again, while others move that directory. They keep a number: even
+/// while the file may not be read, odd while it may, 0 at the end.
+fn race_open(args: &[String]) -> Outcome {
+    let [sequence, dir, name] = arguments(args)?;
+    let file = File::options().read(true).write(true).open(sequence)?;
+    let length = std::num::NonZeroUsize::new(4096).expect("a page is not empty");
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a shared mapping of a file of that length, which stays to the end of this process.
+    let memory = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &file, 0) }?;
+    // SAFETY: it is mapped, aligned, and only ever used as atomics.
+    let sequence = unsafe { memory.cast::<AtomicU32>().as_ref() };
+    // Where it is on its way it is not found.
+    let dir = loop {
+        match open(dir, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+            Err(Errno::ENOENT) if sequence.load(Ordering::SeqCst) != 0 => {}
+            opened => break opened?,
+        }
+    };
+    let (mut refused, mut read) = (0_u32, 0_u32);
+    loop {
+        let before = sequence.load(Ordering::SeqCst);
+        if before == 0 {
+            break;
+        }
+        let opened = openat(
+            &dir,
+            name,
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
+        let after = sequence.load(Ordering::SeqCst);
+        match opened {
+            Ok(file) if before == after && before % 2 == 0 => {
+                return Err(Failure::Usage(format!(
+                    "descriptor {} while it was out of scope, after {refused} refusals",
+                    file.as_raw_fd()
+                )));
+            }
+            Ok(_) => read += 1,
+            Err(Errno::EACCES) => refused += 1,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    if refused < 100 || read < 100 {
+        return Err(Failure::Usage(format!(
+            "no race: {refused} refusals, {read} reads"
+        )));
+    }
+    Ok(())
+}
