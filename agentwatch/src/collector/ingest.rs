@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
@@ -15,6 +15,7 @@ use tokio::{
 use super::{serve::stopped, writer::Job};
 use crate::wire::{
     Connection,
+    batch::Batch as Packed,
     collector::{Batch, BatchAnswer},
 };
 
@@ -50,11 +51,16 @@ pub(super) async fn serve(
                 send(&mut connection, &answer).await?;
             }
             () = stopped(&mut stopping), if reading => reading = false,
-            batch = connection.receive::<Batch>(), if room => {
-                let Some(Batch { number, events }) = batch? else {
+            frame = connection.receive_frame(), if room => {
+                let Some(frame) = frame? else {
                     reading = false;
                     continue;
                 };
+                let (number, frame) = Batch::open(frame)?;
+                // Garbage ends the connection; a batch that is sound but cannot be stored is refused and comes again.
+                if let Err(error) = Packed::decode(&frame) {
+                    bail!("batch {number} is not one that is known here: {error}");
+                }
                 match refused {
                     Some(first) if number > first => {
                         send(&mut connection, &out_of_turn(number, refused)).await?;
@@ -63,7 +69,7 @@ pub(super) async fn serve(
                     _ => refused = None,
                 }
                 let (reply, outcome) = oneshot::channel();
-                jobs.send(Job { events, reply }).await.ok().context("the writer is gone")?;
+                jobs.send(Job::Store { frame, reply }).await.ok().context("the writer is gone")?;
                 pending.push_back((number, outcome));
             }
         }

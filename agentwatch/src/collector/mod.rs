@@ -3,6 +3,7 @@
 //! It parses everything foreign, so it has no privileges and a sandbox: it must never need more than its two
 //! directories, never connect to anything, and never acknowledge what is not on disk.
 
+pub mod chain;
 mod ingest;
 mod limits;
 mod query;
@@ -28,6 +29,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The sockets are made below its `collector` directory.
     pub runtime_dir: PathBuf,
+    /// How much of the history is kept.
+    pub retention: store::Retention,
+    /// Events of a segment.
+    pub segment_events: usize,
 }
 
 /// Runs the collector until SIGTERM or SIGINT, or until the future is dropped.

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::de::IgnoredAny;
 use tokio::{
     net::UnixStream,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
     time::timeout,
 };
@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     Limits,
     store::{self, Page, Part, Reader, Scan, SqlLimits, StoreError, Viewer},
+    writer::Job,
 };
 use crate::wire::{
     Connection,
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     /// The number of the newest event, told after each commit.
     pub(super) newest: watch::Receiver<i64>,
+    /// The writer, for whoever wants everything sealed.
+    pub(super) jobs: mpsc::WeakSender<Job>,
 }
 
 /// Who asks.
@@ -91,6 +94,7 @@ pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>
         Question::Sessions => sessions(&mut connection, asker, shared).await,
         Question::Sql { sql } => self::sql(&mut connection, sql, asker, shared).await,
         Question::Account { session } => account(&mut connection, session, asker, shared).await,
+        Question::Seal => seal(asker, shared).await,
         Question::Status => status(&mut connection, asker, shared).await,
     };
     let last = match result {
@@ -313,6 +317,27 @@ async fn status(
         shared.limits.unread_part,
     )
     .await?)
+}
+
+/// Has everything sealed that is stored now.
+async fn seal(asker: Asker, shared: &Arc<Shared>) -> Result<(), Failure> {
+    if !asker.privileged {
+        return Err(StoreError::Question(
+            "only root and the collector's own user may have the history sealed".to_owned(),
+        )
+        .into());
+    }
+    let (reply, outcome) = oneshot::channel();
+    let jobs = shared.jobs.upgrade().context("the collector stops")?;
+    jobs.send(Job::Seal { reply })
+        .await
+        .ok()
+        .context("the writer is gone")?;
+    drop(jobs);
+    match outcome.await.context("the collector stops")? {
+        Ok(()) => Ok(()),
+        Err(error) => Err(StoreError::Question(error).into()),
+    }
 }
 
 async fn account(

@@ -36,6 +36,8 @@ use crate::wire::collector::{INGEST_SOCKET, QUERY_SOCKET};
 const LOCK: &str = "collector.lock";
 /// Time for the batches in hand when the collector stops.
 const LAST_BATCHES: Duration = Duration::from_secs(20);
+/// How often it is looked for what has become old.
+const LOOK: Duration = Duration::from_secs(60);
 /// Askers that are being told that there is no room.
 const TURNED_AWAY: usize = 32;
 /// Pause after a connection could not be accepted, most likely for want of descriptors.
@@ -54,7 +56,9 @@ pub(super) fn serve(
     let _state_lock = lock(state)?;
     let _runtime_lock = lock(&sockets)?;
 
-    let (store, _) = Store::open(state, &Host::read()?).map_err(|error| unusable(state, error))?;
+    let (mut store, _) =
+        Store::open(state, &Host::read()?).map_err(|error| unusable(state, error))?;
+    store.segment_events = config.segment_events.max(1);
     let (ingest_path, query_path) = (sockets.join(INGEST_SOCKET), sockets.join(QUERY_SOCKET));
     let ingest = listen(&ingest_path, 0o600)?;
     let query = listen(&query_path, 0o666)?;
@@ -68,17 +72,19 @@ pub(super) fn serve(
         .build()
         .context("start the collector's runtime")?;
     let (committed, newest) = watch::channel(0);
-    let (jobs, writer) = writer::start(store, committed)?;
+    let (jobs, writer) = writer::start(store, config.retention, committed)?;
     let shared = Arc::new(query::Shared {
         state_dir: state.clone(),
         limits: limits.clone(),
         newest,
+        jobs: jobs.downgrade(),
     });
     let own = nix::unistd::geteuid().as_raw();
     let result = runtime.block_on(async {
         let ingest = UnixListener::from_std(ingest).context("listen for events")?;
         let query = UnixListener::from_std(query).context("listen for questions")?;
         tracing::info!(state = %state.display(), sockets = %sockets.display(), "the collector listens");
+        tokio::spawn(look(jobs.downgrade()));
         tokio::join!(
             accept_senders(ingest, own, limits.ingest, jobs, stopping.clone()),
             accept_askers(query, own, &shared, stopping.clone()),
@@ -94,6 +100,18 @@ pub(super) fn serve(
         bail!("the writer ended in a panic; what it acknowledged is on disk");
     }
     result
+}
+
+/// Has the writer look for what has become old, as long as there is one.
+async fn look(jobs: mpsc::WeakSender<Job>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match jobs.upgrade() {
+            // A full queue looks by itself.
+            Some(jobs) => drop(jobs.try_send(Job::Look)),
+            None => return,
+        }
+    }
 }
 
 async fn accept_senders(

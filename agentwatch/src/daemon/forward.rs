@@ -189,7 +189,7 @@ impl Forwarder {
             number: self.number,
             events,
         };
-        let sent = time::timeout(SEND, connection.send(&batch)).await;
+        let sent = time::timeout(SEND, connection.send_frame(batch.frame())).await;
         self.unacknowledged
             .push_back((batch.number, origin, batch.events));
         match sent {

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::{
     decode::{Decoded, until_nul},
     flags::open_flags,
@@ -134,7 +136,8 @@ impl Enricher {
         if kind == Kind::Exec && record.errno == 0 && record.verdict != verdict::DENIED {
             self.processes.executed(key, self.executed(decoded));
         }
-        let process = self.process(record, key, subject);
+        let time = wall(record.ktime);
+        let process = self.process(record, key, time, subject);
         let decided = subject
             .decided_by(record.policy)
             .map(|(reference, policy)| (reference.clone(), policy.clone()));
@@ -146,7 +149,7 @@ impl Enricher {
         event.id = format!("{}-{}", reference.id, record.seq);
         event.seq = record.seq;
         event.ktime_ns = record.ktime;
-        event.time = wall(record.ktime);
+        event.time = time;
         event.errno = (record.errno != 0).then_some(record.errno);
         event.verdict = match record.verdict {
             verdict::DENIED => Verdict::Denied,
@@ -228,7 +231,13 @@ impl Enricher {
         }
     }
 
-    fn process(&mut self, record: &Record, key: ProcessKey, subject: &mut Subject) -> Process {
+    fn process(
+        &mut self,
+        record: &Record,
+        key: ProcessKey,
+        time: Timestamp,
+        subject: &mut Subject,
+    ) -> Process {
         let known = self
             .processes
             .acting(key, (record.ppid, record.parent_start))
@@ -243,7 +252,7 @@ impl Enricher {
             tid: record.tid,
             ppid: record.ppid,
             start_ns: record.start,
-            start: Some(wall(record.start)),
+            start: Some(started(time, record)),
             parent_start_ns: record.parent_start,
             exe: known.exe.to_string(),
             comm: String::from_utf8_lossy(until_nul(&record.comm)).into_owned(),
@@ -310,6 +319,14 @@ impl Enricher {
             },
         }
     }
+}
+
+/// The wall time of a process's start, by the same look at the clocks as its action's, so that the difference of the two is
+/// exactly the kernel's.
+fn started(time: Timestamp, record: &Record) -> Timestamp {
+    let before = i64::try_from(record.ktime.saturating_sub(record.start)).unwrap_or(i64::MAX);
+    time.checked_sub(SignedDuration::from_nanos(before))
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// A name that starts at a directory, made absolute and clean.

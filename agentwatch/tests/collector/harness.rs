@@ -72,7 +72,9 @@ impl Place {
             .arg("--state-dir")
             .arg(self.state())
             .arg("--runtime-dir")
-            .arg(self.runtime());
+            .arg(self.runtime())
+            // Sealing happens in every test, between and under what it is about.
+            .args(["--segment-events", "500"]);
         command
     }
 
@@ -92,6 +94,8 @@ impl Place {
         let config = Config {
             state_dir: self.state(),
             runtime_dir: self.runtime(),
+            retention: Default::default(),
+            segment_events: 1000,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(run_until(config, limits, async move {
@@ -209,7 +213,7 @@ pub async fn answer(connection: &mut Connection) -> BatchAnswer {
 }
 
 pub async fn store(connection: &mut Connection, batch: &Batch) {
-    connection.send(batch).await.expect("sent");
+    connection.send_frame(batch.frame()).await.expect("sent");
     let answer = answer(connection).await;
     assert!(
         matches!(answer, BatchAnswer::Ack { number } if number == batch.number),

@@ -186,6 +186,8 @@ fn explain(error: rusqlite::Error) -> StoreError {
         }
         Some(ErrorCode::TooBig) => StoreError::Question(format!("the statement makes a value longer than {VALUE_BYTES} bytes")),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => error.into(),
+        // SQLite's own word on a table that a module reads, which comes before the authorizer is asked.
+        _ if error.to_string().contains("may not be modified") => refused(),
         _ => StoreError::Question(format!("the statement cannot be run: {error}")),
     }
 }

@@ -1,0 +1,559 @@
+//! Segments: Parquet files of sealed events, one column for each of [`COLUMNS`], open to any tool that reads Parquet.
+//!
+//! Rows are ordered by session, boot, kernel time and number, so that a session is one run of rows for each boot. A segment is
+//! written once, under another name until it is whole and on disk, and never changed.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use parquet::{
+    basic::{
+        Compression, Encoding, LogicalType, Repetition, TimeUnit, Type as Physical, ZstdLevel,
+    },
+    column::{
+        reader::{ColumnReader, ColumnReaderImpl},
+        writer::ColumnWriter,
+    },
+    data_type::{ByteArray, DataType},
+    errors::ParquetError,
+    file::{
+        properties::{EnabledStatistics, ReaderProperties, WriterProperties},
+        reader::{FileReader as _, RowGroupReader},
+        serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
+        writer::SerializedFileWriter,
+    },
+    schema::types::{ColumnPath, Type},
+};
+
+use super::{
+    StoreError,
+    columns::{ALL, C, COLUMNS, Row, Unsealed},
+};
+
+/// Rows of a row group; a segment has a few.
+const GROUP_ROWS: usize = 1 << 16;
+/// Rows of a page: what must be decoded to get at one row.
+const PAGE_ROWS: usize = 4096;
+/// Values that are handed to the writer at once.
+const WRITE_ROWS: usize = 8192;
+/// Columns that change with every row: differences are shorter there than a dictionary.
+const DELTAS: [C; 4] = [C::No, C::Time, C::Ktime, C::Seq];
+/// Columns that questions name values of.
+const BLOOM: [C; 3] = [C::Path, C::Addr, C::Domain];
+
+/// The path of a segment below the history's directory.
+pub(super) fn path(directory: &Path, no: i64) -> PathBuf {
+    directory.join(DIRECTORY).join(format!("{no:010}.parquet"))
+}
+
+/// Name of the segments' directory.
+pub const DIRECTORY: &str = "segments";
+
+/// Writes rows, which are in their order, to a new file, and returns when it is on disk under its name.
+pub(super) fn write(path: &Path, rows: &[Unsealed<'_>]) -> Result<(), StoreError> {
+    let temporary = path.with_extension("parquet.tmp");
+    let result = write_to(&temporary, rows).and_then(|()| Ok(settle(&temporary, path)?));
+    if result.is_err() {
+        // What is left of it is of no use; the next attempt writes over it.
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// Gives a file that is on disk its name, and brings the name to disk.
+pub(super) fn settle(temporary: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(temporary, path)?;
+    match path.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<(), StoreError> {
+    let file = private(path)?;
+    let buffered = io::BufWriter::with_capacity(1 << 18, file);
+    let mut writer =
+        SerializedFileWriter::new(buffered, schema()?, Arc::new(properties()?)).map_err(failed)?;
+    for group in rows.chunks(GROUP_ROWS) {
+        let mut group_writer = writer.next_row_group().map_err(failed)?;
+        for column in ALL {
+            let mut column_writer = group_writer
+                .next_column()
+                .map_err(failed)?
+                .ok_or_else(|| StoreError::Segment("the layout has too few columns".to_owned()))?;
+            write_column(column_writer.untyped(), *column, group).map_err(failed)?;
+            column_writer.close().map_err(failed)?;
+        }
+        group_writer.close().map_err(failed)?;
+    }
+    let buffered = writer.into_inner().map_err(failed)?;
+    let file = buffered
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    Ok(())
+}
+
+/// A new file that only the collector's user can read.
+pub(super) fn private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn write_column(
+    writer: &mut ColumnWriter<'_>,
+    column: C,
+    rows: &[Unsealed<'_>],
+) -> Result<(), ParquetError> {
+    let mut levels: Vec<i16> = Vec::with_capacity(WRITE_ROWS);
+    match writer {
+        ColumnWriter::Int64ColumnWriter(writer) => {
+            let mut values = Vec::with_capacity(WRITE_ROWS);
+            for rows in rows.chunks(WRITE_ROWS) {
+                levels.clear();
+                values.clear();
+                for row in rows {
+                    let value = row.number(column);
+                    levels.push(value.is_some().into());
+                    values.extend(value);
+                }
+                writer.write_batch(&values, Some(&levels), None)?;
+            }
+        }
+        ColumnWriter::ByteArrayColumnWriter(writer) => {
+            let mut values: Vec<ByteArray> = Vec::with_capacity(WRITE_ROWS);
+            // Most columns say the same in row after row: the bytes are made once.
+            let mut last: Option<(&str, ByteArray)> = None;
+            for rows in rows.chunks(WRITE_ROWS) {
+                levels.clear();
+                values.clear();
+                for row in rows {
+                    let Some(text) = row.text(column) else {
+                        levels.push(0);
+                        continue;
+                    };
+                    levels.push(1);
+                    match &last {
+                        Some((same, value)) if *same == text => values.push(value.clone()),
+                        _ => {
+                            let value = ByteArray::from(Bytes::copy_from_slice(text.as_bytes()));
+                            values.push(value.clone());
+                            last = Some((text, value));
+                        }
+                    }
+                }
+                writer.write_batch(&values, Some(&levels), None)?;
+            }
+        }
+        _ => return Err(ParquetError::General("a column of another type".to_owned())),
+    }
+    Ok(())
+}
+
+fn schema() -> Result<Arc<Type>, StoreError> {
+    let fields = COLUMNS
+        .iter()
+        .zip(1..)
+        .map(|(column, id)| {
+            let (physical, logical) = if column.is_text() {
+                (Physical::BYTE_ARRAY, Some(LogicalType::String))
+            } else if column.name == "time" {
+                (
+                    Physical::INT64,
+                    Some(LogicalType::timestamp(true, TimeUnit::NANOS)),
+                )
+            } else {
+                (Physical::INT64, None)
+            };
+            Type::primitive_type_builder(column.name, physical)
+                .with_repetition(Repetition::OPTIONAL)
+                .with_logical_type(logical)
+                .with_id(Some(id))
+                .build()
+                .map(Arc::new)
+        })
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    Type::group_type_builder("event")
+        .with_fields(fields)
+        .build()
+        .map(Arc::new)
+        .map_err(failed)
+}
+
+fn properties() -> Result<WriterProperties, StoreError> {
+    let mut builder = WriterProperties::builder()
+        .set_created_by(concat!("agentwatch ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(2).map_err(failed)?))
+        .set_max_row_group_row_count(None)
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_write_batch_size(PAGE_ROWS)
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_offset_index_disabled(true);
+    for column in DELTAS {
+        let path = ColumnPath::from(COLUMNS[column as usize].name);
+        builder = builder
+            .set_column_dictionary_enabled(path.clone(), false)
+            .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
+    }
+    for column in BLOOM {
+        let path = ColumnPath::from(COLUMNS[column as usize].name);
+        builder = builder
+            .set_column_bloom_filter_fpp(path.clone(), 0.02)
+            .set_column_bloom_filter_max_ndv(path, GROUP_ROWS as u64);
+    }
+    Ok(builder.build())
+}
+
+/// A segment to read from.
+pub(super) struct Segment {
+    path: PathBuf,
+    reader: SerializedFileReader<File>,
+    /// Where each of our columns is in the file; one of an older version may lack the newest.
+    places: Vec<Option<usize>>,
+    rows: usize,
+}
+
+impl Segment {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, false)
+    }
+
+    /// With the filters that say which values are not in it.
+    pub(super) fn open_with(path: &Path, bloom: bool) -> Result<Self, StoreError> {
+        let file = File::open(path)
+            .map_err(|error| StoreError::Segment(format!("{}: {error}", path.display())))?;
+        let properties = ReaderProperties::builder()
+            .set_read_bloom_filter(bloom)
+            .build();
+        let options = ReadOptionsBuilder::new()
+            .with_reader_properties(properties)
+            .build();
+        let reader = SerializedFileReader::new_with_options(file, options)
+            .map_err(|error| at(path, error))?;
+        let metadata = reader.metadata().file_metadata();
+        let rows = usize::try_from(metadata.num_rows()).unwrap_or(0);
+        let described = metadata.schema_descr();
+        let places = COLUMNS
+            .iter()
+            .map(|column| {
+                described
+                    .columns()
+                    .iter()
+                    .position(|found| found.name() == column.name)
+            })
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            reader,
+            places,
+            rows,
+        })
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether a text may be in a column of a row group; `true` where nothing says that it is not.
+    fn may_hold(&self, group: &dyn RowGroupReader, column: C, text: &str) -> bool {
+        let Some(place) = self.places.get(column as usize).copied().flatten() else {
+            return false;
+        };
+        if let Some(statistics) = group.metadata().column(place).statistics()
+            && let (Some(least), Some(most)) =
+                (statistics.min_bytes_opt(), statistics.max_bytes_opt())
+            && (text.as_bytes() < least || (text.as_bytes() > most && statistics.max_is_exact()))
+        {
+            return false;
+        }
+        group
+            .get_column_bloom_filter(place)
+            .is_none_or(|filter| filter.check(text.as_bytes()))
+    }
+
+    /// The rows of `from..to` that lie in row groups where every one of `equal` may hold.
+    pub(super) fn narrowed(
+        &self,
+        from: usize,
+        to: usize,
+        equal: &[(C, String)],
+    ) -> Result<Vec<(usize, usize)>, StoreError> {
+        let mut kept = Vec::new();
+        let mut start = 0;
+        for index in 0..self.reader.num_row_groups() {
+            let group = self
+                .reader
+                .get_row_group(index)
+                .map_err(|error| self.at(error))?;
+            let end = start + usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+            let (first, last) = (start.max(from), end.min(to));
+            if first < last
+                && equal
+                    .iter()
+                    .all(|(column, text)| self.may_hold(group.as_ref(), *column, text))
+            {
+                kept.push((first, last));
+            }
+            start = end;
+        }
+        Ok(kept)
+    }
+
+    /// The given rows, which ascend, with the given columns.
+    pub(super) fn read(&self, columns: &[C], rows: &[u32]) -> Result<Chunk, StoreError> {
+        let mut chunk = Chunk::new(rows.len());
+        let mut start = 0u32;
+        let mut rest = rows;
+        for index in 0..self.reader.num_row_groups() {
+            if rest.is_empty() {
+                break;
+            }
+            let group = self
+                .reader
+                .get_row_group(index)
+                .map_err(|error| self.at(error))?;
+            let count = u32::try_from(group.metadata().num_rows()).unwrap_or(0);
+            let end = start + count;
+            let (mine, later) = rest.split_at(rest.partition_point(|row| *row < end));
+            rest = later;
+            if !mine.is_empty() {
+                let runs = runs(mine, start);
+                for column in columns {
+                    if let Some(place) = self.places.get(*column as usize).copied().flatten() {
+                        let reader = group
+                            .get_column_reader(place)
+                            .map_err(|error| self.at(error))?;
+                        let values = chunk.values.get_mut(*column as usize);
+                        read_column(reader, &runs, mine.len(), chunk.filled, values)
+                            .map_err(|error| self.at(error))?;
+                    }
+                }
+                chunk.filled += mine.len();
+                chunk.even_out(columns);
+            }
+            start = end;
+        }
+        if rest.is_empty() {
+            Ok(chunk)
+        } else {
+            Err(StoreError::Segment(format!(
+                "{}: it has {} rows and {} were to be there",
+                self.path.display(),
+                self.rows,
+                rows.last().map_or(0, |row| row + 1)
+            )))
+        }
+    }
+
+    pub(super) fn read_range(
+        &self,
+        columns: &[C],
+        from: usize,
+        to: usize,
+    ) -> Result<Chunk, StoreError> {
+        let rows: Vec<u32> = (from as u32..to as u32).collect();
+        self.read(columns, &rows)
+    }
+
+    fn at(&self, error: ParquetError) -> StoreError {
+        at(&self.path, error)
+    }
+}
+
+/// Rows that follow each other, as (how many to pass over first, how many to read).
+fn runs(rows: &[u32], start: u32) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    let mut next = start;
+    for row in rows {
+        match runs.last_mut() {
+            Some((_, length)) if *row == next => *length += 1,
+            _ => runs.push(((row - next) as usize, 1)),
+        }
+        next = row + 1;
+    }
+    runs
+}
+
+fn read_column(
+    reader: ColumnReader,
+    runs: &[(usize, usize)],
+    rows: usize,
+    before: usize,
+    values: Option<&mut Values>,
+) -> Result<(), ParquetError> {
+    let Some(values) = values else { return Ok(()) };
+    match reader {
+        ColumnReader::Int64ColumnReader(reader) => {
+            let (levels, read) = read_runs(reader, runs, rows)?;
+            if !read.is_empty() {
+                values.numbers(before, &levels, read);
+            }
+        }
+        ColumnReader::ByteArrayColumnReader(reader) => {
+            let (levels, read) = read_runs(reader, runs, rows)?;
+            if !read.is_empty() {
+                values.texts(before, &levels, read);
+            }
+        }
+        _ => {
+            return Err(ParquetError::General(
+                "a column has a type that no version of ours writes".to_owned(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn read_runs<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    runs: &[(usize, usize)],
+    rows: usize,
+) -> Result<(Vec<i16>, Vec<T::T>), ParquetError> {
+    let (mut levels, mut values) = (Vec::with_capacity(rows), Vec::new());
+    for (skip, length) in runs {
+        if *skip > 0 && reader.skip_records(*skip)? != *skip {
+            return Err(ParquetError::EOF("a column ends early".to_owned()));
+        }
+        let mut left = *length;
+        while left > 0 {
+            let (read, ..) = reader.read_records(left, Some(&mut levels), None, &mut values)?;
+            if read == 0 {
+                return Err(ParquetError::EOF("a column ends early".to_owned()));
+            }
+            left -= read;
+        }
+    }
+    Ok((levels, values))
+}
+
+/// Rows in memory.
+pub(super) struct Chunk {
+    pub(super) rows: usize,
+    filled: usize,
+    values: Vec<Values>,
+}
+
+/// One column of a chunk.
+enum Values {
+    /// Not read, or without a value in any row.
+    Absent,
+    Numbers(Vec<i64>, Vec<bool>),
+    Texts(Vec<Option<ByteArray>>),
+}
+
+impl Values {
+    /// Adds the rows of a row group; `before` rows came before.
+    fn numbers(&mut self, before: usize, levels: &[i16], read: Vec<i64>) {
+        if let Values::Absent = self {
+            *self = Values::Numbers(vec![0; before], vec![false; before]);
+        }
+        if let Values::Numbers(values, there) = self {
+            let mut read = read.into_iter();
+            values.reserve(levels.len());
+            for level in levels {
+                there.push(*level > 0);
+                values.push(if *level > 0 {
+                    read.next().unwrap_or(0)
+                } else {
+                    0
+                });
+            }
+        }
+    }
+
+    fn texts(&mut self, before: usize, levels: &[i16], read: Vec<ByteArray>) {
+        if let Values::Absent = self {
+            *self = Values::Texts(vec![None; before]);
+        }
+        if let Values::Texts(values) = self {
+            let mut read = read.into_iter();
+            values.extend(
+                levels
+                    .iter()
+                    .map(|level| if *level > 0 { read.next() } else { None }),
+            );
+        }
+    }
+}
+
+impl Chunk {
+    fn new(rows: usize) -> Self {
+        Self {
+            rows,
+            filled: 0,
+            values: ALL.iter().map(|_| Values::Absent).collect(),
+        }
+    }
+
+    /// After a row group: a column that had no value in it is filled up.
+    fn even_out(&mut self, columns: &[C]) {
+        let filled = self.filled;
+        for column in columns {
+            match self.values.get_mut(*column as usize) {
+                Some(Values::Numbers(values, there)) => fill(values, there, filled),
+                Some(Values::Texts(values)) if values.len() < filled => {
+                    values.resize(filled, None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn row(&self, index: usize) -> ChunkRow<'_> {
+        ChunkRow { chunk: self, index }
+    }
+}
+
+fn fill(values: &mut Vec<i64>, there: &mut Vec<bool>, filled: usize) {
+    values.resize(filled.max(values.len()), 0);
+    there.resize(filled.max(there.len()), false);
+}
+
+/// A row of a chunk.
+pub(super) struct ChunkRow<'a> {
+    chunk: &'a Chunk,
+    index: usize,
+}
+
+impl Row for ChunkRow<'_> {
+    fn number(&self, column: C) -> Option<i64> {
+        match self.chunk.values.get(column as usize)? {
+            Values::Numbers(values, there) if there.get(self.index) == Some(&true) => {
+                values.get(self.index).copied()
+            }
+            _ => None,
+        }
+    }
+
+    fn text(&self, column: C) -> Option<&str> {
+        match self.chunk.values.get(column as usize)? {
+            Values::Texts(values) => values.get(self.index)?.as_ref()?.as_utf8().ok(),
+            _ => None,
+        }
+    }
+}
+
+fn failed(error: ParquetError) -> StoreError {
+    match error {
+        ParquetError::External(source) => match source.downcast::<io::Error>() {
+            Ok(io) => (*io).into(),
+            Err(other) => StoreError::Segment(other.to_string()),
+        },
+        other => StoreError::Segment(other.to_string()),
+    }
+}
+
+fn at(path: &Path, error: ParquetError) -> StoreError {
+    StoreError::Segment(format!("{}: {error}", path.display()))
+}
