@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
@@ -15,7 +15,6 @@ use tokio::{
 use super::{serve::stopped, writer::Job};
 use crate::wire::{
     Connection,
-    batch::Batch as Packed,
     collector::{Batch, BatchAnswer},
 };
 
@@ -57,10 +56,6 @@ pub(super) async fn serve(
                     continue;
                 };
                 let (number, frame) = Batch::open(frame)?;
-                // Garbage ends the connection; a batch that is sound but cannot be stored is refused and comes again.
-                if let Err(error) = Packed::decode(&frame) {
-                    bail!("batch {number} is not one that is known here: {error}");
-                }
                 match refused {
                     Some(first) if number > first => {
                         send(&mut connection, &out_of_turn(number, refused)).await?;

@@ -27,7 +27,7 @@ use super::{
     Config, Limits, ingest,
     query::{self, Asker},
     sandbox,
-    store::{FILE, Host, Store, StoreError},
+    store::{self, FILE, Host, Store, StoreError},
     writer::{self, Job},
 };
 use crate::wire::collector::{INGEST_SOCKET, QUERY_SOCKET};
@@ -49,6 +49,9 @@ pub(super) fn serve(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
+    // Every question is answered by a thread of its own, and the allocator would keep what each has used.
+    // SAFETY: sets a parameter of the allocator.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
     let state = &config.state_dir;
     let sockets = config.runtime_dir.join("collector");
     make_directory(state, 0o700)?;

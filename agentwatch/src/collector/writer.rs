@@ -133,22 +133,21 @@ impl Writer {
         }
     }
 
-    /// Stores a group of batches. One that is no batch is refused alone.
+    /// Stores a group of batches. Where one of them is no batch, each is stored by itself, and that one is refused.
     fn store(&mut self, group: Vec<(Bytes, Reply)>) {
-        let mut good = Vec::with_capacity(group.len());
-        for (frame, reply) in group {
-            match Batch::decode(&frame) {
-                Ok(_) => good.push((frame, reply)),
-                Err(error) => {
-                    let _ = reply.send(Err(refusal(&StoreError::Batch(error))));
-                }
-            }
-        }
-        let frames: Vec<&[u8]> = good.iter().map(|(frame, _)| frame.as_ref()).collect();
+        let frames: Vec<&[u8]> = group.iter().map(|(frame, _)| frame.as_ref()).collect();
         let outcome = self.commit(&frames);
-        for (_, reply) in good {
+        let alone = outcome.is_err()
+            && frames.len() > 1
+            && frames.iter().any(|frame| Batch::decode(frame).is_err());
+        for (frame, reply) in group {
+            let outcome = if alone {
+                self.commit(&[&frame])
+            } else {
+                outcome.clone()
+            };
             // The connection may be gone by now; what is stored stays stored.
-            let _ = reply.send(outcome.clone());
+            let _ = reply.send(outcome);
         }
     }
 

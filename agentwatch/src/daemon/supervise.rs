@@ -30,6 +30,8 @@ pub struct Collector {
     runtime: PathBuf,
     uid: u32,
     gid: u32,
+    keep_days: u64,
+    keep_bytes: u64,
 }
 
 impl Collector {
@@ -60,6 +62,8 @@ impl Collector {
             runtime: paths.runtime.clone(),
             uid,
             gid,
+            keep_days: config.collector.keep_days,
+            keep_bytes: config.collector.keep_bytes,
         };
         for (dir, mode) in [
             (collector.state.clone(), 0o700),
@@ -126,6 +130,8 @@ impl Collector {
             .arg(&self.state)
             .arg("--runtime-dir")
             .arg(&self.runtime)
+            .arg(format!("--keep-days={}", self.keep_days))
+            .arg(format!("--keep-bytes={}", self.keep_bytes))
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null());
         if self.uid != 0 {
@@ -170,8 +176,11 @@ fn give(dir: &Path, uid: u32, gid: u32) -> Result<()> {
         .flatten()
     {
         // Never through a link: the directory was another user's.
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            own(&entry.path())?;
+        match entry.file_type() {
+            Ok(kind) if kind.is_file() => own(&entry.path())?,
+            // The segments; the collector makes no deeper directories.
+            Ok(kind) if kind.is_dir() => give(&entry.path(), uid.as_raw(), gid.as_raw())?,
+            _ => {}
         }
     }
     Ok(())

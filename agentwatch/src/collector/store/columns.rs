@@ -82,7 +82,7 @@ fn flag(set: bool) -> Option<i64> {
 
 columns! {
     No "no" Number |r| Some(r.no);
-    Time "time" Number |r| Some(r.time());
+    Time "time_ns" Number |r| Some(r.time());
     Ktime "ktime_ns" Number |r| Some(r.ktime());
     Seq "seq" Number |r| bits(r.record.seq);
     SessionId "session_id" Text |r| r.session_text(|s| s.id);

@@ -18,27 +18,41 @@ pub(super) struct Groups {
 
 impl Groups {
     pub(super) fn add(&mut self, row: &impl Row) {
-        for column in ALL {
-            if COLUMNS[*column as usize].is_text() {
-                match row.text(*column) {
-                    None => self.buffer.push(0),
-                    Some(text) => {
-                        self.buffer.push(1);
-                        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                        self.buffer.extend_from_slice(&length.to_le_bytes());
-                        self.buffer.extend_from_slice(text.as_bytes());
-                    }
-                }
+        for (column, described) in ALL.iter().zip(&COLUMNS) {
+            if described.is_text() {
+                self.text(row.text(*column));
             } else {
-                match row.number(*column) {
-                    None => self.buffer.push(0),
-                    Some(number) => {
-                        self.buffer.push(1);
-                        self.buffer.extend_from_slice(&number.to_le_bytes());
-                    }
-                }
+                self.number(row.number(*column));
             }
         }
+        self.end_row();
+    }
+
+    /// The next column of a row.
+    pub(super) fn number(&mut self, value: Option<i64>) {
+        match value {
+            None => self.buffer.push(0),
+            Some(number) => {
+                self.buffer.push(1);
+                self.buffer.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+    }
+
+    /// The next column of a row.
+    pub(super) fn text(&mut self, value: Option<&str>) {
+        match value {
+            None => self.buffer.push(0),
+            Some(text) => {
+                self.buffer.push(1);
+                let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+                self.buffer.extend_from_slice(&length.to_le_bytes());
+                self.buffer.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+
+    pub(super) fn end_row(&mut self) {
         self.held += 1;
         if self.held == GROUP_ROWS {
             self.close();

@@ -101,6 +101,25 @@ impl From<std::io::Error> for StoreError {
 
 pub use crate::event::host::Host;
 
+/// Has SQLite keep what a question sorts on disk, in `directory`, instead of in memory without bound. Once for a process, and
+/// before it opens a history.
+pub fn sort_in(directory: &Path) -> Result<(), StoreError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let path = directory.join("sort");
+    std::fs::create_dir_all(&path)?;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| StoreError::Io(error.into()))?;
+    ONCE.call_once(|| {
+        // SAFETY: the variable is written once, and SQLite's documentation asks for memory of its own allocator in it.
+        unsafe {
+            rusqlite::ffi::sqlite3_temp_directory =
+                rusqlite::ffi::sqlite3_mprintf(c"%s".as_ptr(), path.as_ptr());
+        }
+    });
+    Ok(())
+}
+
 /// The connection that writes.
 pub struct Store {
     connection: Connection,

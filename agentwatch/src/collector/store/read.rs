@@ -38,6 +38,8 @@ const PAGE_BYTES: usize = 1 << 20;
 const WINDOW: usize = 8192;
 /// And their bytes, about.
 const WINDOW_BYTES: usize = 16 << 20;
+/// Rows that are held as columns at once.
+const MATERIAL: usize = 4096;
 
 /// What an asker may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -331,47 +333,52 @@ impl Reader {
         found: Vec<Found>,
         opened: &[Segment],
     ) -> Result<(Vec<(Key, Event)>, bool), StoreError> {
-        let mut chunks: Vec<Option<(Vec<u32>, segment::Chunk)>> = Vec::new();
+        let mut made: Vec<Option<Event>> = Vec::new();
+        made.resize_with(found.len(), || None);
+        let (mut bytes, mut kept) = (0, found.len());
+        // One segment after the other, so that only one is in memory as columns.
         for (index, segment) in opened.iter().enumerate() {
-            let mut rows: Vec<u32> = found
+            let mut rows: Vec<(u32, usize)> = found
                 .iter()
-                .filter_map(|found| match &found.place {
-                    Place::Sealed { segment, row } if *segment == index => Some(*row),
+                .take(kept)
+                .enumerate()
+                .filter_map(|(at, found)| match &found.place {
+                    Place::Sealed { segment, row } if *segment == index => Some((*row, at)),
                     _ => None,
                 })
                 .collect();
             rows.sort_unstable();
-            chunks.push(if rows.is_empty() {
-                None
-            } else {
-                let chunk = segment.read(ALL, &rows)?;
-                Some((rows, chunk))
-            });
-        }
-        let mut events = Vec::with_capacity(found.len());
-        let mut bytes = 0;
-        for Found { key, place } in found {
-            let event = match place {
-                Place::Unsealed(event) => *event,
-                Place::Sealed { segment, row } => {
-                    let Some(Some((rows, chunk))) = chunks.get(segment) else {
-                        continue;
-                    };
-                    let Ok(index) = rows.binary_search(&row) else {
-                        continue;
-                    };
-                    event(&chunk.row(index)).map_err(|error| {
-                        StoreError::Segment(format!("event {} is not one: {error}", key.2))
-                    })?
+            for rows in rows.chunks(MATERIAL) {
+                let numbers: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
+                let chunk = segment.read(ALL, &numbers)?;
+                for (place, (_, at)) in rows.iter().enumerate() {
+                    let event = event(&chunk.row(place)).map_err(|error| {
+                        let no = found.get(*at).map_or(0, |found| found.key.2);
+                        StoreError::Segment(format!("event {no} is not one: {error}"))
+                    })?;
+                    bytes += weight(&event);
+                    if let Some(slot) = made.get_mut(*at) {
+                        *slot = Some(event);
+                    }
                 }
-            };
-            bytes += weight(&event);
-            events.push((key, event));
-            if bytes > WINDOW_BYTES {
-                return Ok((events, false));
+                // So much that it cannot all be held: the window is made shorter, and the rest is for the next one.
+                if bytes > WINDOW_BYTES && kept > PAGE_ROWS {
+                    kept = (kept / 2).max(PAGE_ROWS);
+                    made.truncate(kept);
+                    bytes = made.iter().flatten().map(weight).sum();
+                }
             }
         }
-        Ok((events, true))
+        let all = kept == found.len();
+        let mut events = Vec::with_capacity(kept);
+        for (Found { key, place }, made) in found.into_iter().zip(made) {
+            match (place, made) {
+                (Place::Unsealed(event), _) => events.push((key, *event)),
+                (Place::Sealed { .. }, Some(event)) => events.push((key, event)),
+                (Place::Sealed { .. }, None) => {}
+            }
+        }
+        Ok((events, all))
     }
 
     /// The sessions that the viewer may see, `None` for all.
@@ -782,7 +789,7 @@ pub(super) fn connect_bare(directory: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
     connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "temp_store", "FILE")?;
     Ok(connection)
 }
 

@@ -62,7 +62,8 @@ CREATE TABLE segment_rows (
     link     BLOB NOT NULL
 );
 
--- One session's rows of one boot in one segment: they follow each other, in the order of kernel time.
+-- One session's rows of one boot in one segment, those that were refused or those that were allowed: they follow each other, in the
+-- order of kernel time.
 CREATE TABLE run_rows (
     segment   INTEGER NOT NULL REFERENCES segment_rows (no),
     first_row INTEGER NOT NULL,

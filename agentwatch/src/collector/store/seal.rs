@@ -19,11 +19,12 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use super::{
     Store, StoreError,
     columns::{C, Row as _, Unsealed},
-    hash::{GROUP_ROWS, Groups},
+    hash::GROUP_ROWS,
     insert, read, segment,
 };
 use crate::{
     collector::chain::{self, Hash, Key, Manifest},
+    event::Verdict,
     wire::batch::Batch,
 };
 
@@ -47,6 +48,9 @@ impl Default for Retention {
         }
     }
 }
+
+/// The verdicts of a run of events that were allowed.
+const ALLOWED: u32 = 1 << Verdict::Allowed as u32;
 
 /// What is to be sealed.
 pub struct Order {
@@ -310,12 +314,7 @@ pub fn build(order: &Order, key: &Key) -> Result<Sealed, StoreError> {
     };
     let runs = runs(&rows);
     let path = segment::path(&order.directory, order.segment);
-    segment::write(&path, &rows)?;
-    let mut groups = Groups::default();
-    for row in &rows {
-        groups.add(row);
-    }
-    let groups = groups.finish();
+    let groups = segment::write(&path, &rows)?;
     let mut manifest = Manifest {
         v: 1,
         segment: order.segment,
@@ -379,7 +378,7 @@ fn frames(connection: &Connection, last_no: i64) -> Result<Vec<(i64, Vec<u8>)>, 
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// All records by session, boot, kernel time and number.
+/// All records: first those that were refused, then the others, each by session, boot, kernel time and number.
 fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> Vec<Unsealed<'a>> {
     // Sessions and boots by numbers, which compare faster than their ids.
     let mut ranks: HashMap<(&str, &str), u32> = HashMap::new();
@@ -433,8 +432,13 @@ fn runs(rows: &[Unsealed<'_>]) -> Vec<Run> {
             row.text(C::BootId).unwrap_or_default(),
         );
         let (ktime, time) = (row.ktime(), row.time());
+        let record = row.record.verdict;
         match runs.last_mut() {
-            Some(run) if run.session == session && run.boot == boot => {
+            Some(run)
+                if run.session == session
+                    && run.boot == boot
+                    && (run.verdicts == ALLOWED) == (1 << record == ALLOWED) =>
+            {
                 run.rows += 1;
                 run.ktimes.1 = ktime;
                 run.times = (run.times.0.min(time), run.times.1.max(time));

@@ -1,6 +1,7 @@
 //! Segments: Parquet files of sealed events, one column for each of [`COLUMNS`], open to any tool that reads Parquet.
 //!
-//! Rows are ordered by session, boot, kernel time and number, so that a session is one run of rows for each boot. A segment is
+//! What was refused comes first, then what was allowed, each ordered by session, boot, kernel time and number: a session is two
+//! runs of rows for each boot, and the refusals of all sessions stand together. A segment is
 //! written once, under another name until it is whole and on disk, and never changed.
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use parquet::{
     basic::{
-        Compression, Encoding, LogicalType, Repetition, TimeUnit, Type as Physical, ZstdLevel,
+        Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel,
     },
     column::{
         reader::{ColumnReader, ColumnReaderImpl},
@@ -25,6 +26,7 @@ use parquet::{
         properties::{EnabledStatistics, ReaderProperties, WriterProperties},
         reader::{FileReader as _, RowGroupReader},
         serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
+        statistics::Statistics,
         writer::SerializedFileWriter,
     },
     schema::types::{ColumnPath, Type},
@@ -32,11 +34,12 @@ use parquet::{
 
 use super::{
     StoreError,
-    columns::{ALL, C, COLUMNS, Row, Unsealed},
+    columns::{ALL, C, COLUMNS, Get, Row, Unsealed},
+    hash::Groups,
 };
 
 /// Rows of a row group; a segment has a few.
-const GROUP_ROWS: usize = 1 << 16;
+const GROUP_ROWS: usize = 1 << 15;
 /// Rows of a page: what must be decoded to get at one row.
 const PAGE_ROWS: usize = 4096;
 /// Values that are handed to the writer at once.
@@ -54,10 +57,13 @@ pub(super) fn path(directory: &Path, no: i64) -> PathBuf {
 /// Name of the segments' directory.
 pub const DIRECTORY: &str = "segments";
 
-/// Writes rows, which are in their order, to a new file, and returns when it is on disk under its name.
-pub(super) fn write(path: &Path, rows: &[Unsealed<'_>]) -> Result<(), StoreError> {
+/// Writes rows, which are in their order, to a new file, and returns their hashes when it is on disk under its name.
+pub(super) fn write(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
     let temporary = path.with_extension("parquet.tmp");
-    let result = write_to(&temporary, rows).and_then(|()| Ok(settle(&temporary, path)?));
+    let result = write_to(&temporary, rows).and_then(|hashes| {
+        settle(&temporary, path)?;
+        Ok(hashes)
+    });
     if result.is_err() {
         // What is left of it is of no use; the next attempt writes over it.
         let _ = fs::remove_file(&temporary);
@@ -74,19 +80,21 @@ pub(super) fn settle(temporary: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<(), StoreError> {
+fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
     let file = private(path)?;
     let buffered = io::BufWriter::with_capacity(1 << 18, file);
     let mut writer =
         SerializedFileWriter::new(buffered, schema()?, Arc::new(properties()?)).map_err(failed)?;
+    let mut hashes = Groups::default();
     for group in rows.chunks(GROUP_ROWS) {
+        let buffers = turned(group, &mut hashes);
         let mut group_writer = writer.next_row_group().map_err(failed)?;
-        for column in ALL {
+        for buffer in &buffers {
             let mut column_writer = group_writer
                 .next_column()
                 .map_err(failed)?
                 .ok_or_else(|| StoreError::Segment("the layout has too few columns".to_owned()))?;
-            write_column(column_writer.untyped(), *column, group).map_err(failed)?;
+            write_column(column_writer.untyped(), buffer).map_err(failed)?;
             column_writer.close().map_err(failed)?;
         }
         group_writer.close().map_err(failed)?;
@@ -96,7 +104,50 @@ fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<(), StoreError> {
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
-    Ok(())
+    Ok(hashes.finish())
+}
+
+/// A column of some rows: which of them have a value, and the values.
+enum Buffer<'a> {
+    Numbers(Vec<i16>, Vec<i64>),
+    Texts(Vec<i16>, Vec<&'a str>),
+}
+
+/// Rows as columns. Each row is looked at once, because going through all rows for every column costs a miss of the
+/// processor's cache each time; so the hashes are made here too.
+fn turned<'a>(rows: &'a [Unsealed<'a>], hashes: &mut Groups) -> Vec<Buffer<'a>> {
+    let mut buffers: Vec<Buffer<'a>> = COLUMNS
+        .iter()
+        .map(|column| {
+            let levels = Vec::with_capacity(rows.len());
+            if column.is_text() {
+                Buffer::Texts(levels, Vec::new())
+            } else {
+                Buffer::Numbers(levels, Vec::new())
+            }
+        })
+        .collect();
+    for row in rows {
+        for (buffer, column) in buffers.iter_mut().zip(&COLUMNS) {
+            match (buffer, column.get) {
+                (Buffer::Numbers(levels, values), Get::Number(get)) => {
+                    let value = get(row);
+                    hashes.number(value);
+                    levels.push(value.is_some().into());
+                    values.extend(value);
+                }
+                (Buffer::Texts(levels, values), Get::Text(get)) => {
+                    let value = get(row);
+                    hashes.text(value);
+                    levels.push(value.is_some().into());
+                    values.extend(value);
+                }
+                _ => {}
+            }
+        }
+        hashes.end_row();
+    }
+    buffers
 }
 
 /// A new file that only the collector's user can read.
@@ -110,41 +161,24 @@ pub(super) fn private(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-fn write_column(
-    writer: &mut ColumnWriter<'_>,
-    column: C,
-    rows: &[Unsealed<'_>],
-) -> Result<(), ParquetError> {
-    let mut levels: Vec<i16> = Vec::with_capacity(WRITE_ROWS);
-    match writer {
-        ColumnWriter::Int64ColumnWriter(writer) => {
-            let mut values = Vec::with_capacity(WRITE_ROWS);
-            for rows in rows.chunks(WRITE_ROWS) {
-                levels.clear();
-                values.clear();
-                for row in rows {
-                    let value = row.number(column);
-                    levels.push(value.is_some().into());
-                    values.extend(value);
-                }
-                writer.write_batch(&values, Some(&levels), None)?;
-            }
+fn write_column(writer: &mut ColumnWriter<'_>, buffer: &Buffer<'_>) -> Result<(), ParquetError> {
+    match (writer, buffer) {
+        (ColumnWriter::Int64ColumnWriter(writer), Buffer::Numbers(levels, values)) => {
+            writer.write_batch(values, Some(levels), None)?;
         }
-        ColumnWriter::ByteArrayColumnWriter(writer) => {
+        (ColumnWriter::ByteArrayColumnWriter(writer), Buffer::Texts(levels, texts)) => {
+            let mut texts = texts.iter().copied();
             let mut values: Vec<ByteArray> = Vec::with_capacity(WRITE_ROWS);
             // Most columns say the same in row after row: the bytes are made once.
             let mut last: Option<(&str, ByteArray)> = None;
-            for rows in rows.chunks(WRITE_ROWS) {
-                levels.clear();
+            for levels in levels.chunks(WRITE_ROWS) {
                 values.clear();
-                for row in rows {
-                    let Some(text) = row.text(column) else {
-                        levels.push(0);
-                        continue;
-                    };
-                    levels.push(1);
+                let here = levels.iter().filter(|level| **level > 0).count();
+                for text in texts.by_ref().take(here) {
                     match &last {
-                        Some((same, value)) if *same == text => values.push(value.clone()),
+                        Some((same, value)) if std::ptr::eq(*same, text) || *same == text => {
+                            values.push(value.clone());
+                        }
                         _ => {
                             let value = ByteArray::from(Bytes::copy_from_slice(text.as_bytes()));
                             values.push(value.clone());
@@ -152,33 +186,32 @@ fn write_column(
                         }
                     }
                 }
-                writer.write_batch(&values, Some(&levels), None)?;
+                writer.write_batch(&values, Some(levels), None)?;
             }
         }
-        _ => return Err(ParquetError::General("a column of another type".to_owned())),
+        _ => {
+            return Err(ParquetError::General(
+                "a column of another type".to_owned(),
+            ));
+        }
     }
     Ok(())
 }
 
+/// Numbers are plain 64-bit integers, also times: not every reader takes timestamps of nanoseconds. There are no field ids, because
+/// Iceberg adopts only files without.
 fn schema() -> Result<Arc<Type>, StoreError> {
     let fields = COLUMNS
         .iter()
-        .zip(1..)
-        .map(|(column, id)| {
+        .map(|column| {
             let (physical, logical) = if column.is_text() {
                 (Physical::BYTE_ARRAY, Some(LogicalType::String))
-            } else if column.name == "time" {
-                (
-                    Physical::INT64,
-                    Some(LogicalType::timestamp(true, TimeUnit::NANOS)),
-                )
             } else {
                 (Physical::INT64, None)
             };
             Type::primitive_type_builder(column.name, physical)
                 .with_repetition(Repetition::OPTIONAL)
                 .with_logical_type(logical)
-                .with_id(Some(id))
                 .build()
                 .map(Arc::new)
         })
@@ -194,10 +227,12 @@ fn schema() -> Result<Arc<Type>, StoreError> {
 fn properties() -> Result<WriterProperties, StoreError> {
     let mut builder = WriterProperties::builder()
         .set_created_by(concat!("agentwatch ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(2).map_err(failed)?))
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(failed)?))
         .set_max_row_group_row_count(None)
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_write_batch_size(PAGE_ROWS)
+        // Paths of a whole row group fit, which is shorter than each of them in each row.
+        .set_dictionary_page_size_limit(4 << 20)
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_offset_index_disabled(true);
     for column in DELTAS {
@@ -331,10 +366,16 @@ impl Segment {
                 let runs = runs(mine, start);
                 for column in columns {
                     if let Some(place) = self.places.get(*column as usize).copied().flatten() {
+                        let Some(values) = chunk.values.get_mut(*column as usize) else {
+                            continue;
+                        };
+                        let described = group.metadata().column(place);
+                        if said(described.statistics(), count, mine.len(), chunk.filled, values) {
+                            continue;
+                        }
                         let reader = group
                             .get_column_reader(place)
                             .map_err(|error| self.at(error))?;
-                        let values = chunk.values.get_mut(*column as usize);
                         read_column(reader, &runs, mine.len(), chunk.filled, values)
                             .map_err(|error| self.at(error))?;
                     }
@@ -390,9 +431,8 @@ fn read_column(
     runs: &[(usize, usize)],
     rows: usize,
     before: usize,
-    values: Option<&mut Values>,
+    values: &mut Values,
 ) -> Result<(), ParquetError> {
-    let Some(values) = values else { return Ok(()) };
     match reader {
         ColumnReader::Int64ColumnReader(reader) => {
             let (levels, read) = read_runs(reader, runs, rows)?;
@@ -413,6 +453,41 @@ fn read_column(
         }
     }
     Ok(())
+}
+
+/// Takes a column's values from what the file says of it, where it has none in this row group, or the same in each row;
+/// `false` where it must be read.
+fn said(
+    statistics: Option<&Statistics>,
+    count: u32,
+    rows: usize,
+    before: usize,
+    values: &mut Values,
+) -> bool {
+    let Some(statistics) = statistics else {
+        return false;
+    };
+    match statistics.null_count_opt() {
+        Some(nulls) if nulls == u64::from(count) => true,
+        Some(0) if statistics.min_is_exact() && statistics.max_is_exact() => match statistics {
+            Statistics::Int64(one) if one.min_opt() == one.max_opt() => match one.min_opt() {
+                Some(value) => {
+                    values.numbers(before, &vec![1; rows], vec![*value; rows]);
+                    true
+                }
+                None => false,
+            },
+            Statistics::ByteArray(one) if one.min_opt() == one.max_opt() => match one.min_opt() {
+                Some(value) => {
+                    values.texts(before, &vec![1; rows], vec![value.clone(); rows]);
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn read_runs<T: DataType>(

@@ -32,8 +32,11 @@ use crate::{
     wire::batch::Batch,
 };
 
-/// Rows that are read from a segment at once.
-const PART: usize = 8192;
+/// Values that are read from a segment at once: more rows where fewer columns are used, because getting at a row group's
+/// columns costs the same for few rows as for many.
+const PART_VALUES: usize = 1 << 18;
+/// And rows.
+const PART_ROWS: usize = 1 << 15;
 /// The column behind all others: the event as JSON.
 const JSON: usize = ALL.len();
 // SQLite says which columns are used by the bits of a 64-bit mask.
@@ -70,12 +73,7 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
             .iter()
             .map(|column| {
                 let kind = if column.is_text() { "TEXT" } else { "INTEGER" };
-                let name = if column.name == "time" {
-                    "time_ns"
-                } else {
-                    column.name
-                };
-                format!("{name} {kind}")
+                format!("{} {kind}", column.name)
             })
             .collect();
         Ok((
@@ -428,7 +426,8 @@ impl Cursor<'_> {
         loop {
             if let Some((segment, ranges)) = &mut self.segment {
                 if let Some((from, to)) = ranges.pop() {
-                    let end = to.min(from + PART);
+                    let most = (PART_VALUES / self.wanted.columns.len()).clamp(1, PART_ROWS);
+                    let end = to.min(from + most);
                     if end < to {
                         ranges.push((end, to));
                     }

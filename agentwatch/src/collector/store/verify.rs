@@ -339,6 +339,7 @@ impl Check<'_> {
                     seq: row.number(C::Seq).unwrap_or_default(),
                     session: row.text(C::SessionId).unwrap_or_default().to_owned(),
                     boot: row.text(C::BootId).unwrap_or_default().to_owned(),
+                    allowed: row.text(C::Verdict) == Some("allowed"),
                 });
             }
             from = to;
@@ -390,7 +391,8 @@ impl Check<'_> {
             .windows(2)
             .filter(|pair| {
                 let (first, second) = (&pair[0], &pair[1]);
-                first.session == second.session
+                first.allowed == second.allowed
+                    && first.session == second.session
                     && first.boot == second.boot
                     && (first.ktime, first.no) > (second.ktime, second.no)
             })
@@ -616,6 +618,7 @@ struct Named {
     seq: i64,
     session: String,
     boot: String,
+    allowed: bool,
 }
 
 /// The number in a segment's file name.
