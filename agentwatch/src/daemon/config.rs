@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::session::watch::WatchRule;
+use crate::{event::redact::Custom, session::watch::WatchRule};
 
 /// Where it is looked for when none is named.
 pub const DEFAULT: &str = "/etc/agentwatch/daemon.toml";
@@ -17,6 +17,8 @@ pub struct Config {
     pub spool: SpoolConfig,
     /// Cgroups that become sessions by themselves.
     pub watch: Vec<WatchRule>,
+    /// Secrets that events must not show, beside those of known forms.
+    pub redact: Vec<Custom>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -26,6 +28,10 @@ pub struct CollectorConfig {
     pub start: bool,
     /// User that the collector runs as; where absent, `agentwatch` if there is one, else an unused number.
     pub user: Option<String>,
+    /// Days for which the history is kept; 0 is for ever.
+    pub keep_days: u64,
+    /// Bytes of history that are kept at the most; 0 is without limit.
+    pub keep_bytes: u64,
 }
 
 impl Default for CollectorConfig {
@@ -33,6 +39,8 @@ impl Default for CollectorConfig {
         Self {
             start: true,
             user: None,
+            keep_days: 90,
+            keep_bytes: 20 << 30,
         }
     }
 }

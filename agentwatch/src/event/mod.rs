@@ -8,6 +8,7 @@ pub mod host;
 pub mod model;
 pub mod names;
 pub mod process;
+pub mod redact;
 pub mod samples;
 pub mod schema;
 
