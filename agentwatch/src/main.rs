@@ -34,7 +34,10 @@ enum Command {
     Sessions(cli::sessions::SessionsArgs),
     Events(cli::events::EventsArgs),
     Timeline(cli::timeline::TimelineArgs),
+    Report(cli::report::ReportArgs),
     Query(cli::query::QueryArgs),
+    Verify(cli::verify::VerifyArgs),
+    Export(cli::verify::ExportArgs),
     /// Check, explain and describe policies
     #[command(subcommand)]
     Policy(cli::policy::PolicyCommand),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Release(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(),
+        Command::Verify(args) => args.run(),
         command => threaded(command, &runtime_dir),
     };
     result.unwrap_or_else(|error| {
@@ -84,7 +88,9 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Sessions(args) => args.run(runtime_dir).await,
             Command::Events(args) => args.run(runtime_dir).await,
             Command::Timeline(args) => args.run(runtime_dir).await,
+            Command::Report(args) => args.run(runtime_dir).await,
             Command::Query(args) => args.run(runtime_dir).await,
+            Command::Export(args) => args.run(runtime_dir).await,
             Command::Collector(args) => args.run(runtime_dir).await,
             Command::Run(_)
             | Command::Attach(_)
@@ -92,6 +98,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Reload(_)
             | Command::Release(_)
             | Command::Status(_)
+            | Command::Verify(_)
             | Command::Policy(_) => {
                 unreachable!("dispatched by main")
             }
