@@ -29,17 +29,28 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Place {
     pub directory: TempDir,
+    /// Name of the state directory.
+    state: &'static str,
 }
 
 impl Place {
     pub fn new() -> Self {
         Self {
             directory: tempfile::tempdir().expect("a temporary directory"),
+            state: "state",
+        }
+    }
+
+    /// Where the directory itself is a daemon's state directory.
+    pub fn new_as_daemon() -> Self {
+        Self {
+            state: "collector",
+            ..Self::new()
         }
     }
 
     pub fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.directory.path().join(self.state)
     }
 
     pub fn runtime(&self) -> PathBuf {

@@ -2,5 +2,6 @@
 //! killed or where two of them meet.
 
 mod commands;
+mod evidence;
 mod harness;
 mod sockets;
