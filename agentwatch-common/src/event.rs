@@ -136,7 +136,9 @@ pub struct FoldKey {
     pub object: [u64; 3],
     /// Which of the session's policies decided: what another one decides is an event of its own.
     pub policy: u32,
-    pub _pad: u32,
+    /// Which daemon it was told to, as [`crate::policy::flags::EPOCH_SHIFT`] has it: the next one knows nothing of what
+    /// this one folded.
+    pub epoch: u32,
 }
 const _: () = assert!(size_of::<FoldKey>() == 48);
 

@@ -10,6 +10,8 @@ pub const PLACES: usize = 1 << 18;
 pub const PREFIXES: usize = 1 << 16;
 /// Names of all policies in force that have rules before anything has them.
 pub const CHILDREN: usize = 1 << 17;
+/// Directories of which is kept what holds there.
+pub const DIRECTORIES: usize = 1 << 15;
 /// Rules on names, of all policies in force.
 pub const NAMES: usize = 1 << 14;
 /// Bytes of a rule on names.

@@ -24,6 +24,8 @@ pub mod flags {
     pub const LANDLOCK: u32 = 1 << 1;
     /// The policy has rules on names: every file's own name is looked up.
     pub const NAMES: u32 = 1 << 2;
+    /// From this bit on: how often the session was taken over.
+    pub const EPOCH_SHIFT: u32 = 16;
 }
 
 /// Rules that stand first in every policy.
@@ -139,7 +141,7 @@ pub struct Tag {
     /// A system call that has begun: address of its path, its flags.
     pub pointer: u64,
     pub flags: u64,
-    /// Sequence number of the denial that the system call in hand has met; 0 for none.
+    /// What of the system call in hand has been recorded already, so that its end is not recorded again.
     pub denied: u64,
     /// The socket address of the `connect` in hand.
     pub addr: [u8; 112],
@@ -148,7 +150,8 @@ pub struct Tag {
     pub ended: u32,
     /// Which of the task's executions was recorded last.
     pub exec_id: u32,
-    pub _pad: u32,
+    /// Whether CAP_SYS_ADMIN is asked for next in place of a capability that was refused.
+    pub stands_in: u32,
     /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
     /// tell apart what it may be.
     pub held: Held,
@@ -288,7 +291,8 @@ pub struct NameKey {
     pub policy: u32,
     /// See [`name`].
     pub kind: u32,
-    /// A name's bytes, from the end for [`name::SUFFIX`]; an exact name has a `/` behind them.
+    /// A name's bytes, from the end for [`name::SUFFIX`]; an exact name has a `/` behind them,
+    /// an exact abstract name the byte 255.
     pub bytes: [u8; limits::NAME_RULE],
 }
 const _: () = assert!(size_of::<NameKey>() == 8 + limits::NAME_RULE);

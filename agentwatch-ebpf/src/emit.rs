@@ -4,7 +4,9 @@
 
 use agentwatch_common::{
     event::{Fold, FoldKey, Record, Scratch, kind, state, verdict},
-    limits, stats,
+    limits,
+    policy::flags,
+    stats,
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -326,7 +328,7 @@ pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 
         image,
         object,
         policy: subject.policy,
-        _pad: 0,
+        epoch: subject.flags >> flags::EPOCH_SHIFT,
     }
 }
 

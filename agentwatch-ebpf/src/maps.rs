@@ -14,8 +14,8 @@ use aya_ebpf::{
         BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
-    helpers::generated::{bpf_inode_storage_get, bpf_sk_storage_get, bpf_task_storage_get},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::generated::{bpf_sk_storage_get, bpf_task_storage_get},
     macros::btf_map,
 };
 
@@ -71,9 +71,9 @@ pub static NAMES: LpmTrie<NameKey, Name, { limits::NAMES }> = LpmTrie::new();
 #[btf_map]
 pub static PREFIXES: LpmTrie<PrefixKey, Prefix, { limits::PREFIXES }> = LpmTrie::new();
 
-/// What was found to hold in a directory, kept with it.
+/// What was found to hold in directories, those that were asked for last.
 #[btf_map]
-pub static DIRECTORIES: InodeStorage<Kept> = InodeStorage::new();
+pub static DIRECTORIES: LruHashMap<PlaceKey, Kept, { limits::DIRECTORIES }> = LruHashMap::new();
 /// Sessions by the sockets that they made.
 #[btf_map]
 pub static SOCKETS: SocketStorage<u32> = SocketStorage::new();
@@ -162,11 +162,6 @@ macro_rules! local_storage {
 local_storage!(
     /// A value per task.
     TaskStorage: BPF_MAP_TYPE_TASK_STORAGE, bpf_task_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE,
-    BPF_F_NO_PREALLOC
-);
-local_storage!(
-    /// A value per inode.
-    InodeStorage: BPF_MAP_TYPE_INODE_STORAGE, bpf_inode_storage_get, BPF_LOCAL_STORAGE_GET_F_CREATE,
     BPF_F_NO_PREALLOC
 );
 local_storage!(

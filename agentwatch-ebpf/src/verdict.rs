@@ -14,7 +14,9 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     btf_maps::lpm_trie::Key,
-    helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+    helpers::generated::{
+        bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
+    },
 };
 
 use crate::{
@@ -24,7 +26,7 @@ use crate::{
         BINDINGS, CHILDREN, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
         SESSIONS, count,
     },
-    session::{Subject, swap64},
+    session::Subject,
 };
 
 /// include/uapi/linux/magic.h.
@@ -80,17 +82,17 @@ fn has(held: &Held, flag: u8) -> bool {
     held.place.flags & flag != 0
 }
 
-/// What holds in a directory, kept with its inode until a policy changes or a directory moves.
+/// What holds in a directory, kept until a policy changes or a directory moves. `version` stands first and `seal` last, and they
+/// are equal but while the kernel writes another value over this one.
 #[repr(C)]
 pub struct Kept {
-    /// Odd while it is written.
     version: u64,
-    writing: u64,
-    policy: u32,
     generation: u32,
     moves: u32,
+    inode_generation: u32,
     _pad: u32,
     held: Held,
+    seal: u64,
 }
 
 /// Decides on a file. The name's own directory decides where there is no file yet.
@@ -252,31 +254,32 @@ fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) ->
     if kept(start, policy, generation, sequence, held) != 0 {
         return 1;
     }
-    let mut steps = NEAR;
+    held.steps = NEAR;
     if flags & flags::NAMES == 0 {
-        steps = near(policy, start, generation, sequence, held);
-        held.steps = steps;
-        if steps < NEAR && steps > 0 && has(held, place::CHILDREN) {
-            descend(policy, start.address(), held);
-        }
+        near(policy, start.0, generation, sequence, held);
     }
+    // Read again: what the verifier knows of each way through `near` ends there.
+    // SAFETY: a field of the task's tag.
+    let steps = unsafe { (&raw const held.steps).read_volatile() };
     if steps >= NEAR {
         climb(policy, flags, start.address(), held);
+    } else if steps > 0 && has(held, place::CHILDREN) {
+        descend(policy, start.address(), held);
     }
     if sequence & 1 == 0 && kernel::moves() == moves {
-        keep(start, policy, generation, sequence, held);
+        keep(start.0, policy, generation, sequence, held);
     }
     0
 }
 
 /// Directories that [`near`] walks.
-const NEAR: u32 = 16;
+const NEAR: u32 = 4;
 
-/// The nearest place at or above a directory, or what is kept of one on the way; how many steps above it stands, [`NEAR`] where
-/// it is further away.
-#[inline(always)]
-fn near(policy: u32, start: Dentry, generation: u32, sequence: u32, held: &mut Held) -> u32 {
-    let mut entry = start;
+/// The nearest place at or above a directory, or what is kept of one on the way. `steps` says how far above it stands, [`NEAR`]
+/// where it is further away.
+#[inline(never)]
+fn near(policy: u32, start: *const c_void, generation: u32, sequence: u32, held: &mut Held) -> u32 {
+    let mut entry = Dentry(start);
     let mut steps = 0;
     while steps < NEAR {
         if here(
@@ -286,42 +289,47 @@ fn near(policy: u32, start: Dentry, generation: u32, sequence: u32, held: &mut H
             entry.generation(),
             held,
         ) != 0
+            || (steps > 0 && kept(entry, policy, generation, sequence, held) != 0)
         {
-            return steps;
-        }
-        if steps > 0 && kept(entry, policy, generation, sequence, held) != 0 {
-            return steps;
+            break;
         }
         let parent = entry.parent();
         if parent.address() == entry.address() {
             top(policy, entry.address(), held);
-            return steps;
+            break;
         }
         entry = parent;
         steps += 1;
     }
-    NEAR
+    // SAFETY: a field of the task's tag.
+    unsafe { (&raw mut held.steps).write_volatile(steps) };
+    0
 }
 
 /// Takes what is kept of a directory, where that is still true.
 #[inline(always)]
 fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Held) -> u32 {
-    let kept = DIRECTORIES.get(dentry.inode_pointer());
-    if kept.is_null() {
+    let Some(kept) = DIRECTORIES.get_ptr(PlaceKey {
+        policy,
+        dev: dentry.device(),
+        inode: dentry.inode(),
+    }) else {
         return 0;
-    }
-    // SAFETY: a map's value, which others write: it is read between two looks at its version.
+    };
+    // SAFETY: a map's value, which another processor may be writing: it is read between two looks at its ends.
     unsafe {
         let version = (&raw const (*kept).version).read_volatile();
-        if version & 1 != 0
-            || (&raw const (*kept).policy).read_volatile() != policy
+        if (&raw const (*kept).seal).read_volatile() != version
             || (&raw const (*kept).generation).read_volatile() != generation
             || (&raw const (*kept).moves).read_volatile() != moves
+            || (&raw const (*kept).inode_generation).read_volatile() != dentry.generation()
         {
             return 0;
         }
         copy(&raw const (*kept).held, held);
-        if (&raw const (*kept).version).read_volatile() != version {
+        if (&raw const (*kept).version).read_volatile() != version
+            || (&raw const (*kept).seal).read_volatile() != version
+        {
             clear(held);
             return 0;
         }
@@ -329,7 +337,7 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
     }
 }
 
-/// Copies word by word, past the stack.
+/// Copies word by word.
 #[inline(always)]
 unsafe fn copy(from: *const Held, to: *mut Held) {
     for word in 0..size_of::<Held>() / 8 {
@@ -342,38 +350,32 @@ unsafe fn copy(from: *const Held, to: *mut Held) {
     }
 }
 
-/// What a directory's storage begins as.
-static FRESH: Kept = Kept {
-    version: 1,
-    writing: 0,
-    policy: 0,
-    generation: 0,
-    moves: 0,
-    _pad: 0,
-    held: NOTHING,
-};
-
-/// Keeps what was found in a directory's inode; lets it be where another processor is about to.
-#[inline(always)]
-fn keep(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &Held) {
-    let kept = DIRECTORIES.get_or_insert(dentry.inode_pointer(), &raw const FRESH);
-    if kept.is_null() {
-        return;
-    }
-    // SAFETY: a map's value; whoever has set `writing` is the only one who writes it.
-    unsafe {
-        if swap64(&raw mut (*kept).writing, 1) != 0 {
-            return;
-        }
-        let version = (&raw const (*kept).version).read_volatile() | 1;
-        (&raw mut (*kept).version).write_volatile(version);
-        (&raw mut (*kept).policy).write_volatile(policy);
-        (&raw mut (*kept).generation).write_volatile(generation);
-        (&raw mut (*kept).moves).write_volatile(moves);
-        copy(held, &raw mut (*kept).held);
-        (&raw mut (*kept).version).write_volatile(version + 1);
-        (&raw mut (*kept).writing).write_volatile(0);
-    }
+/// Keeps what was found in a directory.
+#[inline(never)]
+fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &Held) -> u32 {
+    let dentry = Dentry(dentry);
+    // SAFETY: no requirements.
+    let version = unsafe { bpf_ktime_get_boot_ns() };
+    let kept = Kept {
+        version,
+        generation,
+        moves,
+        inode_generation: dentry.generation(),
+        _pad: 0,
+        held: *held,
+        seal: version,
+    };
+    // Without room the answer is found again the next time.
+    let _ = DIRECTORIES.insert(
+        PlaceKey {
+            policy,
+            dev: dentry.device(),
+            inode: dentry.inode(),
+        },
+        kept,
+        0,
+    );
+    0
 }
 
 /// What holds at the root of a file system that no place stands above: one that the session mounted is its own.
@@ -579,6 +581,9 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         if found.decides != 0 {
             held.place = found.place;
             held.found = found::NAME;
+        } else {
+            held.place.flags &= !(place::PINNED | place::SOCKET);
+            held.found = found::ABOVE;
         }
         held.place.flags = held.place.flags & !place::CHILDREN | flags;
         held.number = found.number;
@@ -615,7 +620,6 @@ fn named(policy: u32, dentry: u64, held: &mut Held) -> u32 {
 /// Looks a name up among the rules on names: a file's by its end and then by its beginning, a socket's by its beginning.
 #[inline(always)]
 fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) -> u32 {
-    const RAW: usize = 512;
     let Some(scratch) = emit::take() else {
         clear(held);
         return 1;
@@ -669,11 +673,13 @@ fn lookup_name(policy: u32, kind: u32, address: u64, len: u32, held: &mut Held) 
     hit
 }
 
+/// Where a name stands in scratch memory, and where the bytes of its key.
+const RAW: usize = 512;
+const KEY: usize = 12;
+
 /// Makes the key for a name that stands in scratch memory, its length behind it.
 #[inline(never)]
 fn fill_name(scratch: *mut Scratch, policy: u32, kind: u32) -> u32 {
-    const RAW: usize = 512;
-    const KEY: usize = 12;
     // SAFETY: the slot is ours; every index is below its length.
     unsafe {
         let data = (&raw mut (*scratch).data).cast::<u8>();
@@ -687,16 +693,42 @@ fn fill_name(scratch: *mut Scratch, policy: u32, kind: u32) -> u32 {
         words.write_volatile(NAME_BASE + used * 8);
         words.add(1).write_volatile(policy);
         words.add(2).write_volatile(kind);
-        for i in 0..limits::NAME_RULE as u32 {
-            if i >= len {
-                break;
-            }
-            let from = if kind == name::SUFFIX { len - 1 - i } else { i };
-            let byte = data.add(RAW + (from as usize & 255)).read_volatile();
-            data.add(KEY + i as usize).write_volatile(byte);
+        let mut spelling = Spelling { data, len, kind };
+        bpf_loop(used, spell as *mut c_void, (&raw mut spelling).cast(), 0);
+    }
+    0
+}
+
+#[repr(C)]
+struct Spelling {
+    data: *mut u8,
+    len: u32,
+    kind: u32,
+}
+
+/// Writes a byte of a name's key: from the end for what is looked up by its end, and a `/` behind the last.
+extern "C" fn spell(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `fill_name` gave; every index is below the data's length.
+    unsafe {
+        let spelling = &*context.cast::<Spelling>();
+        let data = spelling.data;
+        let at = index as usize & 127;
+        if index >= spelling.len {
+            let end = if spelling.kind == name::ABSTRACT {
+                0xff
+            } else {
+                b'/'
+            };
+            data.add(KEY + at).write_volatile(end);
+            return 1;
         }
-        // What stands behind the key is the name that was read: there is room for one more.
-        data.add(KEY + (len as usize & 127)).write_volatile(b'/');
+        let from = if spelling.kind == name::SUFFIX {
+            spelling.len - 1 - index
+        } else {
+            index
+        };
+        let byte = data.add(RAW + (from as usize & 255)).read_volatile();
+        data.add(KEY + at).write_volatile(byte);
     }
     0
 }
@@ -727,9 +759,19 @@ pub fn socket_file(held: &Held) -> Decision {
             rule: held.place.socket_rule,
         };
     }
-    Decision {
+    let write = Decision {
         effect: held.place.effects[right::WRITE],
         rule: held.place.rules[right::WRITE],
+    };
+    // What closes the file closes the socket; what only grants less says nothing of sockets.
+    let closed =
+        held.place.effects[right::READ] == effect::DENY && write.rule != rule::FILES_DEFAULT;
+    if write.allows() || closed {
+        return write;
+    }
+    Decision {
+        effect: effect::DENY,
+        rule: rule::UNIX_DEFAULT,
     }
 }
 
@@ -742,6 +784,13 @@ pub fn code(held: &Held) -> Decision {
             effect: effect::DENY,
             rule: held.place.rules[right::EXEC],
         };
+    }
+    let exec = Decision {
+        effect: held.place.effects[right::EXEC],
+        rule: held.place.rules[right::EXEC],
+    };
+    if exec.allows() {
+        return exec;
     }
     Decision {
         effect: held.place.effects[right::READ],

@@ -44,6 +44,7 @@ enum Command {
     Doctor(cli::doctor::DoctorArgs),
     Status(cli::status::StatusArgs),
     Collector(cli::collector::CollectorArgs),
+    Canary(cli::canary::CanaryArgs),
 }
 
 fn main() -> ExitCode {
@@ -59,8 +60,9 @@ fn main() -> ExitCode {
         Command::Reload(args) => args.run(&runtime_dir),
         Command::Release(args) => args.run(&runtime_dir),
         Command::Status(args) => args.run(&runtime_dir),
-        Command::Policy(command) => command.run(),
+        Command::Policy(command) => command.run(&runtime_dir),
         Command::Verify(args) => args.run(),
+        Command::Canary(args) => args.run(),
         command => threaded(command, &runtime_dir),
     };
     result.unwrap_or_else(|error| {
@@ -99,7 +101,8 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Release(_)
             | Command::Status(_)
             | Command::Verify(_)
-            | Command::Policy(_) => {
+            | Command::Policy(_)
+            | Command::Canary(_) => {
                 unreachable!("dispatched by main")
             }
         }

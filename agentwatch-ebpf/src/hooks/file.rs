@@ -13,13 +13,15 @@ use aya_ebpf::{
 
 use crate::{
     emit::{self, Draft},
-    kernel::{self, Dentry, DentryAt, File, FileAt, TaskAt},
+    kernel::{self, Dentry, DentryAt, File, TaskAt},
     maps::{HOST, IDENTIFIED, TAGS},
     session::{self, Subject},
     verdict::{self as policy, Decision},
 };
 
 const EACCES: i32 = 13;
+/// In a task's tag: the open in hand has been recorded as denied.
+const DENIED: u64 = 1;
 /// `ATTR_SIZE` (include/linux/fs.h).
 const ATTR_SIZE: u32 = 1 << 3;
 const PROT_EXEC: u64 = 4;
@@ -235,7 +237,12 @@ pub fn mmap_file(ctx: LsmContext) -> i32 {
     if protection & PROT_EXEC == 0 || kernel::raw_argument(ctx.as_ptr(), 0) == 0 {
         return 0;
     }
-    map(File(ctx.arg(0)))
+    let file = File(ctx.arg(0));
+    // The verifier of newer kernels asks for this look, that of older ones believes that it is not needed.
+    if file.0.is_null() {
+        return 0;
+    }
+    map(file)
 }
 
 #[lsm(hook = "file_mprotect")]
@@ -284,8 +291,9 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
     };
     let file = File(ctx.arg(0));
     let dentry = file.dentry();
+    // Sockets have a program of their own on this hook.
     if dentry.is_socket() && dentry.is_internal() {
-        return super::socket::received(&subject, FileAt(file.0 as u64));
+        return 0;
     }
     let mode = file.mode();
     let mut rights = 0;
@@ -356,7 +364,7 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
     };
     // SAFETY: the subject was found by its tag.
     let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
-    if denied != 0 {
+    if denied == DENIED {
         return 0;
     }
     let flags = kernel::open_flag(ctx.arg(2));
@@ -503,7 +511,7 @@ fn answer(
     let (outcome, result) = outcome(subject, &decision);
     if result != 0 && (what == kind::OPEN || what == kind::EXEC) {
         // SAFETY: the subject was found by its tag.
-        unsafe { (*subject.tag).denied = 1 };
+        unsafe { (*subject.tag).denied = DENIED };
     }
     record_file(
         subject,

@@ -243,6 +243,9 @@ const OVER_THE_HOST: u64 = 1 << CAP_NET_ADMIN
     | 1 << 39
     | 1 << 40;
 
+/// Capabilities that were part of CAP_SYS_ADMIN once: the kernel's log, tracing, BPF, checkpoints.
+const SPLIT_OFF: u64 = 1 << 34 | 1 << 38 | 1 << 39 | 1 << 40;
+
 /// Capabilities, where they are over the host: those that a session has in a user namespace of its own reach nothing outside it.
 #[lsm(hook = "capable")]
 pub fn capable(ctx: LsmContext) -> i32 {
@@ -259,7 +262,15 @@ pub fn capable(ctx: LsmContext) -> i32 {
         return 0;
     }
     let mut operation = guard::CAPABILITY;
-    if capability == CAP_SYS_ADMIN {
+    // Where one of these is refused the kernel asks for CAP_SYS_ADMIN in its place.
+    // SAFETY: the subject was found by its tag.
+    let stands_in = unsafe {
+        core::mem::replace(
+            &mut (*subject.tag).stands_in,
+            u32::from(capability < 64 && SPLIT_OFF & 1 << (capability & 63) != 0),
+        )
+    };
+    if capability == CAP_SYS_ADMIN && stands_in == 0 {
         operation = administers();
         if operation == guard::COUNT as u32 {
             return 0;
@@ -283,8 +294,9 @@ fn administers() -> u32 {
     /// Changes of mounts (arch/x86/entry/syscalls/syscall_64.tbl): pivot_root, mount, umount2, open_tree, move_mount, fsopen, fsconfig,
     /// fsmount, fspick, mount_setattr, open_tree_attr.
     const MOUNTS: [u64; 11] = [155, 165, 166, 428, 429, 430, 431, 432, 433, 442, 467];
-    /// ioctl, sethostname, setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, quotactl_fd.
-    const HOST: [u64; 9] = [16, 170, 171, 167, 168, 179, 212, 300, 443];
+    /// ioctl, syslog (which asks for this where CAP_SYSLOG was refused), sethostname, setdomainname, swapon, swapoff, quotactl,
+    /// lookup_dcookie, fanotify_init, quotactl_fd.
+    const HOST: [u64; 10] = [16, 103, 170, 171, 167, 168, 179, 212, 300, 443];
     let call = kernel::system_call();
     if call == kernel::COMPAT_SYSCALL || HOST.contains(&call) {
         return guard::CAPABILITY;
@@ -468,6 +480,7 @@ pub fn msg_queue_alloc_security(ctx: LsmContext) -> i32 {
     made(ctx.arg(0))
 }
 
+/// The kernel makes `EACCES` of what is refused here.
 #[lsm(hook = "ipc_permission")]
 pub fn ipc_permission(ctx: LsmContext) -> i32 {
     foreign(guard::IPC, ctx.arg(0), 0)

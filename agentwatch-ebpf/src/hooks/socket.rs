@@ -25,6 +25,8 @@ use crate::{
 };
 
 const EPERM: i32 = 1;
+/// In a task's tag: the connect in hand has been recorded.
+const TOLD: u64 = 2;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
 const SOCK_RAW: u32 = 3;
@@ -129,6 +131,16 @@ fn is_own(subject: &Subject, sock: *const c_void) -> bool {
     !mark.is_null() && unsafe { mark.read_volatile() } == subject.number
 }
 
+/// A connect begins: nothing of it has been recorded yet.
+#[lsm(hook = "socket_connect")]
+pub fn socket_connect(_ctx: LsmContext) -> i32 {
+    if let Some(subject) = Subject::current() {
+        // SAFETY: the subject was found by its tag.
+        unsafe { (*subject.tag).denied = 0 };
+    }
+    0
+}
+
 /// Listening: without a name the kernel gives the socket one.
 #[lsm(hook = "socket_listen")]
 pub fn socket_listen(ctx: LsmContext) -> i32 {
@@ -217,8 +229,21 @@ fn refused(
 }
 
 /// A socket that comes from another process: what it is connected to is decided as if the session connected to it.
+#[lsm(hook = "file_receive")]
+pub fn socket_receive(ctx: LsmContext) -> i32 {
+    let file = kernel::File(ctx.arg(0));
+    let dentry = file.dentry();
+    if !dentry.is_socket() || !dentry.is_internal() {
+        return 0;
+    }
+    match Subject::current() {
+        Some(subject) => received(&subject, FileAt(file.0 as u64)),
+        None => 0,
+    }
+}
+
 #[inline(always)]
-pub fn received(subject: &Subject, file: FileAt) -> i32 {
+fn received(subject: &Subject, file: FileAt) -> i32 {
     let sock = file.sock();
     let family = sock.family();
     let kind = file.socket_type();
@@ -291,14 +316,26 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
         // One that has no name was handed over by somebody.
         return 0;
     };
-    if decision.allows() {
-        return 0;
-    }
-    let (outcome, errno) = if subject.monitors() {
+    let (outcome, errno) = if decision.allows() {
+        (verdict::ALLOWED, 0)
+    } else if subject.monitors() {
         (verdict::AUDITED, 0)
     } else {
         (verdict::DENIED, EPERM)
     };
+    // The end of the connect has nothing to add.
+    // SAFETY: the subject was found by its tag.
+    unsafe { (*subject.tag).denied = TOLD };
+    let key = emit::key(
+        &subject,
+        kind::CONNECT,
+        0,
+        outcome,
+        [peer.0, u64::from(socket_type), u64::from(decision.rule)],
+    );
+    if emit::fold(&subject, &key) {
+        return answer(errno != 0, EPERM);
+    }
     let Some(mut draft) = emit::begin(kind::CONNECT, &subject, TaskAt::current()) else {
         return answer(errno != 0, EPERM);
     };
@@ -316,7 +353,9 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
     record.family = AF_UNIX;
     record.socket_type = socket_type;
     record.errno = errno;
-    draft.submit(&subject);
+    record.state |= state::FOLDED;
+    let seq = draft.submit(&subject);
+    emit::remember(&key, seq);
     answer(errno != 0, EPERM)
 }
 
@@ -329,6 +368,10 @@ pub fn sys_connect_file(ctx: FExitContext) -> i32 {
     let address: u64 = ctx.arg(1);
     let len = ctx.arg::<u64>(2) as u32;
     let errno = -(ctx.arg::<u64>(4) as i32);
+    // SAFETY: the subject was found by its tag.
+    if unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) } == TOLD {
+        return 0;
+    }
     connected(&subject, file.socket_type(), address, len, errno);
     0
 }

@@ -59,12 +59,10 @@ pub struct DetachArgs {
 
 impl DetachArgs {
     pub fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        control::ask(
-            &control::connect(runtime_dir)?,
-            &Request::Detach {
-                session: self.session,
-            },
-        )?;
+        control::end(runtime_dir, |now| Request::Detach {
+            session: self.session.clone(),
+            now,
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }

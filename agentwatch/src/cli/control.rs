@@ -1,11 +1,16 @@
 //! Asking the daemon.
 
-use std::{fmt, os::unix::net::UnixStream, path::Path};
+use std::{
+    fmt,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    policy::{default, model::Context},
+    policy::{default, model::Context, sources},
     wire::{
         blocking,
         control::{CONTROL_SOCKET, PolicyText, Request, Response},
@@ -51,14 +56,36 @@ pub fn ask(stream: &UnixStream, request: &Request) -> Result<Response> {
     }
 }
 
-/// The text of a policy, read with the asker's own rights; the default one where none is named.
+/// How long the daemon may take to learn what an earlier one had told of its sessions.
+const RECKONING: Duration = Duration::from_secs(10);
+
+/// Asks for the end of sessions, again where the daemon is not ready for it yet.
+pub fn end(runtime_dir: &Path, request: impl Fn(bool) -> Request) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let now = since.elapsed() > RECKONING;
+        match ask(&connect(runtime_dir)?, &request(now))? {
+            Response::Later => std::thread::sleep(Duration::from_millis(100)),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The text of a policy and of what it extends, read with the asker's own rights; the default one where none is named.
 pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
-    let context = Context { cwd, home: home() };
+    let context = Context {
+        cwd,
+        home: home(),
+        tmp: std::env::temp_dir(),
+        uid: nix::unistd::getuid().as_raw(),
+    };
     let Some(file) = file else {
         return Ok(PolicyText {
             file: String::new(),
             text: default::TEXT.to_owned(),
+            directory: context.cwd.clone(),
+            included: Vec::new(),
             context,
         });
     };
@@ -69,10 +96,14 @@ pub fn policy_text(file: Option<&Path>) -> Result<PolicyText> {
             error.utf8_error().valid_up_to()
         )
     })?;
+    let directory = super::policy::directory_of(file, &context.cwd);
+    let included = sources::gather(&text, &directory, &context, super::policy::read_included);
     Ok(PolicyText {
         file: name,
         text,
         context,
+        directory,
+        included,
     })
 }
 

@@ -104,7 +104,7 @@ impl EventsArgs {
 }
 
 /// A time as people give it: a span before now, or RFC 3339.
-fn since(text: &str) -> Result<Timestamp, String> {
+pub(super) fn since(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }

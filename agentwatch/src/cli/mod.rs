@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod attach;
+pub mod canary;
 pub mod collector;
 pub mod control;
 pub mod daemon;

@@ -1,5 +1,10 @@
-//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. It works on files alone: it must
-//! never talk to a daemon, and needs neither a kernel that enforces nor rights of any kind.
+//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. `check`, `explain`, `test`, `presets`
+//! and `schema` work on files alone: they must never talk to a daemon, and need neither a kernel that enforces nor rights
+//! of any kind. The others ask the history.
+
+mod history;
+mod judge;
+mod show;
 
 use std::{
     env, fs,
@@ -20,11 +25,13 @@ use crate::{
         compile::MAX_TEXT,
         default,
         diagnostic::{Severity, Visible, quote},
-        explain::{self, Answer, UnixPeer},
-        model::{Access, Compiled, Context, Effect, NetOp, UnixTarget},
+        expect::{self, Question},
+        explain::Answer,
+        model::{Access, Compiled, Context, Effect, NetOp},
         path::clean,
-        surface,
+        sources::{self, Sources},
     },
+    session::managed,
 };
 
 /// Exit code for a policy with errors.
@@ -39,6 +46,16 @@ pub enum PolicyCommand {
     Check(CheckArgs),
     /// Say what a policy decides about one action, and which rules lead there
     Explain(ExplainArgs),
+    /// Hold a policy to the answers that it expects itself, in `[[expect]]` tables: exit code 1 if one is another
+    Test(CheckArgs),
+    /// Write a policy that allows what sessions did, from the history
+    Learn(judge::LearnArgs),
+    /// Judge the history by a policy: what would be denied and allowed anew; exit code 1 if something would be denied
+    Backtest(judge::BacktestArgs),
+    /// List the presets that policies can extend, or print one
+    Presets(show::PresetsArgs),
+    /// Show the policy that was last put in force for a session, rule by rule, from the history
+    Show(show::ShowArgs),
     /// Print the JSON Schema of policy files
     Schema,
 }
@@ -54,6 +71,9 @@ pub struct PolicySource {
     /// Directory that `~` in the policy stands for
     #[arg(long, value_name = "DIR", env = "HOME", hide_env_values = true)]
     home: Option<PathBuf>,
+    /// Directory of the administrator's policies, which hold for every session
+    #[arg(long, value_name = "DIR", default_value = managed::DEFAULT)]
+    managed_dir: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -76,9 +96,10 @@ pub struct ExplainArgs {
     /// With --open: ask about writing
     #[arg(long, requires = "open", conflicts_with_all = ["exec", "connect", "listen"])]
     write: bool,
-    /// Ask about executing a path. Symbolic links are not followed
-    #[arg(long, value_name = "PATH")]
-    exec: Option<PathBuf>,
+    /// Ask about executing a command: a path, or a name that is looked for in $PATH. Symbolic links are not followed, and
+    /// arguments decide nothing
+    #[arg(long, value_name = "CMD", num_args = 1..)]
+    exec: Vec<PathBuf>,
     /// Ask about connecting to an IP address and port, or to a UNIX socket: `unix:PATH`, `unix:@NAME`
     #[arg(long, value_name = "HOST:PORT|unix:…")]
     connect: Option<String>,
@@ -89,16 +110,21 @@ pub struct ExplainArgs {
 
 impl PolicyCommand {
     /// Runs the command. Errors are for what went wrong around it, such as a closed standard output.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        match self.run_to(&mut io::stdout().lock()) {
+    pub fn run(self, runtime_dir: &Path) -> anyhow::Result<ExitCode> {
+        match self.run_to(runtime_dir, &mut io::stdout().lock()) {
             // A reader that has left is no error.
             Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
             result => result,
         }
     }
 
-    fn run_to(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    fn run_to(self, runtime_dir: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         match self {
+            PolicyCommand::Test(args) => test(&args, out),
+            PolicyCommand::Learn(args) => judge::learn(&args, runtime_dir, out),
+            PolicyCommand::Backtest(args) => judge::backtest(&args, runtime_dir, out),
+            PolicyCommand::Presets(args) => show::presets(&args, out),
+            PolicyCommand::Show(args) => show::show(&args, runtime_dir, out),
             PolicyCommand::Check(args) => check(&args, out),
             PolicyCommand::Explain(args) => explain(&args, out),
             PolicyCommand::Schema => {
@@ -129,6 +155,90 @@ pub fn read_policy(file: &Path) -> anyhow::Result<(String, Vec<u8>)> {
     }
     .with_context(|| format!("cannot read the policy {name}"))?;
     Ok((name, text))
+}
+
+/// The directory that a policy file's `extends` starts from.
+pub fn directory_of(file: &Path, cwd: &Path) -> PathBuf {
+    let whole = clean(&cwd.join(file));
+    match whole.parent() {
+        Some(parent) if file.as_os_str() != "-" => parent.to_owned(),
+        _ => cwd.to_owned(),
+    }
+}
+
+/// Reads a file that a policy extends: its text, or why there is none.
+pub fn read_included(file: &Path) -> Result<String, String> {
+    let (_, text) = read_policy(file).map_err(|error| error.root_cause().to_string())?;
+    if text.len() > MAX_TEXT {
+        return Err(format!("it is longer than {MAX_TEXT} bytes"));
+    }
+    String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())
+}
+
+/// Where the command line's program is: a name without a slash is looked for as a shell does.
+fn find_program(program: &Path) -> anyhow::Result<PathBuf> {
+    let name = program.as_os_str();
+    if name.as_encoded_bytes().contains(&b'/')
+        || program == Path::new(".")
+        || program == Path::new("..")
+    {
+        return Ok(program.to_owned());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+        .with_context(|| {
+            format!(
+                "{} is not in $PATH; hint: write the path",
+                quote(&program.to_string_lossy())
+            )
+        })
+}
+
+fn test(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let (file, mut examined) =
+        match context(&args.source).and_then(|context| examine(&args.source, &context)) {
+            Ok(examined) => examined,
+            Err(error) => return Ok(unusable(&error)),
+        };
+    let Some(compiled) = &examined.compiled else {
+        complain(&examined.report);
+        return Ok(ExitCode::from(INVALID));
+    };
+    let failed = expect::test(&examined.expect, compiled, &mut examined.report);
+    let asked = examined.expect.len();
+    if args.source.json {
+        let whole = json!({
+            "file": file,
+            "expectations": asked,
+            "failed": failed,
+            "diagnostics": diagnostics(&examined.report),
+        });
+        print(out, &serde_json::to_string_pretty(&whole)?)?;
+    } else {
+        complain(&examined.report);
+        print(
+            out,
+            &format!(
+                "{}: {} of {asked} expectations are met",
+                Visible(&file),
+                asked - failed
+            ),
+        )?;
+    }
+    if asked == 0 {
+        let error = anyhow::anyhow!(
+            "{} expects nothing; hint: add [[expect]] tables",
+            Visible(&file)
+        );
+        return Ok(unusable(&error));
+    }
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(INVALID)
+    })
 }
 
 fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -167,19 +277,7 @@ fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
 
 fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
     let report = &examined.report;
-    let diagnostics: Vec<_> = report
-        .diagnostics()
-        .into_iter()
-        .map(|diagnostic| {
-            json!({
-                "severity": diagnostic.severity,
-                "message": diagnostic.message,
-                "line": diagnostic.span.as_ref().map(|span| report.line(span.start)),
-                "column": diagnostic.span.as_ref().map(|span| report.column(span.start)),
-                "help": diagnostic.help,
-            })
-        })
-        .collect();
+    let diagnostics = diagnostics(report);
     let compiled = examined.compiled.as_ref();
     json!({
         "file": file,
@@ -192,6 +290,22 @@ fn check_json(file: &str, examined: &Examined) -> serde_json::Value {
         "warnings": report.warnings(),
         "diagnostics": diagnostics,
     })
+}
+
+fn diagnostics(report: &Report) -> Vec<serde_json::Value> {
+    report
+        .diagnostics()
+        .into_iter()
+        .map(|diagnostic| {
+            json!({
+                "severity": diagnostic.severity,
+                "message": diagnostic.message,
+                "line": diagnostic.span.as_ref().map(|span| report.line(span.start)),
+                "column": diagnostic.span.as_ref().map(|span| report.column(span.start)),
+                "help": diagnostic.help,
+            })
+        })
+        .collect()
 }
 
 fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -207,56 +321,29 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
     let Some(compiled) = examined.compiled else {
         return Ok(ExitCode::from(INVALID));
     };
-    let file = |access, path: &Path| {
-        let path = clean(&context.cwd.join(path));
-        (
-            explain::explain_file(&compiled, access, &path),
-            path.display().to_string(),
-        )
-    };
-    let net = |op, address: SocketAddr| {
-        (
-            explain::explain_net(&compiled, op, address.ip(), address.port()),
-            address.to_string(),
-        )
-    };
-    let connect = match args
-        .connect
-        .as_deref()
-        .map(|text| peer(text, &context))
-        .transpose()
-    {
-        Ok(peer) => peer,
-        Err(error) => return Ok(unusable(&error)),
-    };
-    let (action, (answer, object)) = match (&args.open, &args.exec, connect, args.listen) {
-        (Some(path), ..) if args.write => ("write", file(Access::Write, path)),
-        (Some(path), ..) => ("read", file(Access::Read, path)),
-        (_, Some(path), ..) => ("exec", file(Access::Exec, path)),
-        (.., Some(Peer::Address(address)), _) => ("connect", net(NetOp::Connect, address)),
-        (.., Some(Peer::Unix(UnixTarget::Path(path))), _) => (
-            "connect",
-            (
-                explain::explain_unix(&compiled, UnixPeer::Path(&path)),
-                format!("unix:{}", path.display()),
-            ),
-        ),
-        (
-            ..,
-            Some(Peer::Unix(UnixTarget::Abstract(name) | UnixTarget::AbstractPrefix(name))),
-            _,
-        ) => (
-            "connect",
-            (
-                explain::explain_unix(&compiled, UnixPeer::Abstract(name.as_bytes())),
-                format!("unix:@{name}"),
-            ),
-        ),
-        (.., Some(address)) => ("listen", net(NetOp::Listen, address)),
-        (None, None, None, None) => {
+    let file = |access, path: &Path| Question::File(access, clean(&context.cwd.join(path)));
+    let asked = match (&args.open, &args.exec[..], &args.connect, args.listen) {
+        (Some(path), ..) if args.write => Ok(file(Access::Write, path)),
+        (Some(path), ..) => Ok(file(Access::Read, path)),
+        (_, [program, ..], ..) => match find_program(program) {
+            Ok(path) => Ok(file(Access::Exec, &path)),
+            Err(error) => return Ok(unusable(&error)),
+        },
+        (.., Some(peer), _) => Question::connect(peer, &context),
+        (.., Some(address)) => Ok(Question::Net(NetOp::Listen, address)),
+        (None, [], None, None) => {
             anyhow::bail!("nothing was asked; hint: give --open, --exec, --connect or --listen")
         }
     };
+    let question = match asked {
+        Ok(question) => question,
+        Err(fault) => {
+            let error = anyhow::anyhow!("{}; hint: {}", fault.message, fault.help);
+            return Ok(unusable(&error));
+        }
+    };
+    let answer = question.answer(&compiled);
+    let (action, object) = (question.action(), question.object());
     let text = if args.source.json {
         serde_json::to_string_pretty(&json!({
             "action": action,
@@ -301,11 +388,31 @@ fn answer_text(compiled: &Compiled, action: &str, object: &str, answer: &Answer<
 
 fn examine(source: &PolicySource, context: &Context) -> anyhow::Result<(String, Examined)> {
     let Some(file) = &source.file else {
-        let examined = policy::examine("", default::TEXT.as_bytes(), context);
+        let managed = managed::read(&source.managed_dir)?;
+        let examined = policy::examine_all(&Sources {
+            managed: &managed,
+            ..Sources::alone("", default::TEXT.as_bytes(), context)
+        });
         return Ok((default::NAME.to_owned(), examined));
     };
     let (name, text) = read_policy(file)?;
-    let examined = policy::examine(&name, &text, context);
+    let directory = directory_of(file, &context.cwd);
+    let included = sources::gather(
+        &String::from_utf8_lossy(&text),
+        &directory,
+        context,
+        read_included,
+    );
+    let managed = managed::read(&source.managed_dir)?;
+    let examined = policy::examine_all(&Sources {
+        file: &name,
+        text: &text,
+        directory: &directory,
+        included: &included,
+        context,
+        managed: &managed,
+        managed_context: context,
+    });
     Ok((name, examined))
 }
 
@@ -322,37 +429,14 @@ fn context(source: &PolicySource) -> anyhow::Result<Context> {
     Ok(Context {
         cwd: absolute(cwd)?,
         home,
+        tmp: env::temp_dir(),
+        uid: nix::unistd::getuid().as_raw(),
     })
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::path::absolute(&path)
         .with_context(|| format!("cannot make {} an absolute path", path.display()))
-}
-
-/// Whom a program connects to.
-enum Peer {
-    Address(SocketAddr),
-    Unix(UnixTarget),
-}
-
-fn peer(text: &str, context: &Context) -> anyhow::Result<Peer> {
-    let Some(socket) = text.strip_prefix("unix:") else {
-        return endpoint(text).map(Peer::Address).map_err(|help| {
-            anyhow::anyhow!(
-                "{} cannot be connected to; hint: {help}, or unix:/PATH or unix:@NAME",
-                quote(text)
-            )
-        });
-    };
-    match surface::parse_unix(socket, context) {
-        Ok(UnixTarget::AbstractPrefix(_)) => anyhow::bail!(
-            "{} names many sockets; hint: ask about one, such as unix:@NAME",
-            quote(text)
-        ),
-        Ok(target) => Ok(Peer::Unix(target)),
-        Err(fault) => anyhow::bail!("{}; hint: {}", fault.message, fault.help),
-    }
 }
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
@@ -410,7 +494,7 @@ mod tests {
         let cli = Cli::try_parse_from(std::iter::once(&"policy").chain(args))
             .map_err(|error| error.kind())?;
         let mut out = Vec::new();
-        let code = cli.command.run_to(&mut out).unwrap();
+        let code = cli.command.run_to(Path::new("/nowhere"), &mut out).unwrap();
         Ok((code, String::from_utf8(out).unwrap()))
     }
 
@@ -423,6 +507,14 @@ mod tests {
             path.display().to_string()
         };
         let good = write("good.toml", "[files]\nread = [\"/usr\"]\n");
+        let held = write(
+            "held.toml",
+            "[files]\nread = [\"/usr\"]\n[[expect]]\nread = \"/usr/x\"\nverdict = \"allowed\"\n",
+        );
+        let broken = write(
+            "broken.toml",
+            "[files]\nread = [\"/usr\"]\n[[expect]]\nwrite = \"/usr/x\"\nverdict = \"allowed\"\n",
+        );
         let bad = write("bad.toml", "[files]\nraed = [\"/usr\"]\n");
         let missing = directory.path().join("missing.toml").display().to_string();
         for (args, code, expected) in [
@@ -447,7 +539,7 @@ mod tests {
                 "denied: write /usr/x",
             ),
             (
-                &["explain", &good, "--exec", "lib", "--context-cwd", "/usr"],
+                &["explain", &good, "--context-cwd", "/usr", "--exec", "./lib"],
                 0,
                 "denied: exec /usr/lib",
             ),
@@ -472,6 +564,24 @@ mod tests {
                 "denied: connect unix:@x",
             ),
             (&["explain", &bad, "--open", "/"], INVALID, ""),
+            (&["test", &held], 0, "1 of 1 expectations are met"),
+            (&["test", &broken], INVALID, "0 of 1 expectations are met"),
+            (&["test", &broken, "--json"], INVALID, "\"failed\": 1"),
+            (&["test", &good], USAGE, "0 of 0"),
+            (&["test", &bad], INVALID, ""),
+            (
+                &["explain", &good, "--exec", "sh", "x"],
+                0,
+                "denied: exec /",
+            ),
+            (&["explain", &good, "--exec", "no-such-program"], USAGE, ""),
+            (&["presets"], 0, "base"),
+            (&["presets", "preset:base"], 0, "# "),
+            (&["presets", "bsae"], USAGE, ""),
+            (&["show", "x"], USAGE, ""),
+            (&["learn", "x"], USAGE, ""),
+            (&["backtest", &good], USAGE, ""),
+            (&["backtest", &bad], INVALID, ""),
             (&["schema"], 0, "\"additionalProperties\": false"),
         ] {
             let (found, out) = run(args).unwrap();
@@ -508,9 +618,10 @@ mod tests {
         let context = Context {
             cwd: "/".into(),
             home: "/".into(),
+            ..Default::default()
         };
         let compiled = policy::load("p.toml", text.as_bytes(), &context).unwrap();
-        let answer = explain::explain_file(&compiled, Access::Write, Path::new("/w/ro/x"));
+        let answer = policy::explain::explain_file(&compiled, Access::Write, Path::new("/w/ro/x"));
         assert_eq!(
             answer_text(&compiled, "write", "/w/ro/x", &answer),
             "denied: write /w/ro/x\n  by   deny    files.read[0] at /w/ro, p.toml:3\n  then allow   files.write[0] at /w, p.toml:2\n  then deny    files.default"

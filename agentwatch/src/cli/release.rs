@@ -37,7 +37,7 @@ pub struct ReleaseArgs {
 impl ReleaseArgs {
     pub fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
         let runtime = std::path::absolute(runtime_dir)?;
-        let Ok(stream) = control::connect(&runtime) else {
+        if control::connect(&runtime).is_err() {
             if !nix::unistd::geteuid().is_root() {
                 bail!("only root may end the sessions of all users; hint: sudo agentwatch release");
             }
@@ -54,8 +54,8 @@ impl ReleaseArgs {
             })?;
             eprintln!("agentwatch: {ended} sessions ended");
             return Ok(ExitCode::SUCCESS);
-        };
-        control::ask(&stream, &Request::Release)?;
+        }
+        control::end(&runtime, |now| Request::Release { now })?;
         let since = Instant::now();
         while Pins::exist(&runtime) {
             if since.elapsed() > PATIENCE {

@@ -4,8 +4,9 @@
 //! the command; the parent stays outside, passes signals on and reports how it ended. All of it before any thread exists.
 
 use std::{
+    ffi::OsString,
     io::Read as _,
-    os::unix::process::CommandExt as _,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -169,11 +170,12 @@ fn become_command(
     command: &[String],
     tell: &mut impl std::io::Write,
 ) -> i32 {
-    let prepared = (|| -> Result<String> {
+    let prepared = (|| -> Result<(String, Vec<OsString>)> {
         let stream = control::connect(runtime_dir)?;
         let Response::Ready {
             session,
             warnings,
+            environment,
             landlock,
             ..
         } = control::ask(&stream, request)?
@@ -193,10 +195,14 @@ fn become_command(
             session: session.clone(),
         };
         control::ask(&stream, &enter)?;
-        Ok(session)
+        let dropped: Vec<OsString> = std::env::vars_os()
+            .map(|(name, _)| name)
+            .filter(|name| !environment.passes(name.as_bytes()))
+            .collect();
+        Ok((session, dropped))
     })();
-    let session = match prepared {
-        Ok(session) => session,
+    let (session, dropped) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => {
             eprintln!("agentwatch: {error:#}");
             return i32::from(FAILED);
@@ -205,8 +211,20 @@ fn become_command(
     let Some((program, arguments)) = command.split_first() else {
         return i32::from(FAILED);
     };
+    shed();
+    if !dropped.is_empty() {
+        let names: Vec<_> = dropped.iter().map(|name| name.to_string_lossy()).collect();
+        eprintln!(
+            "agentwatch: not passed on: {}; hint: [env] pass in the policy",
+            escape(&names.join(", "))
+        );
+    }
+    let mut command = Command::new(program);
+    for name in &dropped {
+        command.env_remove(name);
+    }
     // The pipe closes with the program's start: it is close-on-exec.
-    let error = Command::new(program)
+    let error = command
         .args(arguments)
         .env("AGENTWATCH_SESSION", &session)
         .exec();
@@ -215,6 +233,23 @@ fn become_command(
         NOT_FOUND
     } else {
         NOT_EXECUTABLE
+    }
+}
+
+/// Lets go of what the command is not to have from whoever started us: descriptors but for the first three, and the keys of the
+/// session keyring.
+fn shed() {
+    const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: neither call takes a pointer. Both may fail where the kernel has them not: then nothing was to be shed, or the
+    // kernel's own decisions on descriptors and keys stand alone.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0usize);
     }
 }
 

@@ -106,7 +106,11 @@ fn show(directory: &Path, report: &Report, key_given: bool) {
         println!("head      {head}");
     }
     for finding in &report.findings {
-        println!("{:<9} {}", finding.what.to_uppercase(), escape(&finding.detail));
+        println!(
+            "{:<9} {}",
+            finding.what.to_uppercase(),
+            escape(&finding.detail)
+        );
     }
     println!(
         "{}",
@@ -146,11 +150,12 @@ impl ExportArgs {
         if !self.sealed_only {
             ask(runtime_dir, &Question::Seal, |_| Ok(()))
                 .await
-                .context("have the newest events sealed; hint: --sealed-only exports without them")?;
+                .context(
+                    "have the newest events sealed; hint: --sealed-only exports without them",
+                )?;
         }
         let from = verify::of_daemon(&self.state_dir);
-        let segments =
-            verify::export(&from, &self.to).map_err(|error| unreadable(&from, error))?;
+        let segments = verify::export(&from, &self.to).map_err(|error| unreadable(&from, error))?;
         eprintln!(
             "{segments} segments in {}; check them with: agentwatch verify {}",
             self.to.display(),

@@ -59,6 +59,7 @@ pub(super) fn serve(
     let _state_lock = lock(state)?;
     let _runtime_lock = lock(&sockets)?;
 
+    store::sort_in(state).map_err(|error| unusable(state, error))?;
     let (mut store, _) =
         Store::open(state, &Host::read()?).map_err(|error| unusable(state, error))?;
     store.segment_events = config.segment_events.max(1);

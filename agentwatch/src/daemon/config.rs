@@ -1,11 +1,14 @@
 //! The daemon's configuration file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::{event::redact::Custom, session::watch::WatchRule};
+use crate::{
+    event::redact::Custom,
+    session::{managed, watch::WatchRule},
+};
 
 /// Where it is looked for when none is named.
 pub const DEFAULT: &str = "/etc/agentwatch/daemon.toml";
@@ -15,10 +18,22 @@ pub const DEFAULT: &str = "/etc/agentwatch/daemon.toml";
 pub struct Config {
     pub collector: CollectorConfig,
     pub spool: SpoolConfig,
+    /// Directory of the policies that hold for every session.
+    pub managed_dir: ManagedDir,
     /// Cgroups that become sessions by themselves.
     pub watch: Vec<WatchRule>,
     /// Secrets that events must not show, beside those of known forms.
     pub redact: Vec<Custom>,
+}
+
+/// A directory, the usual one where none is named.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ManagedDir(pub PathBuf);
+
+impl Default for ManagedDir {
+    fn default() -> Self {
+        Self(managed::DEFAULT.into())
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]

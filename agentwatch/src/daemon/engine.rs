@@ -2,11 +2,14 @@
 
 mod live;
 mod orders;
+mod policies;
+mod prove;
 mod reload;
 mod resume;
 
 use std::{
     collections::HashMap,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -62,6 +65,10 @@ const FOLD_BASES: usize = 1 << 16;
 
 pub struct Engine {
     kernel: Kernel,
+    /// Whether what the programs are to refuse is refused.
+    proof: prove::Proof,
+    /// Where the canary tries.
+    canary: PathBuf,
     rings: Rings,
     enricher: Enricher,
     sessions: HashMap<u32, Live>,
@@ -75,6 +82,8 @@ pub struct Engine {
     /// Whether everything is to be taken out of the kernel.
     released: bool,
     watches: Vec<Watch>,
+    /// Where the administrator's policies are.
+    managed_dir: std::path::PathBuf,
     /// Watched cgroups that could not become sessions, so that it is said once.
     refused: Vec<std::path::PathBuf>,
     outbox: mpsc::Sender<Event>,
@@ -101,6 +110,7 @@ impl Engine {
         config: &Config,
         figures: Arc<Figures>,
         registry: Registry,
+        runtime: &Path,
     ) -> Result<Self> {
         let enricher = Enricher::new(kernel.cgroup_root.clone())?;
         let watches = config
@@ -111,6 +121,8 @@ impl Engine {
             .map_err(|error| anyhow::anyhow!("a [[watch]] rule's cgroup is not a glob: {error}"))?;
         Ok(Self {
             kernel,
+            proof: prove::Proof::default(),
+            canary: runtime.join("canary"),
             rings,
             enricher,
             sessions: HashMap::new(),
@@ -121,6 +133,7 @@ impl Engine {
             began: Timestamp::now(),
             released: false,
             watches,
+            managed_dir: config.managed_dir.0.clone(),
             refused: Vec::new(),
             outbox,
             ready: Vec::new(),
@@ -301,6 +314,7 @@ impl Engine {
     }
 
     fn look_after(&mut self, number: u32) {
+        let out_of_time = self.out_of_time(number);
         if self.drained {
             self.declare_losses(number, false);
         }
@@ -349,6 +363,9 @@ impl Engine {
         let since = *live.empty_since.get_or_insert_with(Instant::now);
         let patience = since.elapsed() < LAST_WORD;
         match live.origin {
+            Origin::Run if out_of_time && (live.exit_code.is_some() || !patience) => {
+                self.end(number, "wall_time");
+            }
             Origin::Run if live.exit_code.is_some() => self.end(number, "exited"),
             Origin::Run if !live.seen_tasks && since.elapsed() < FIRST_TASK => {}
             Origin::Run if patience => {}

@@ -39,6 +39,16 @@ pub struct Holding {
     pub landlock: bool,
 }
 
+impl Holding {
+    /// Adds what cannot be held.
+    pub fn lacks(&mut self, gaps: Vec<String>) {
+        if !gaps.is_empty() {
+            self.coverage = Coverage::Degraded;
+            self.missing.extend(gaps);
+        }
+    }
+}
+
 pub fn holding(
     backend: Backend,
     landlock_abi: i64,

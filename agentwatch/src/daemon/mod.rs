@@ -14,10 +14,18 @@ mod release;
 mod spool;
 mod supervise;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -29,6 +37,9 @@ use crate::{
 };
 use config::Config;
 pub use release::release;
+
+/// How long a daemon that ends is waited for.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 
 /// Where a daemon keeps what it needs.
 #[derive(Clone, Debug)]
@@ -53,7 +64,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     }
     let _lock = lock(&paths)?;
     let listener = control::listen(&paths.runtime)?;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let pins = match Pins::open(&paths.runtime) {
         Ok(pins) => Some(pins),
         Err(error) => {
@@ -89,7 +100,12 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let collector = supervise::Collector::new(&config, &paths)?;
     let (stop, stopped) = watch::channel(false);
     let (events, inbox) = mpsc::channel(8192);
-    let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes, redactor(&config, &paths)?)?;
+    let (forward, figures) = forward::start(
+        inbox,
+        &paths,
+        config.spool.max_bytes,
+        redactor(&config, &paths)?,
+    )?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
     let mut engine = engine::Engine::new(
@@ -99,6 +115,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         &config,
         figures.clone(),
         registry::Registry::open(&paths.state)?,
+        &paths.runtime,
     )?;
     let (ask, wanted) = mpsc::unbounded_channel();
     engine.take_over(&registry::Registry::open(&paths.state)?, ask)?;
@@ -172,10 +189,20 @@ fn lock(paths: &Paths) -> Result<Flock<fs::File>> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!(
-            "another daemon runs on {} ({error}); hint: `agentwatch status`, or another --runtime-dir and --state-dir",
-            paths.runtime.display()
-        )
-    })
+    // One that was just killed takes a moment to be gone.
+    let since = Instant::now();
+    let mut file = file;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EWOULDBLOCK)) if since.elapsed() < LAST_BREATH => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err((_, error)) => bail!(
+                "another daemon runs on {} ({error}); hint: `agentwatch status`, or another --runtime-dir and --state-dir",
+                paths.runtime.display()
+            ),
+        }
+    }
 }

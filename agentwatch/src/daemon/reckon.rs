@@ -94,6 +94,8 @@ pub async fn run(
 async fn look(runtime: &std::path::Path, wanted: &Wanted) -> Result<Found> {
     match wanted {
         Wanted::Running => {
+            // An end that the dead daemon had sent may still be on its way into the store.
+            sleep(SETTLE * 2).await;
             let mut running = Vec::new();
             ask(runtime, &Question::Sessions, |answer| {
                 if let Answer::Sessions { sessions } = answer {

@@ -46,8 +46,9 @@ pub struct Record {
     pub ended: Option<String>,
     /// Policies that may be in force, the newest last: the kernel says which one is.
     pub policies: Vec<Policy>,
-    /// The event of its start: it is told again, because the daemon that first told it may have been killed.
-    pub start: Event,
+    /// The events of its start and of what has changed since, the newest of them: they are told again, because the daemon
+    /// that first told them may have been killed.
+    pub told: Vec<Event>,
 }
 
 /// A policy as it was put in force.
@@ -191,6 +192,7 @@ mod tests {
         let context = policy::model::Context {
             cwd: "/w".into(),
             home: "/root".into(),
+            ..Default::default()
         };
         let text = b"[files]\nread = ['/usr', '/nowhere']\n[network]\nallow = ['192.0.2.0/24']\n";
         let policy = policy::examine("p.toml", text, &context)
@@ -229,7 +231,7 @@ mod tests {
                 missing: vec![1],
                 gaps: Vec::new(),
             }],
-            start: sample(Kind::Session),
+            told: vec![sample(Kind::Session)],
         }
     }
 
@@ -247,7 +249,7 @@ mod tests {
         };
         let expected = Record {
             started: read.started,
-            start: read.start.clone(),
+            told: read.told.clone(),
             ..record("b")
         };
         assert_eq!(

@@ -21,6 +21,8 @@ use crate::wire::collector::INGEST_SOCKET;
 const USER: &str = "agentwatch";
 /// And where it has not: a number that Debian assigns to nobody (policy 9.2.2).
 const UNASSIGNED: u32 = 61_111;
+/// File that says which collector a daemon has started.
+const PID: &str = "collector.pid";
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
@@ -88,7 +90,7 @@ impl Collector {
             if there || !self.start {
                 tokio::select! {
                     () = sleep(LONGEST_DELAY) => {}
-                    _ = stopped.changed() => {}
+                    _ = stopped.changed() => self.end_inherited().await,
                 }
                 continue;
             }
@@ -96,6 +98,9 @@ impl Collector {
             match self.spawn() {
                 Ok(mut child) => {
                     tracing::info!(pid = child.id(), uid = self.uid, "collector started");
+                    if let Some(pid) = child.id() {
+                        let _ = fs::write(self.runtime.join(PID), pid.to_string());
+                    }
                     tokio::select! {
                         status = child.wait() => {
                             tracing::warn!(status = ?status, "the collector ended; events wait on disk until it is back");
@@ -118,6 +123,23 @@ impl Collector {
                 _ = stopped.changed() => {}
             }
             delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+
+    /// Ends the collector that a daemon before this one had started; one that somebody else started goes on.
+    async fn end_inherited(&self) {
+        let socket = self.runtime.join("collector").join(INGEST_SOCKET);
+        let Ok(stream) = tokio::net::UnixStream::connect(socket).await else {
+            return;
+        };
+        let started = fs::read_to_string(self.runtime.join(PID))
+            .ok()
+            .and_then(|text| text.parse::<i32>().ok());
+        let answers = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        if let Some(pid) = answers
+            && started == Some(pid)
+        {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     }
 

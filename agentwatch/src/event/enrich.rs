@@ -22,8 +22,8 @@ use super::{
 use crate::{
     kernel::files::{self, Mounts},
     policy::{
-        explain::decide_file,
-        model::{Access, Compiled, Effect},
+        explain::{decide_file, decide_net},
+        model::{Access, Compiled, Effect, NetOp},
     },
 };
 use agentwatch_common::{
@@ -194,6 +194,9 @@ impl Enricher {
             event.target = Some(self.target(decoded));
         }
         event.process = Some(process);
+        if matches!(kind, Kind::Connect | Kind::Bind) {
+            judged_before(&mut event, record, subject);
+        }
         if subject.landlock
             && event.file.is_some()
             && let Some(policy) = &policy
@@ -333,6 +336,49 @@ fn started(time: Timestamp, record: &Record) -> Timestamp {
 fn named_at(directory: &Path, name: &[u8]) -> PathBuf {
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(until_nul(name));
     crate::policy::path::clean(&directory.join(name))
+}
+
+/// What was let through is recorded when it ends: another policy may have come in force since it was judged. One that
+/// would have refused it did not judge it.
+fn judged_before(event: &mut Event, record: &Record, subject: &Subject) {
+    if subject.before.is_empty() || event.verdict != Verdict::Allowed {
+        return;
+    }
+    let Some((address, port)) = event
+        .net
+        .as_ref()
+        .and_then(|net| Some((net.addr.as_ref()?.parse::<IpAddr>().ok()?, net.port?)))
+    else {
+        return;
+    };
+    let op = if record.kind == kind::BIND {
+        NetOp::Listen
+    } else {
+        NetOp::Connect
+    };
+    let allows = |policy: &Compiled| {
+        let decision = decide_net(policy, op, address, port);
+        (decision.effect == Effect::Allow).then_some(decision.rule)
+    };
+    if subject
+        .decided_by(record.policy)
+        .is_none_or(|(reference, policy)| {
+            reference.mode == Mode::Monitor || allows(policy).is_some()
+        })
+    {
+        return;
+    }
+    for before in subject.before.iter().rev() {
+        if let Some(rule) = allows(&before.policy) {
+            event.session = before.reference.clone();
+            event.rule = before
+                .policy
+                .rules
+                .get(rule as usize)
+                .map(crate::policy::model::Rule::reference);
+            return;
+        }
+    }
 }
 
 /// Finds the rule for a session whose files Landlock holds: it says no, and names none.

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::model::{Limits, Rule, Task};
+
 /// The value of `v` in every event.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -325,6 +327,9 @@ pub enum Lifecycle {
         command: Vec<String>,
         /// How it came to be: `run`, `attach`, `watch`.
         origin: String,
+        /// The policy in force: its task, its limits, and every rule that is written, with where it is written.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        policy: Option<Box<PolicyRecord>>,
     },
     /// A restarted daemon took the session over.
     Resumed {
@@ -343,10 +348,13 @@ pub enum Lifecycle {
         missing: Vec<String>,
         /// Who did it.
         uid: u32,
+        /// What is in force from here on: task, limits, and every rule that is written, with where it is written.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        rules: Option<Box<PolicyRecord>>,
     },
     /// The session ended.
     Ended {
-        /// Why: `exited`, `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),
+        /// Why: `exited`, `wall_time` (the policy's limit), `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),
         /// `host_restarted`, `lost` (it was gone from the kernel when a daemon came to take it over), `daemon_stopped` (where
         /// nothing could be pinned).
         reason: String,
@@ -356,6 +364,22 @@ pub enum Lifecycle {
         /// What the kernel counted over the session's life.
         counts: Counts,
     },
+}
+
+/// A policy as the record of a session has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyRecord {
+    /// What the task is.
+    #[serde(default)]
+    pub task: Task,
+    /// What the session may use of the host.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Every rule of the policy, of what it extends and of the host's administrator, in the order of their numbers.
+    pub rules: Vec<Rule>,
+    /// How many more rules there are: a record holds 3 MiB of them.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 /// What the kernel counted for one session: made = delivered + folded + lost.

@@ -1,9 +1,10 @@
 //! One event of every kind, as the daemon would make it: the golden samples, and what tests begin from.
 
 use super::model::{
-    Counts, Coverage, Event, Exit, File, Guard, Kind, Layer, Lifecycle, Loss, Mode, Net, Process,
-    RuleRef, SCHEMA_VERSION, SessionRef, Verdict,
+    Counts, Coverage, Event, Exit, File, Guard, Kind, Layer, Lifecycle, Loss, Mode, Net,
+    PolicyRecord, Process, RuleRef, SCHEMA_VERSION, SessionRef, Verdict,
 };
+use crate::policy::model::{Rule, Task};
 
 /// The sample of a kind.
 #[must_use]
@@ -21,6 +22,19 @@ pub fn sample(kind: Kind) -> Event {
                 uid: 1000,
                 command: vec!["agent".into(), "--task".into(), "fix the parser".into()],
                 origin: "run".into(),
+                policy: Some(Box::new(PolicyRecord {
+                    task: Task {
+                        goal: Some("fix the parser".into()),
+                        ..Task::default()
+                    },
+                    rules: vec![Rule {
+                        id: "files.deny[2]".into(),
+                        layer: Layer::Task,
+                        source: "task.toml:9".into(),
+                        text: "/etc/shadow".into(),
+                    }],
+                    ..PolicyRecord::default()
+                })),
             });
         }
         Kind::Exec => event.file = Some(file("/usr/bin/cat", &["exec"])),

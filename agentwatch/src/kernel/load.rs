@@ -53,7 +53,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 57] = [
+const LSM: [(&[&str], &str); 59] = [
     (&["task_alloc"], "task_alloc"),
     (&["file_open"], "file_open"),
     (&["inode_create"], "inode_create"),
@@ -71,9 +71,11 @@ const LSM: [(&[&str], &str); 57] = [
     (&["mmap_file"], "mmap_file"),
     (&["file_mprotect"], "file_mprotect"),
     (&["file_receive"], "file_receive"),
+    (&["socket_receive"], "file_receive"),
     (&["path_notify"], "path_notify"),
     (&["socket_create"], "socket_create"),
     (&["socket_post_create"], "socket_post_create"),
+    (&["socket_connect"], "socket_connect"),
     (&["socket_listen"], "socket_listen"),
     (&["socket_accept"], "socket_accept"),
     (&["unix_stream_connect"], "unix_stream_connect"),

@@ -284,7 +284,8 @@ impl Maps {
         anyhow::ensure!(len <= limits::NAME_RULE, "a name in a rule is too long");
         key.bytes[..bytes.len()].copy_from_slice(bytes);
         if whole {
-            key.bytes[bytes.len()] = b'/';
+            // What no name of its kind holds: a slash is in no file's name, and this byte in no text.
+            key.bytes[bytes.len()] = if kind == name::ABSTRACT { 0xff } else { b'/' };
         }
         let len = NAME_BASE + 8 * len as u32;
         self.names
@@ -456,6 +457,16 @@ impl Maps {
         self.processes.get(&pid, 0).ok()
     }
 
+    /// The processes that belong to a session.
+    pub fn processes_of(&self, session: u32) -> Vec<u32> {
+        self.processes
+            .iter()
+            .flatten()
+            .filter(|(_, owner)| *owner == session)
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
     /// What has been folded so far. Counts only grow while a session lives.
     pub fn folds(&self) -> impl Iterator<Item = (FoldKey, Fold)> + '_ {
         self.folds.iter().flatten()
@@ -468,6 +479,10 @@ impl Maps {
     /// Of a policy that is no longer in force.
     pub fn remove_folds_of(&mut self, policy: u32) {
         self.remove_folds_where(|key| key.policy == policy);
+    }
+
+    pub fn remove_folds_of_other_epochs(&mut self, session: u32, epoch: u32) {
+        self.remove_folds_where(|key| key.session == session && key.epoch != epoch);
     }
 
     fn remove_folds_where(&mut self, which: impl Fn(&FoldKey) -> bool) {

@@ -8,12 +8,12 @@
 use std::{
     fmt,
     fs::{self, File},
-    os::unix::fs::{DirBuilderExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink},
     path::{Path, PathBuf},
 };
 
 use agentwatch_common::policy::Session;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     maps::{Array, Map, MapData},
     programs::links::FdLink,
@@ -358,13 +358,21 @@ fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
     }
 }
 
+/// Makes a directory that is root's alone. bpffs may be open to everyone: one that somebody else made is not used.
 fn make(dir: &Path) -> Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("make {}", dir.display()))
+            return Err(error).with_context(|| format!("make {}", dir.display()));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    let meta = fs::symlink_metadata(dir).with_context(|| format!("look at {}", dir.display()))?;
+    ensure!(
+        meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o077 == 0,
+        "{} is not a directory of root's alone; hint: somebody else made it, remove it",
+        dir.display()
+    );
+    Ok(())
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {

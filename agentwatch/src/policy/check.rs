@@ -7,17 +7,21 @@ use toml::Spanned;
 
 use super::{
     diagnostic::{Diagnostic, Report, quote},
-    file::{Entries, PolicyFile},
-    model::{Context, NamePattern, UnixTarget},
+    file::{Entries, ExpectTable, PolicyFile, SessionsTable},
+    limits,
+    model::{Admission, Context, Environment, Floor, Limits, NamePattern, Opens, Task, UnixTarget},
     name,
     network::{self, Endpoint},
     path::{self, Fault},
     surface,
 };
-use crate::event::model::Mode;
+use crate::event::model::{Layer, Mode};
 
 /// The most rules that a policy may have.
 pub const MAX_RULES: usize = 20_000;
+
+/// The most rules on names that a policy may have: each name of each path is held against all of them.
+pub const MAX_NAMES: usize = 512;
 
 /// The longest name of a policy, in characters.
 pub const MAX_NAME: usize = 128;
@@ -73,6 +77,7 @@ pub struct Checked<L, T> {
     /// As written.
     pub text: String,
     pub span: Range<usize>,
+    pub layer: Layer,
 }
 
 impl<L: Copy, T> Checked<L, T> {
@@ -83,8 +88,20 @@ impl<L: Copy, T> Checked<L, T> {
             target,
             text: self.text,
             span: self.span,
+            layer: self.layer,
         }
     }
+}
+
+/// What a text is to the policy that it is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is the task's own file.
+    Task,
+    /// The task's file extends it.
+    Base,
+    /// It is the administrator's.
+    Managed,
 }
 
 pub type FileRule = Checked<FileList, PathBuf>;
@@ -98,26 +115,74 @@ pub type FamilyRule = Checked<(), u32>;
 /// The target is the operation's index.
 pub type GuardRule = Checked<(), u32>;
 
-/// The rules of a policy, in the order of their ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The rules of a policy and its bases, and what else they say.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     pub name: Option<String>,
-    pub mode: Mode,
+    /// As the task asks for it; see [`Floor::mode`].
+    pub mode: Option<Mode>,
     pub files: Vec<FileRule>,
     pub names: Vec<NameRule>,
     pub network: Vec<NetRule>,
     pub unix: Vec<UnixRule>,
     pub families: Vec<FamilyRule>,
     pub guards: Vec<GuardRule>,
+    /// What the administrator takes out of `guards`.
+    pub denied_guards: Vec<GuardRule>,
+    pub task: Task,
+    pub limits: Limits,
+    pub environment: Environment,
+    pub opens: Option<Opens>,
+    pub expect: Vec<ExpectTable>,
+    pub floor: Floor,
 }
 
-/// Reads every entry. What is wrong goes into the report; rules that are wrong are left out.
-pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules {
-    let mut rules = Rules {
-        mode: file.mode,
-        ..Rules::default()
+impl Rules {
+    /// How many rules there are.
+    pub fn count(&self) -> usize {
+        self.files.len()
+            + self.names.len()
+            + self.network.len()
+            + self.unix.len()
+            + self.families.len()
+            + self.guards.len()
+            + self.denied_guards.len()
+    }
+}
+
+/// Reads every entry of one text into the rules. What is wrong goes into the report; rules that are wrong are left out.
+pub fn check(
+    file: PolicyFile,
+    origin: Origin,
+    context: &Context,
+    report: &mut Report,
+    rules: &mut Rules,
+) {
+    let layer = match origin {
+        Origin::Managed => Layer::Managed,
+        Origin::Task | Origin::Base => Layer::Task,
     };
-    rules.name = file.name.and_then(|name| check_name(name, report));
+    if origin == Origin::Task {
+        rules.name = file.name.and_then(|name| check_name(name, report));
+        rules.expect = file.expect;
+    }
+    if origin == Origin::Managed {
+        floor(
+            file.mode.as_ref(),
+            file.accept_degraded.as_ref(),
+            file.sessions,
+            report,
+            &mut rules.floor,
+        );
+    } else {
+        // What a policy does not say itself is said by what it extends, the first first.
+        rules.mode = rules.mode.or(file.mode.map(Spanned::into_inner));
+        limits::task(file.task, report, &mut rules.task);
+        limits::limits(&file.limits, report, &mut rules.limits);
+        limits::environment(file.env, report, &mut rules.environment);
+        let opens = limits::opens(file.trace.opens, report);
+        rules.opens = rules.opens.or(opens);
+    }
     let file_lists = [
         (FileList::Read, file.files.read),
         (FileList::Write, file.files.write),
@@ -138,15 +203,22 @@ pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules 
             &file.network.unix,
             &file.network.families,
             &file.guard.allow,
+            &file.guard.deny,
         ]);
-    if too_many(lists, report) {
-        return rules;
+    if too_many(rules.count(), lists, report) {
+        return;
     }
     for (list, entries) in file_lists {
         let mut targets = Vec::new();
-        read_list(list, list.name(), entries, &mut targets, report, |text| {
-            parse_file(list, text, context)
-        });
+        read_list(
+            list,
+            list.name(),
+            layer,
+            entries,
+            &mut targets,
+            report,
+            |text| parse_file(list, text, context),
+        );
         for rule in targets {
             let (paths, names) = (&mut rules.files, &mut rules.names);
             match rule.target.clone() {
@@ -155,49 +227,124 @@ pub fn check(file: PolicyFile, context: &Context, report: &mut Report) -> Rules 
             }
         }
     }
+    if let Some(beyond) = rules.names.get(MAX_NAMES) {
+        report.push(
+            Diagnostic::error(
+                format!(
+                    "the policy has {} rules on names, more than {MAX_NAMES}",
+                    rules.names.len()
+                ),
+                beyond.span.clone(),
+            )
+            .help("name directories by their paths instead of what is in them"),
+        );
+        rules.names.truncate(MAX_NAMES);
+    }
     for (list, entries) in net_lists {
         read_list(
             list,
             list.name(),
+            layer,
             entries,
             &mut rules.network,
             report,
             network::parse,
         );
     }
-    read_list(
-        (),
-        UNIX,
-        file.network.unix,
-        &mut rules.unix,
-        report,
-        |text| surface::parse_unix(text, context),
-    );
+    let unix = file.network.unix;
+    read_list((), UNIX, layer, unix, &mut rules.unix, report, |text| {
+        surface::parse_unix(text, context)
+    });
     let families = file.network.families;
+    let parse = surface::parse_family;
     read_list(
         (),
         FAMILIES,
+        layer,
         families,
         &mut rules.families,
         report,
-        surface::parse_family,
+        parse,
     );
-    let guards = file.guard.allow;
+    let (allow, deny) = (file.guard.allow, file.guard.deny);
+    let parse = surface::parse_guard;
+    read_list((), GUARDS, layer, allow, &mut rules.guards, report, parse);
     read_list(
         (),
-        GUARDS,
-        guards,
-        &mut rules.guards,
+        DENIED_GUARDS,
+        layer,
+        deny,
+        &mut rules.denied_guards,
         report,
-        surface::parse_guard,
+        parse,
     );
-    rules
+}
+
+/// What a managed file says of sessions as such.
+fn floor(
+    mode: Option<&Spanned<Mode>>,
+    accept_degraded: Option<&Spanned<bool>>,
+    sessions: SessionsTable,
+    report: &mut Report,
+    floor: &mut Floor,
+) {
+    if let Some(mode) = mode {
+        let forced = (*mode.get_ref(), report.place(mode.span().start));
+        match &floor.mode {
+            // Of two the stricter one holds.
+            Some((Mode::Enforce, _)) => {}
+            _ => floor.mode = Some(forced),
+        }
+    }
+    if let Some(accept) = accept_degraded
+        && !accept.get_ref()
+    {
+        floor
+            .refuses_degraded
+            .get_or_insert_with(|| report.place(accept.span().start));
+    }
+    let max_per_user = sessions.max_per_user.and_then(|max| {
+        let place = report.place(max.span().start);
+        match u32::try_from(*max.get_ref()) {
+            Ok(number) => Some((number, place)),
+            Err(_) => {
+                report.push(
+                    Diagnostic::error(
+                        format!("{} is not a number of sessions", max.get_ref()),
+                        max.span(),
+                    )
+                    .help("write a number from 0 on"),
+                );
+                None
+            }
+        }
+    });
+    let source = sessions.users.as_ref().or(sessions.groups.as_ref());
+    let source = source.map(|entries| report.place(entries.span().start));
+    let names = |entries: Option<Spanned<Entries>>| {
+        entries.map(|entries| -> Vec<String> {
+            entries
+                .into_inner()
+                .into_iter()
+                .map(Spanned::into_inner)
+                .collect()
+        })
+    };
+    if source.is_some() || max_per_user.is_some() {
+        floor.sessions.push(Admission {
+            source: source.unwrap_or_default(),
+            users: names(sessions.users),
+            groups: names(sessions.groups),
+            max_per_user,
+        });
+    }
 }
 
 /// Names of the lists that are neither about files nor about addresses.
 pub const UNIX: &str = "network.unix";
 pub const FAMILIES: &str = "network.families";
 pub const GUARDS: &str = "guard.allow";
+pub const DENIED_GUARDS: &str = "guard.deny";
 
 /// What an entry on files is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -264,9 +411,13 @@ fn check_name(name: Spanned<String>, report: &mut Report) -> Option<String> {
 }
 
 /// Reports the first rule beyond [`MAX_RULES`].
-fn too_many<'a>(lists: impl Iterator<Item = &'a Entries> + Clone, report: &mut Report) -> bool {
-    let count = lists.clone().map(Vec::len).sum::<usize>();
-    let Some(beyond) = lists.flatten().nth(MAX_RULES) else {
+fn too_many<'a>(
+    before: usize,
+    lists: impl Iterator<Item = &'a Entries> + Clone,
+    report: &mut Report,
+) -> bool {
+    let count = before + lists.clone().map(Vec::len).sum::<usize>();
+    let Some(beyond) = lists.flatten().nth(MAX_RULES.saturating_sub(before)) else {
         return false;
     };
     report.push(
@@ -279,6 +430,7 @@ fn too_many<'a>(lists: impl Iterator<Item = &'a Entries> + Clone, report: &mut R
 fn read_list<L: Copy, T: Clone + Eq + Hash>(
     list: L,
     name: &str,
+    layer: Layer,
     entries: Entries,
     rules: &mut Vec<Checked<L, T>>,
     report: &mut Report,
@@ -291,6 +443,18 @@ fn read_list<L: Copy, T: Clone + Eq + Hash>(
         match parse(&text) {
             Ok(target) => {
                 if let Some(first) = seen.get(&target) {
+                    // Variables may have the same value here and different ones elsewhere.
+                    if text.contains("${") {
+                        rules.push(Checked {
+                            list,
+                            index,
+                            target,
+                            text,
+                            span,
+                            layer,
+                        });
+                        continue;
+                    }
                     report.push(
                         Diagnostic::warning(
                             format!("{} is listed twice in `{name}`", quote(&text)),
@@ -308,6 +472,7 @@ fn read_list<L: Copy, T: Clone + Eq + Hash>(
                     target,
                     text,
                     span,
+                    layer,
                 });
             }
             Err(fault) => report.push(Diagnostic::error(fault.message, span).help(fault.help)),
@@ -324,10 +489,12 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         let mut report = Report::new("p.toml", text);
-        let file = file::read(text, &mut report);
-        let rules = check(file, &context, &mut report);
+        let file = file::read(text, Layer::Task, 0, &mut report);
+        let mut rules = Rules::default();
+        check(file, Origin::Task, &context, &mut report, &mut rules);
         (rules, report.render(false))
     }
 

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, HashSet},
     hash::Hash,
-    ops::Range,
     path::Path,
 };
 
@@ -17,13 +16,15 @@ use super::{
     check::{self, Checked, FileList, FileRule, NameRule, NetList, NetRule, Rules},
     default,
     diagnostic::{Diagnostic, PolicyError, Report, Severity, quote},
-    explain, file, lint,
+    expect::{self, Expectation},
+    explain, lint,
     model::{
-        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, FILES_DEFAULT, FamilyRule,
-        GuardRule, MAX_PORT_RULES, Name, NetOp, Place, PortRule, Prefix, Rule, RuleIndex, UnixRule,
-        UnixTarget,
+        Access, Compiled, Context, DEFAULT_RULES, Decision, Effect, Environment, FILES_DEFAULT,
+        FamilyRule, GuardRule, Limits, MAX_PORT_RULES, Name, NetOp, Opens, Place, PortRule, Prefix,
+        Rule, RuleIndex, UnixRule, UnixTarget,
     },
     network::Ports,
+    sources::{self, Sources},
 };
 use crate::event::model::{Layer, Mode};
 
@@ -37,6 +38,8 @@ pub struct Examined {
     pub name: Option<String>,
     /// Absent where the report holds errors.
     pub compiled: Option<Compiled>,
+    /// What the policy is to be held to.
+    pub expect: Vec<Expectation>,
     pub report: Report,
 }
 
@@ -51,23 +54,32 @@ pub fn load(file_name: &str, text: &[u8], context: &Context) -> Result<Compiled,
 
 /// As [`load`], and keeps the diagnostics as data.
 pub fn examine(file_name: &str, text: &[u8], context: &Context) -> Examined {
-    let built_in = file_name.is_empty() && text == default::TEXT.as_bytes();
-    let file_name = if built_in { default::NAME } else { file_name };
-    let mut report = match decode(file_name, text) {
+    examine_all(&Sources::alone(file_name, text, context))
+}
+
+/// As [`examine`], with what the policy extends and what the host's administrator adds.
+pub fn examine_all(sources: &Sources<'_>) -> Examined {
+    let built_in = sources.file.is_empty() && sources.text == default::TEXT.as_bytes();
+    let file_name = if built_in {
+        default::NAME
+    } else {
+        sources.file
+    };
+    let mut report = match decode(file_name, sources.text) {
         Ok(report) => report,
         Err(report) => {
             return Examined {
                 name: None,
                 compiled: None,
+                expect: Vec::new(),
                 report,
             };
         }
     };
-    // The text was decoded; the report owns it, and reading borrows it while the report is written to.
-    let text = String::from_utf8_lossy(text);
-    let file = file::read(&text, &mut report);
-    let rules = check::check(file, context, &mut report);
-    let mut compiled = compile(&rules, file_name, &mut report);
+    let mut rules = sources::read(sources, &mut report);
+    let expect = std::mem::take(&mut rules.expect);
+    let expect = expect::read(expect, sources.context, &mut report);
+    let mut compiled = compile(&rules, &mut report);
     if report.errors() == 0 {
         lint::lint(&rules, &compiled, &mut report);
         match digest(&compiled) {
@@ -86,59 +98,96 @@ pub fn examine(file_name: &str, text: &[u8], context: &Context) -> Examined {
     Examined {
         name: rules.name,
         compiled: (report.errors() == 0).then_some(compiled),
+        expect,
         report,
     }
 }
 
 /// Compiles rules. What can't be compiled goes into the report; the result is then good for nothing. The digest and the
 /// warnings are left empty.
-pub fn compile(rules: &Rules, file_name: &str, report: &mut Report) -> Compiled {
+pub fn compile(rules: &Rules, report: &mut Report) -> Compiled {
     let mut all: Vec<Rule> = DEFAULT_RULES.iter().map(|id| built_in(id)).collect();
-    let mut add = |list: &str, index: usize, text: &str, span: &Range<usize>| {
-        all.push(Rule {
-            id: format!("{list}[{index}]"),
-            layer: Layer::Task,
-            source: format!("{file_name}:{}", report.line(span.start)),
-            text: text.to_owned(),
-        });
-    };
     // The order of `Bases`.
     for rule in &rules.files {
-        add(rule.list.name(), rule.index, &rule.text, &rule.span);
+        all.push(written(rule, rule.list.name(), report));
     }
     for rule in &rules.names {
-        add(rule.list.name(), rule.index, &rule.text, &rule.span);
+        all.push(written(rule, rule.list.name(), report));
     }
     for rule in &rules.network {
-        add(rule.list.name(), rule.index, &rule.text, &rule.span);
+        all.push(written(rule, rule.list.name(), report));
     }
+    let others = [
+        (check::GUARDS, &rules.guards),
+        (check::DENIED_GUARDS, &rules.denied_guards),
+    ];
     for rule in &rules.unix {
-        add(check::UNIX, rule.index, &rule.text, &rule.span);
+        all.push(written(rule, check::UNIX, report));
     }
     for rule in &rules.families {
-        add(check::FAMILIES, rule.index, &rule.text, &rule.span);
+        all.push(written(rule, check::FAMILIES, report));
     }
-    for rule in &rules.guards {
-        add(check::GUARDS, rule.index, &rule.text, &rule.span);
+    for (list, rules) in others {
+        for rule in rules {
+            all.push(written(rule, list, report));
+        }
     }
     let bases = Bases::of(rules);
     let names = names(&rules.names, bases.names);
+    let managed_names: Vec<Name> = names
+        .iter()
+        .filter(|name| is_managed(&all, name.decisions[0].rule))
+        .cloned()
+        .collect();
+    let managed_names = managed_names.as_slice();
+    let forbidden = |operation: &u32| {
+        rules
+            .denied_guards
+            .iter()
+            .any(|rule| rule.target == *operation)
+    };
     Compiled {
         digest: String::new(),
-        mode: rules.mode,
+        // What the administrator says of the mode holds for all.
+        mode: rules
+            .floor
+            .mode
+            .as_ref()
+            .map_or(rules.mode.unwrap_or_default(), |(mode, _)| *mode),
         rules: all,
-        places: places(&rules.files, &names),
+        places: places(&rules.files, &names, managed_names),
         prefixes: prefixes(&rules.network, bases.network, report),
+        unix: unix(rules, managed_names, bases.unix),
         names,
-        unix: unix(rules, bases.unix),
         families: first_of_each(&rules.families, bases.families)
             .map(|(bit, rule)| FamilyRule { bit, rule })
             .collect(),
         guards: first_of_each(&rules.guards, bases.guards)
+            .filter(|(operation, _)| !forbidden(operation))
             .map(|(operation, rule)| GuardRule { operation, rule })
             .collect(),
+        task: rules.task.clone(),
+        limits: rules.limits,
+        environment: rules.environment.clone(),
+        opens: rules.opens.unwrap_or_default(),
+        floor: rules.floor.clone(),
         warnings: Vec::new(),
     }
+}
+
+fn written<L, T>(rule: &Checked<L, T>, list: &str, report: &Report) -> Rule {
+    Rule {
+        id: format!("{list}[{}]", rule.index),
+        layer: rule.layer,
+        source: report.place(rule.span.start),
+        text: rule.text.clone(),
+    }
+}
+
+fn is_managed(rules: &[Rule], rule: RuleIndex) -> bool {
+    rules
+        .get(rule as usize)
+        .is_some_and(|rule| rule.layer == Layer::Managed)
 }
 
 /// Index in [`Compiled::rules`] of the first rule that is written, which is about a file.
@@ -174,7 +223,10 @@ impl Bases {
 fn names(rules: &[NameRule], base: RuleIndex) -> Vec<Name> {
     let mut names: Vec<Name> = Vec::with_capacity(rules.len());
     let mut seen = HashSet::new();
-    for (rule, index) in rules.iter().zip(base..) {
+    // Of two layers that say the same, the administrator's is named.
+    let mut numbered: Vec<(&NameRule, RuleIndex)> = rules.iter().zip(base..).collect();
+    numbered.sort_by_key(|(rule, _)| rule.layer != Layer::Managed);
+    for (rule, index) in numbered {
         if seen.insert(&rule.target) {
             names.push(Name {
                 pattern: rule.target.clone(),
@@ -188,8 +240,19 @@ fn names(rules: &[NameRule], base: RuleIndex) -> Vec<Name> {
     names
 }
 
-/// A socket that `files.deny` names too is left out: the stricter rule wins.
-fn unix(rules: &Rules, base: RuleIndex) -> Vec<UnixRule> {
+/// A socket that `files.deny` names too is left out: the stricter rule wins. What the administrator denies is left out with
+/// everything below it.
+fn unix(rules: &Rules, managed_names: &[Name], base: RuleIndex) -> Vec<UnixRule> {
+    let closed: HashSet<&Path> = rules
+        .files
+        .iter()
+        .filter(|rule| rule.layer == Layer::Managed && rule.list == FileList::Deny)
+        .map(|rule| rule.target.as_path())
+        .collect();
+    let managed = |path: &Path| {
+        explain::named(managed_names, path, None).is_some()
+            || path.ancestors().any(|above| closed.contains(above))
+    };
     let denied: HashSet<&Path> = rules
         .files
         .iter()
@@ -198,7 +261,7 @@ fn unix(rules: &Rules, base: RuleIndex) -> Vec<UnixRule> {
         .collect();
     first_of_each(&rules.unix, base)
         .filter(|(target, _)| match target {
-            UnixTarget::Path(path) => !denied.contains(path.as_path()),
+            UnixTarget::Path(path) => !denied.contains(path.as_path()) && !managed(path),
             UnixTarget::Abstract(_) | UnixTarget::AbstractPrefix(_) => true,
         })
         .map(|(target, rule)| UnixRule {
@@ -276,11 +339,16 @@ struct Stated {
     exec: Option<RuleIndex>,
     deny: Option<RuleIndex>,
     exec_deny: Option<RuleIndex>,
+    /// The administrator's.
+    managed_deny: Option<RuleIndex>,
+    managed_exec_deny: Option<RuleIndex>,
 }
 
 impl Stated {
-    fn add(&mut self, list: FileList, rule: RuleIndex) {
+    fn add(&mut self, list: FileList, layer: Layer, rule: RuleIndex) {
         let slot = match list {
+            FileList::Deny if layer == Layer::Managed => &mut self.managed_deny,
+            FileList::ExecDeny if layer == Layer::Managed => &mut self.managed_exec_deny,
             FileList::Read => &mut self.read,
             FileList::Write => &mut self.write,
             FileList::Exec => &mut self.exec,
@@ -319,41 +387,65 @@ impl Stated {
     }
 }
 
-fn places(rules: &[FileRule], names: &[Name]) -> Vec<Place> {
+/// What the administrator denies at a place and above it, right by right.
+type Forbidden = [Option<RuleIndex>; 3];
+
+fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Place> {
     let mut stated: BTreeMap<&Path, Stated> = BTreeMap::new();
     for (rule, index) in rules.iter().zip(FILES_BASE..) {
         stated
             .entry(&rule.target)
             .or_default()
-            .add(rule.list, index);
+            .add(rule.list, rule.layer, index);
     }
     // Paths compare by component, so a place comes right before everything inside it, and the last entries of
     // `enclosing` are the places around the next path.
-    let mut enclosing: Vec<(&Path, [Decision; 3])> = Vec::new();
+    let mut enclosing: Vec<(&Path, [Decision; 3], Forbidden)> = Vec::new();
     let mut places = Vec::with_capacity(stated.len());
     for (path, stated) in stated {
         while enclosing
             .last()
-            .is_some_and(|(around, _)| !path.starts_with(around))
+            .is_some_and(|(around, ..)| !path.starts_with(around))
         {
             enclosing.pop();
         }
         // What a rule on names says between here and there comes first.
         let around = enclosing.last().copied();
-        let inherited = explain::named(names, path, around.map(|(around, _)| around)).map_or_else(
+        let inherited = explain::named(names, path, around.map(|(around, ..)| around)).map_or_else(
             || {
                 around.map_or(
                     [Decision {
                         effect: Effect::Deny,
                         rule: FILES_DEFAULT,
                     }; 3],
-                    |(_, decisions)| decisions,
+                    |(_, decisions, _)| decisions,
                 )
             },
             |(_, name)| name.decisions,
         );
         let decisions = stated.decide(inherited);
-        enclosing.push((path, decisions));
+        // The administrator's denials hold whatever is said below them, and so do those on names.
+        let mut forbidden = around.map_or([None; 3], |(.., forbidden)| forbidden);
+        for access in Access::ALL {
+            let slot = &mut forbidden[access as usize];
+            *slot = stated.managed_deny.or(*slot);
+            if access == Access::Exec {
+                *slot = slot.or(stated.managed_exec_deny);
+            }
+        }
+        enclosing.push((path, decisions, forbidden));
+        let name = explain::named(managed_names, path, None).map(|(_, name)| name.decisions);
+        let mut decisions = decisions;
+        for access in Access::ALL {
+            let right = access as usize;
+            let by_name = || name.map(|decisions| decisions[right].rule);
+            if let Some(rule) = forbidden[right].or_else(by_name) {
+                decisions[right] = Decision {
+                    effect: Effect::Deny,
+                    rule,
+                };
+            }
+        }
         places.push(Place {
             path: path.to_owned(),
             decisions,
@@ -365,6 +457,7 @@ fn places(rules: &[FileRule], names: &[Name]) -> Vec<Place> {
 /// The rules of one prefix, as indexes into the list of rules on addresses.
 #[derive(Default)]
 struct Own {
+    managed: Vec<usize>,
     denies: Vec<usize>,
     allows: Vec<usize>,
 }
@@ -375,6 +468,7 @@ fn prefixes(rules: &[NetRule], base: RuleIndex, report: &mut Report) -> Vec<Pref
         for net in &rule.target.nets {
             let entry = own.entry((operation(rule.list), *net)).or_default();
             match rule.list {
+                NetList::Deny if rule.layer == Layer::Managed => entry.managed.push(index),
                 NetList::Deny => entry.denies.push(index),
                 NetList::Allow | NetList::Listen => entry.allows.push(index),
             }
@@ -383,38 +477,52 @@ fn prefixes(rules: &[NetRule], base: RuleIndex, report: &mut Report) -> Vec<Pref
     // Prefixes compare by address, then by length, so a prefix comes before everything inside it.
     let mut enclosing: Vec<usize> = Vec::new();
     let mut prefixes: Vec<Prefix> = Vec::with_capacity(own.len());
-    for ((op, net), own) in own {
+    for ((op, net), own_rules) in own {
         while enclosing.last().is_some_and(|around| {
             prefixes[*around].op != op || !prefixes[*around].net.contains(&net)
         }) {
             enclosing.pop();
         }
+        let around: &[PortRule] = enclosing
+            .last()
+            .map_or(&[], |around| prefixes[*around].ports.as_slice());
+        let managed =
+            |rule: &&PortRule| rules[(rule.decision.rule - base) as usize].layer == Layer::Managed;
+        let own = |index: &usize| PortRule {
+            first: rules[*index].target.ports.first,
+            last: rules[*index].target.ports.last,
+            decision: Decision {
+                effect: match rules[*index].list {
+                    NetList::Deny => Effect::Deny,
+                    NetList::Allow | NetList::Listen => Effect::Allow,
+                },
+                rule: base + *index as RuleIndex,
+            },
+        };
+        // The administrator's denials come before all others, those of enclosing prefixes too.
+        let ports = (own_rules.managed.iter().map(own))
+            .chain(around.iter().filter(managed).copied())
+            .chain(own_rules.denies.iter().map(own))
+            .chain(own_rules.allows.iter().map(own))
+            .chain(around.iter().filter(|rule| !managed(rule)).copied());
         let mut list = PortList::default();
         let mut overflow = None;
-        for index in own.denies.iter().chain(&own.allows).copied() {
-            let effect = if rules[index].list == NetList::Deny {
-                Effect::Deny
-            } else {
-                Effect::Allow
-            };
-            let decision = Decision {
-                effect,
-                rule: base + index as RuleIndex,
-            };
-            if !list.push(PortRule {
-                first: rules[index].target.ports.first,
-                last: rules[index].target.ports.last,
-                decision,
-            }) {
-                overflow = Some(index);
+        for port in ports {
+            if !list.push(port) {
+                // The rule that is too many may stand further out: then the last one here is shown.
+                let here = own_rules
+                    .denies
+                    .iter()
+                    .chain(&own_rules.allows)
+                    .chain(&own_rules.managed);
+                let beyond = (port.decision.rule - base) as usize;
+                overflow = here
+                    .clone()
+                    .find(|index| **index == beyond)
+                    .or(here.last())
+                    .copied();
                 break;
             }
-        }
-        if overflow.is_none()
-            && let Some(around) = enclosing.last()
-            && !prefixes[*around].ports.iter().all(|port| list.push(*port))
-        {
-            overflow = own.denies.iter().chain(&own.allows).next_back().copied();
         }
         if let Some(index) = overflow {
             report.push(
@@ -475,6 +583,9 @@ struct Canonical<'a> {
     unix: &'a [UnixRule],
     families: &'a [FamilyRule],
     guards: &'a [GuardRule],
+    limits: &'a Limits,
+    environment: &'a Environment,
+    opens: Opens,
 }
 
 fn digest(compiled: &Compiled) -> Result<String, serde_json::Error> {
@@ -491,6 +602,9 @@ fn digest(compiled: &Compiled) -> Result<String, serde_json::Error> {
         unix: &compiled.unix,
         families: &compiled.families,
         guards: &compiled.guards,
+        limits: &compiled.limits,
+        environment: &compiled.environment,
+        opens: compiled.opens,
     };
     Ok(format!(
         "sha256:{}",

@@ -32,6 +32,7 @@ mod tests {
         Context {
             cwd: cwd.into(),
             home: "/home/u".into(),
+            ..Default::default()
         }
     }
 

@@ -79,13 +79,21 @@ impl Diagnostic {
     }
 }
 
-/// The diagnostics of one text, together with the text that they point into.
+/// One text. The texts of a report stand one behind the other, so that a place in any of them is one number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Source {
+    name: String,
+    text: String,
+    /// Where it begins.
+    base: usize,
+    /// Where each line begins, in bytes of this text.
+    lines: Vec<usize>,
+}
+
+/// The diagnostics of one policy, together with the texts that they point into.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    file_name: String,
-    text: String,
-    /// Where each line begins.
-    lines: Vec<usize>,
+    sources: Vec<Source>,
     diagnostics: Vec<Diagnostic>,
     errors: usize,
     warnings: usize,
@@ -93,16 +101,45 @@ pub struct Report {
 
 impl Report {
     pub fn new(file_name: impl Into<String>, text: impl Into<String>) -> Self {
+        let mut report = Self::default();
+        report.add(file_name, text);
+        report
+    }
+
+    /// Adds another text, and says where it begins: what is to be added to each place in it.
+    pub fn add(&mut self, file_name: impl Into<String>, text: impl Into<String>) -> usize {
         let text = text.into();
         let lines = std::iter::once(0)
             .chain(text.match_indices('\n').map(|(at, _)| at + 1))
             .collect();
-        Self {
-            file_name: file_name.into(),
+        // One apart, so that the end of a text is not the beginning of the next.
+        let base = self
+            .sources
+            .last()
+            .map_or(0, |last| last.base + last.text.len() + 1);
+        self.sources.push(Source {
+            name: file_name.into(),
             text,
+            base,
             lines,
-            ..Self::default()
-        }
+        });
+        base
+    }
+
+    /// Which of the texts a place is in, from 0.
+    pub fn file(&self, at: usize) -> usize {
+        self.sources
+            .partition_point(|source| source.base <= at)
+            .saturating_sub(1)
+    }
+
+    /// `FILE:LINE` of a place.
+    pub fn place(&self, at: usize) -> String {
+        let name = self
+            .sources
+            .get(self.file(at))
+            .map_or("", |source| &source.name);
+        format!("{name}:{}", self.line(at))
     }
 
     pub fn push(&mut self, diagnostic: Diagnostic) {
@@ -138,16 +175,23 @@ impl Report {
         sorted
     }
 
-    /// Line of a byte of the text, from 1.
+    /// Line of a place in its text, from 1.
     pub fn line(&self, at: usize) -> usize {
-        self.lines.partition_point(|start| *start <= at).max(1)
+        self.sources
+            .get(self.file(at))
+            .map_or(1, |source| source.line(at.saturating_sub(source.base)))
     }
 
-    /// Column of a byte of the text, in characters from 1.
+    /// Column of a place in its text, in characters from 1.
     pub fn column(&self, at: usize) -> usize {
-        let start = self.lines[self.line(at) - 1];
-        self.text
-            .get(start..self.floor(at))
+        let Some(source) = self.sources.get(self.file(at)) else {
+            return 1;
+        };
+        let at = at.saturating_sub(source.base);
+        let start = source.lines[source.line(at) - 1];
+        source
+            .text
+            .get(start..source.floor(at))
             .map_or(0, |before| before.chars().count())
             + 1
     }
@@ -205,12 +249,17 @@ impl Report {
                     group = group.element(self.snippet(span, AnnotationKind::Context, label));
                 }
             }
-            None if !self.file_name.is_empty() => {
-                group = group.element(annotate_snippets::Origin::path(
-                    clean(&self.file_name).into_owned(),
-                ));
+            None => {
+                if let Some(source) = self
+                    .sources
+                    .first()
+                    .filter(|source| !source.name.is_empty())
+                {
+                    group = group.element(annotate_snippets::Origin::path(
+                        clean(&source.name).into_owned(),
+                    ));
+                }
             }
-            None => {}
         }
         if let Some(help) = &diagnostic.help {
             group = group.element(Level::HELP.message(normalize_untrusted_str(&clean(help))));
@@ -226,18 +275,23 @@ impl Report {
         kind: AnnotationKind,
         label: &'a str,
     ) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
-        let start = self.floor(span.start);
-        let first_line = self.line(start);
-        let line_start = self.lines[first_line - 1];
-        let line_end = self
+        let Some(file) = self.sources.get(self.file(span.start)) else {
+            return Snippet::source("").annotation(kind.span(0..0));
+        };
+        let start = file.floor(span.start.saturating_sub(file.base));
+        let first_line = file.line(start);
+        let line_start = file.lines[first_line - 1];
+        let line_end = file
             .lines
             .get(first_line)
-            .map_or(self.text.len(), |next| next - 1);
-        let from = self.floor(line_start.max(start.saturating_sub(EXCERPT)));
-        let to = self.floor(line_end.min(start.saturating_add(EXCERPT)));
+            .map_or(file.text.len(), |next| next - 1);
+        let from = file.floor(line_start.max(start.saturating_sub(EXCERPT)));
+        let to = file.floor(line_end.min(start.saturating_add(EXCERPT)));
         // A span over several lines (a table) is shown by its first.
-        let end = self.floor(span.end).clamp(start.min(to), to);
-        let source = harmless(self.text.get(from..to).unwrap_or_default());
+        let end = file
+            .floor(span.end.saturating_sub(file.base))
+            .clamp(start.min(to), to);
+        let source = harmless(file.text.get(from..to).unwrap_or_default());
         let mut annotation = kind.span(start.min(to) - from..end - from);
         if !label.is_empty() {
             annotation = annotation.label(clean(label).into_owned());
@@ -245,10 +299,17 @@ impl Report {
         let mut snippet = Snippet::source(source)
             .line_start(first_line)
             .annotation(annotation);
-        if !self.file_name.is_empty() {
-            snippet = snippet.path(clean(&self.file_name).into_owned());
+        if !file.name.is_empty() {
+            snippet = snippet.path(clean(&file.name).into_owned());
         }
         snippet
+    }
+}
+
+impl Source {
+    /// Line of a byte of the text, from 1.
+    fn line(&self, at: usize) -> usize {
+        self.lines.partition_point(|start| *start <= at).max(1)
     }
 
     /// The nearest character boundary at or before `at`.
@@ -378,6 +439,20 @@ mod tests {
             "error: no such thing\n --> task.toml:2:5\n  |\n2 | b = \"x\"\n  |     ^^^ here\n  |\n  = help: write `y`"
         );
         assert_eq!((report.line(10), report.column(10)), (2, 5));
+    }
+
+    #[test]
+    fn a_place_in_a_second_text_is_shown_there() {
+        let mut report = Report::new("a.toml", "x = 1");
+        let base = report.add("b.toml", "\ny = 2\n");
+        report.push(Diagnostic::warning("two", base + 5..base + 6).related(4..5, "one"));
+        report.push(Diagnostic::error("end", 5..5));
+        assert_eq!((report.file(5), report.file(base)), (0, 1));
+        assert_eq!(report.place(base + 1), "b.toml:2");
+        let shown = report.render(false);
+        assert!(shown.contains(" --> a.toml:1:6"), "{shown}");
+        assert!(shown.contains(" --> b.toml:2:5"), "{shown}");
+        assert!(shown.contains("::: a.toml:1:5"), "{shown}");
     }
 
     #[test]

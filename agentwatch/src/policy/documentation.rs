@@ -39,6 +39,7 @@ fn every_policy_on_the_page_means_what_it_says() {
     let context = Context {
         cwd: "/home/u/project".into(),
         home: "/home/u".into(),
+        ..Default::default()
     };
     let blocks = blocks();
     let mut loaded = 0;
@@ -77,6 +78,24 @@ fn every_policy_on_the_page_means_what_it_says() {
                 );
                 loaded += 1;
             }
+            "toml managed" => {
+                let managed = [super::sources::Managed {
+                    path: "/etc/agentwatch/managed.d/10-floor.toml".into(),
+                    text: text.clone(),
+                }];
+                let sources = super::Sources {
+                    managed: &managed,
+                    ..super::Sources::alone("task.toml", b"", &context)
+                };
+                let examined = super::compile::examine_all(&sources);
+                assert_eq!(
+                    examined.report.errors(),
+                    0,
+                    "{}",
+                    examined.report.render(false)
+                );
+                loaded += 1;
+            }
             "" | "text" | "console" => {}
             other => panic!("nobody checks blocks marked {other:?}"),
         }
@@ -87,10 +106,45 @@ fn every_policy_on_the_page_means_what_it_says() {
 /// The tables below a policy say what it decides: `| `/path` | yes | no | no |` for reading, writing and executing, and
 /// `| `192.0.2.7:80` | allowed by `rule` |` for connecting.
 #[test]
+fn every_expectation_on_the_page_is_met() {
+    let context = Context {
+        cwd: "/home/u/project".into(),
+        home: "/home/u".into(),
+        ..Default::default()
+    };
+    let mut asked = 0;
+    for (info, text) in blocks() {
+        if info != "toml" {
+            continue;
+        }
+        let mut examined = super::examine("task.toml", text.as_bytes(), &context);
+        let Some(compiled) = examined.compiled.take() else {
+            panic!("{text}");
+        };
+        asked += examined.expect.len();
+        let failed = super::expect::test(&examined.expect, &compiled, &mut examined.report);
+        assert_eq!(failed, 0, "{}", examined.report.render(false));
+    }
+    assert_eq!(asked, 5, "the page has lost expectations");
+}
+
+#[test]
+fn every_preset_is_on_the_page() {
+    for preset in super::preset::PRESETS {
+        assert!(
+            PAGE.contains(&format!("| `{}` |", preset.name)),
+            "{}",
+            preset.name
+        );
+    }
+}
+
+#[test]
 fn every_table_of_answers_is_true() {
     let context = Context {
         cwd: "/home/u/project".into(),
         home: "/home/u".into(),
+        ..Default::default()
     };
     let mut policy: Option<Compiled> = None;
     let mut answers = 0;

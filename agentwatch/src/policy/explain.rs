@@ -20,6 +20,7 @@ use super::{
     name,
     network::canonical,
 };
+use crate::event::model::Layer;
 
 /// What is decided for a path. The path has to be absolute and clean, as the kernel reports it; for any other the
 /// default rule answers, which denies.
@@ -67,6 +68,30 @@ pub(super) fn named<'p, 'n>(
         })
 }
 
+/// What the administrator denies at a path, right by right, whatever the policy says there.
+pub fn managed_over(compiled: &Compiled, path: &Path) -> [Option<Decision>; 3] {
+    let managed = |decision: &Decision| {
+        compiled
+            .rules
+            .get(decision.rule as usize)
+            .is_some_and(|rule| rule.layer == Layer::Managed)
+    };
+    // Every place below what the administrator denies says so itself.
+    let place = find_place(compiled, path);
+    let name = path.ancestors().find_map(|part| {
+        let text = part.file_name()?.as_encoded_bytes();
+        compiled
+            .names
+            .iter()
+            .find(|name| name::matches(&name.pattern, text) && name.decisions.iter().all(managed))
+    });
+    Access::ALL.map(|access| {
+        let by_place = place.map(|place| place.decisions[access as usize]);
+        let by_name = || name.map(|name| name.decisions[access as usize]);
+        by_place.filter(managed).or_else(by_name)
+    })
+}
+
 /// The other end of a UNIX socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnixPeer<'a> {
@@ -86,7 +111,10 @@ pub fn decide_unix(compiled: &Compiled, peer: UnixPeer<'_>) -> Decision {
             .map(|rule| rule.decision)
             .or_else(|| {
                 let write = decide_file(compiled, Access::Write, path);
-                (write.effect != Effect::Deny).then_some(write)
+                // What closes the file closes the socket; what only grants less says nothing of sockets.
+                let closed = decide_file(compiled, Access::Read, path).effect == Effect::Deny
+                    && write.rule != FILES_DEFAULT;
+                (write.effect != Effect::Deny || closed).then_some(write)
             }),
         UnixPeer::Abstract(name) => compiled
             .unix
@@ -456,6 +484,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         load("p.toml", text.as_bytes(), &context).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -510,7 +539,10 @@ mod tests {
                 ][..],
             ),
             (path("/run/x/y"), &["Deny network.unix.default -"]),
-            (path("/run/no"), &["Deny network.unix.default -"]),
+            (
+                path("/run/no"),
+                &["Deny files.deny[0] /run/no", "Deny network.unix.default -"],
+            ),
             (
                 path("/w/s"),
                 &["Allow files.write[0] /w/s", "Deny network.unix.default -"],
@@ -554,6 +586,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         let text = "[files]\nread = [\"/w/ro\"]\nwrite = [\"/w\"]\nexec = [\"/w/ro/bin\"]\ndeny = [\"/w/ro/bin/x\"]\n\
             [network]\nallow = [\"10.0.0.0/8\", \"10.1.0.0/16:80\", \"*\"]\ndeny = [\"10.1.2.0/24\"]\n";

@@ -10,17 +10,23 @@ use toml::{
 };
 
 use super::diagnostic::{Diagnostic, Report, quote};
-use crate::event::model::Mode;
+use crate::event::model::{Layer, Mode};
 
 /// A policy file: what a session may read, write, execute and connect to. What is not named is denied.
-#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(title = "agentwatch policy", deny_unknown_fields, default)]
 pub struct PolicyFile {
     /// Name for people.
     #[schemars(with = "Option<String>")]
     pub name: Option<Spanned<String>>,
-    /// Whether what is forbidden is refused (`enforce`) or only recorded (`monitor`).
-    pub mode: Mode,
+    /// Whether what is forbidden is refused (`enforce`, if left out) or only recorded (`monitor`).
+    #[schemars(with = "Option<Mode>")]
+    pub mode: Option<Spanned<Mode>>,
+    /// Policies that this one builds on: `preset:NAME`, or files by their paths from this one's directory.
+    #[schemars(with = "Vec<String>")]
+    pub extends: Entries,
+    /// What the task is. It is recorded with the session, and decides nothing.
+    pub task: TaskTable,
     /// Rights on files and directories. A rule holds from its path down to the next path that a rule names.
     pub files: FilesTable,
     /// Rights on IP addresses and ports.
@@ -29,10 +35,42 @@ pub struct PolicyFile {
     pub exec: ExecTable,
     /// Operations on the host around the session.
     pub guard: GuardTable,
+    /// What the session may use of the host.
+    pub limits: LimitsTable,
+    /// Which of the environment `run` passes on.
+    pub env: EnvTable,
+    /// What is recorded.
+    pub trace: TraceTable,
+    /// What `agentwatch policy test` holds the policy to.
+    pub expect: Vec<ExpectTable>,
+    /// Whether sessions may begin although the kernel cannot hold all of their policy.
+    #[schemars(skip)]
+    pub accept_degraded: Option<Spanned<bool>>,
+    /// Who may start sessions.
+    #[schemars(skip)]
+    pub sessions: SessionsTable,
 }
 
 /// A list of rules, each with its place in the text.
 pub type Entries = Vec<Spanned<String>>;
+
+/// The `[task]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct TaskTable {
+    /// What is to be reached.
+    #[schemars(with = "Option<String>")]
+    pub goal: Option<Spanned<String>>,
+    /// Who answers for it.
+    #[schemars(with = "Option<String>")]
+    pub owner: Option<Spanned<String>>,
+    /// Where it is written down.
+    #[schemars(with = "Option<String>")]
+    pub ticket: Option<Spanned<String>>,
+    /// Commands that show that it is done. They are recorded, and not run.
+    #[schemars(with = "Vec<String>")]
+    pub acceptance: Entries,
+}
 
 /// The `[files]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
@@ -89,6 +127,89 @@ pub struct GuardTable {
     /// Guarded operations that are allowed, by name.
     #[schemars(with = "Vec<String>")]
     pub allow: Entries,
+    /// Guarded operations that no task may allow.
+    #[schemars(skip)]
+    pub deny: Entries,
+}
+
+/// The `[limits]` table.
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct LimitsTable {
+    /// Tasks (processes and threads) at the same time.
+    #[schemars(with = "Option<u32>")]
+    pub pids: Option<Spanned<i64>>,
+    /// Memory, such as `2GiB`.
+    #[schemars(with = "Option<String>")]
+    pub memory: Option<Spanned<String>>,
+    /// Processors, such as `1.5`.
+    #[schemars(with = "Option<f64>")]
+    pub cpu: Option<Spanned<f64>>,
+    /// Time from start to end, such as `2h 30m`.
+    #[schemars(with = "Option<String>")]
+    pub wall_time: Option<Spanned<String>>,
+}
+
+/// The `[env]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct EnvTable {
+    /// Variables that are passed on although their names are those of secrets: `NAME`, `BEGINNING*`, `*END`.
+    #[schemars(with = "Vec<String>")]
+    pub pass: Entries,
+    /// Variables that are dropped too.
+    #[schemars(with = "Vec<String>")]
+    pub drop: Entries,
+}
+
+/// The `[trace]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct TraceTable {
+    /// How opens are recorded: `fold`, equal ones as one event with a count.
+    #[schemars(with = "Option<String>")]
+    pub opens: Option<Spanned<String>>,
+}
+
+/// One `[[expect]]` table: one question, and the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct ExpectTable {
+    /// Where it begins.
+    #[schemars(skip)]
+    pub span: Range<usize>,
+    /// A path that is opened for reading.
+    #[schemars(with = "Option<String>")]
+    pub read: Option<Spanned<String>>,
+    /// A path that is opened for writing.
+    #[schemars(with = "Option<String>")]
+    pub write: Option<Spanned<String>>,
+    /// A path that is executed.
+    #[schemars(with = "Option<String>")]
+    pub exec: Option<Spanned<String>>,
+    /// An address and port, `unix:PATH` or `unix:@NAME`, that is connected to.
+    #[schemars(with = "Option<String>")]
+    pub connect: Option<Spanned<String>>,
+    /// A local address and port that is bound.
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<Spanned<String>>,
+    /// `allowed` or `denied`.
+    #[schemars(with = "String")]
+    pub verdict: Option<Spanned<String>>,
+    /// Id of the rule that decides.
+    #[schemars(with = "Option<String>")]
+    pub rule: Option<Spanned<String>>,
+}
+
+/// The `[sessions]` table of a managed file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionsTable {
+    /// Users who may start sessions; together with `groups`, anyone where both are left out.
+    pub users: Option<Spanned<Entries>>,
+    /// Groups whose members may.
+    pub groups: Option<Spanned<Entries>>,
+    /// Sessions that one user may have at the same time.
+    pub max_per_user: Option<Spanned<i64>>,
 }
 
 /// The JSON Schema of policy files, for editors.
@@ -96,93 +217,37 @@ pub fn schema() -> schemars::Schema {
     schemars::schema_for!(PolicyFile)
 }
 
-/// Reads the text; what is wrong with it goes into the report.
-pub fn read(text: &str, report: &mut Report) -> PolicyFile {
+/// The entries of `extends`, for whoever fetches the files that they name; empty where the text cannot be read, which
+/// reading the policy says.
+pub fn extends(text: &str) -> Vec<String> {
+    let mut report = Report::new("", "");
+    read(text, Layer::Task, 0, &mut report)
+        .extends
+        .into_iter()
+        .map(Spanned::into_inner)
+        .collect()
+}
+
+/// Reads the text, which begins at `base` in the report; what is wrong with it goes there too.
+pub fn read(text: &str, layer: Layer, base: usize, report: &mut Report) -> PolicyFile {
     let (table, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader {
+        layer,
+        base,
+        report,
+    };
     if !errors.is_empty() {
         for error in errors {
             // The parser reports the end of the text as an empty span.
-            report.push(Diagnostic::error(
+            reader.report.push(Diagnostic::error(
                 format!("not valid TOML: {}", error.message()),
-                error.span(),
+                error.span().map(|span| reader.shift(span)),
             ));
         }
         // What was recovered from broken text need not be what its author meant: say nothing about it.
         return PolicyFile::default();
     }
-    let mut file = PolicyFile::default();
-    for (key, value) in table.get_ref() {
-        match key.get_ref().as_ref() {
-            "name" => file.name = string(key, value, report),
-            "mode" => {
-                if let Some(text) = string(key, value, report) {
-                    match text.get_ref().as_str() {
-                        "enforce" => file.mode = Mode::Enforce,
-                        "monitor" => file.mode = Mode::Monitor,
-                        other => report.push(
-                            Diagnostic::error(
-                                format!("there is no mode {}", quote(other)),
-                                text.span(),
-                            )
-                            .help(suggestion(
-                                other,
-                                &["enforce", "monitor"],
-                                "the modes are",
-                            )),
-                        ),
-                    }
-                }
-            }
-            "files" => {
-                let FilesTable {
-                    read,
-                    write,
-                    exec,
-                    deny,
-                } = &mut file.files;
-                let lists = &mut [
-                    ("read", read),
-                    ("write", write),
-                    ("exec", exec),
-                    ("deny", deny),
-                ];
-                section(&FILES, key, value, lists, report);
-            }
-            "network" => {
-                let NetworkTable {
-                    allow,
-                    deny,
-                    listen,
-                    unix,
-                    families,
-                } = &mut file.network;
-                let lists = &mut [
-                    ("allow", allow),
-                    ("deny", deny),
-                    ("listen", listen),
-                    ("unix", unix),
-                    ("families", families),
-                ];
-                section(&NETWORK, key, value, lists, report);
-            }
-            "exec" => section(
-                &EXEC,
-                key,
-                value,
-                &mut [("deny", &mut file.exec.deny)],
-                report,
-            ),
-            "guard" => section(
-                &GUARD,
-                key,
-                value,
-                &mut [("allow", &mut file.guard.allow)],
-                report,
-            ),
-            unknown => report.push(unknown_key(&TOP, unknown, key.span())),
-        }
-    }
-    file
+    reader.file(table.get_ref())
 }
 
 /// The keys of one table.
@@ -190,6 +255,8 @@ struct Keys {
     /// Name of the table; empty for the top level.
     table: &'static str,
     known: &'static [&'static str],
+    /// The keys of a managed file, which only takes away.
+    managed: &'static [&'static str],
     /// Keys that the language will have. They are named so that a policy written for a later agentwatch is refused with
     /// a reason, and never understood by half.
     planned: &'static [&'static str],
@@ -197,121 +264,423 @@ struct Keys {
 
 const TOP: Keys = Keys {
     table: "",
-    known: &["name", "mode", "files", "network", "exec", "guard"],
-    planned: &[
-        "extends", "layer", "limits", "trace", "redact", "approval", "commands", "managed",
+    known: &[
+        "name", "mode", "extends", "task", "files", "network", "exec", "guard", "limits", "env",
+        "trace", "expect",
     ],
+    managed: &[
+        "mode",
+        "accept_degraded",
+        "sessions",
+        "files",
+        "network",
+        "exec",
+        "guard",
+    ],
+    planned: &["redact", "approvals", "approval", "commands"],
+};
+const TASK: Keys = Keys {
+    table: "task",
+    known: &["goal", "owner", "ticket", "acceptance"],
+    managed: &[],
+    planned: &[],
 };
 const FILES: Keys = Keys {
     table: "files",
     known: &["read", "write", "exec", "deny"],
-    planned: &["approve", "names", "limits"],
+    managed: &["deny"],
+    planned: &["approve"],
 };
 const NETWORK: Keys = Keys {
     table: "network",
     known: &["allow", "deny", "listen", "unix", "families"],
+    managed: &["deny"],
     planned: &["approve", "domains", "dns", "sni"],
 };
 const EXEC: Keys = Keys {
     table: "exec",
     known: &["deny"],
+    managed: &["deny"],
     planned: &["allow", "approve", "argv"],
 };
-
 const GUARD: Keys = Keys {
     table: "guard",
     known: &["allow"],
+    managed: &["deny"],
     planned: &["approve"],
+};
+const LIMITS: Keys = Keys {
+    table: "limits",
+    known: &["pids", "memory", "cpu", "wall_time"],
+    managed: &[],
+    planned: &["io"],
+};
+const ENV: Keys = Keys {
+    table: "env",
+    known: &["pass", "drop"],
+    managed: &[],
+    planned: &["set"],
+};
+const TRACE: Keys = Keys {
+    table: "trace",
+    known: &["opens"],
+    managed: &[],
+    planned: &["redact"],
+};
+const EXPECT: Keys = Keys {
+    table: "expect",
+    known: &[
+        "read", "write", "exec", "connect", "listen", "verdict", "rule",
+    ],
+    managed: &[],
+    planned: &[],
+};
+const SESSIONS: Keys = Keys {
+    table: "sessions",
+    known: &[],
+    managed: &["users", "groups", "max_per_user"],
+    planned: &[],
 };
 
 type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
+type Value<'i> = Spanned<DeValue<'i>>;
 
-/// Reads one table of lists.
-fn section(
-    keys: &Keys,
-    key: &Key<'_>,
-    value: &Spanned<DeValue<'_>>,
-    lists: &mut [(&str, &mut Entries)],
-    report: &mut Report,
-) {
-    let Some(table) = value.get_ref().as_table() else {
-        let wrong = kind(value.get_ref());
-        report.push(
-            Diagnostic::error(
-                format!("`{}` must be a table, and this is {wrong}", keys.table),
-                here(key.span(), value),
-            )
-            .help(format!("begin it with a line `[{}]`", keys.table)),
-        );
-        return;
-    };
-    for (key, value) in table {
-        match lists.iter_mut().find(|(name, _)| name == key.get_ref()) {
-            Some((_, entries)) => **entries = strings(keys.table, key, value, report),
-            None => report.push(unknown_key(keys, key.get_ref(), key.span())),
-        }
-    }
+struct Reader<'r> {
+    layer: Layer,
+    base: usize,
+    report: &'r mut Report,
 }
 
-fn strings(
-    table: &str,
-    key: &Key<'_>,
-    value: &Spanned<DeValue<'_>>,
-    report: &mut Report,
-) -> Entries {
-    let name = format!("{table}.{}", key.get_ref());
-    let Some(array) = value.get_ref().as_array() else {
-        let mut fault = Diagnostic::error(
+impl Reader<'_> {
+    fn file(&mut self, table: &DeTable<'_>) -> PolicyFile {
+        let mut file = PolicyFile::default();
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            if !self.is_known(&TOP, name) {
+                self.unknown(&TOP, key);
+                continue;
+            }
+            match name {
+                "name" => file.name = self.string("", key, value),
+                "mode" => file.mode = self.mode(key, value),
+                "extends" => file.extends = self.strings("", key, value),
+                "accept_degraded" => file.accept_degraded = self.boolean("", key, value),
+                "task" => self.section(&TASK, key, value, |reader, name, key, value| match name {
+                    "goal" => file.task.goal = reader.string("task", key, value),
+                    "owner" => file.task.owner = reader.string("task", key, value),
+                    "ticket" => file.task.ticket = reader.string("task", key, value),
+                    _ => file.task.acceptance = reader.strings("task", key, value),
+                }),
+                "files" => self.section(&FILES, key, value, |reader, name, key, value| {
+                    let entries = reader.strings("files", key, value);
+                    match name {
+                        "read" => file.files.read = entries,
+                        "write" => file.files.write = entries,
+                        "exec" => file.files.exec = entries,
+                        _ => file.files.deny = entries,
+                    }
+                }),
+                "network" => self.section(&NETWORK, key, value, |reader, name, key, value| {
+                    let entries = reader.strings("network", key, value);
+                    match name {
+                        "allow" => file.network.allow = entries,
+                        "deny" => file.network.deny = entries,
+                        "listen" => file.network.listen = entries,
+                        "unix" => file.network.unix = entries,
+                        _ => file.network.families = entries,
+                    }
+                }),
+                "exec" => self.section(&EXEC, key, value, |reader, _, key, value| {
+                    file.exec.deny = reader.strings("exec", key, value);
+                }),
+                "guard" => self.section(&GUARD, key, value, |reader, name, key, value| {
+                    let entries = reader.strings("guard", key, value);
+                    match name {
+                        "allow" => file.guard.allow = entries,
+                        _ => file.guard.deny = entries,
+                    }
+                }),
+                "limits" => {
+                    self.section(&LIMITS, key, value, |reader, name, key, value| match name {
+                        "pids" => file.limits.pids = reader.integer("limits", key, value),
+                        "memory" => file.limits.memory = reader.string("limits", key, value),
+                        "cpu" => file.limits.cpu = reader.number("limits", key, value),
+                        _ => file.limits.wall_time = reader.string("limits", key, value),
+                    })
+                }
+                "env" => self.section(&ENV, key, value, |reader, name, key, value| {
+                    let entries = reader.strings("env", key, value);
+                    match name {
+                        "pass" => file.env.pass = entries,
+                        _ => file.env.drop = entries,
+                    }
+                }),
+                "trace" => self.section(&TRACE, key, value, |reader, _, key, value| {
+                    file.trace.opens = reader.string("trace", key, value);
+                }),
+                "sessions" => {
+                    self.section(
+                        &SESSIONS,
+                        key,
+                        value,
+                        |reader, name, key, value| match name {
+                            "max_per_user" => {
+                                file.sessions.max_per_user = reader.integer("sessions", key, value);
+                            }
+                            _ => {
+                                let entries = reader.strings("sessions", key, value);
+                                let entries = Some(reader.keep(value, entries));
+                                match name {
+                                    "users" => file.sessions.users = entries,
+                                    _ => file.sessions.groups = entries,
+                                }
+                            }
+                        },
+                    );
+                }
+                _ => self.expectations(key, value, &mut file.expect),
+            }
+        }
+        file
+    }
+
+    fn shift(&self, span: Range<usize>) -> Range<usize> {
+        span.start + self.base..span.end + self.base
+    }
+
+    fn keep<T>(&self, value: &Value<'_>, kept: T) -> Spanned<T> {
+        Spanned::new(self.shift(value.span()), kept)
+    }
+
+    fn known(&self, keys: &Keys) -> &'static [&'static str] {
+        match self.layer {
+            Layer::Managed => keys.managed,
+            Layer::Task | Layer::Default => keys.known,
+        }
+    }
+
+    fn is_known(&self, keys: &Keys, name: &str) -> bool {
+        self.known(keys).contains(&name)
+    }
+
+    fn mode(&mut self, key: &Key<'_>, value: &Value<'_>) -> Option<Spanned<Mode>> {
+        let text = self.string("", key, value)?;
+        match text.get_ref().as_str() {
+            "enforce" => Some(self.keep(value, Mode::Enforce)),
+            "monitor" => Some(self.keep(value, Mode::Monitor)),
+            other => {
+                self.report.push(
+                    Diagnostic::error(format!("there is no mode {}", quote(other)), text.span())
+                        .help(suggestion(other, &["enforce", "monitor"], "the modes are")),
+                );
+                None
+            }
+        }
+    }
+
+    /// Reads one table, key by key.
+    fn section(
+        &mut self,
+        keys: &Keys,
+        key: &Key<'_>,
+        value: &Value<'_>,
+        mut each: impl FnMut(&mut Self, &str, &Key<'_>, &Value<'_>),
+    ) {
+        let Some(table) = value.get_ref().as_table() else {
+            let wrong = kind(value.get_ref());
+            self.report.push(
+                Diagnostic::error(
+                    format!("`{}` must be a table, and this is {wrong}", keys.table),
+                    self.shift(here(key.span(), value)),
+                )
+                .help(format!("begin it with a line `[{}]`", keys.table)),
+            );
+            return;
+        };
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            if self.is_known(keys, name) {
+                each(self, name, key, value);
+            } else {
+                self.unknown(keys, key);
+            }
+        }
+    }
+
+    fn expectations(&mut self, key: &Key<'_>, value: &Value<'_>, expect: &mut Vec<ExpectTable>) {
+        let tables = value.get_ref().as_array();
+        let Some(tables) =
+            tables.filter(|tables| tables.iter().all(|table| table.get_ref().is_table()))
+        else {
+            self.report.push(
+                Diagnostic::error(
+                    "`expect` must be a list of tables",
+                    self.shift(here(key.span(), value)),
+                )
+                .help("begin each with a line `[[expect]]`"),
+            );
+            return;
+        };
+        for table in tables.iter() {
+            let mut one = ExpectTable {
+                span: self.shift(table.span()),
+                ..ExpectTable::default()
+            };
+            self.section(&EXPECT, key, table, |reader, name, key, value| {
+                let text = reader.string("expect", key, value);
+                match name {
+                    "read" => one.read = text,
+                    "write" => one.write = text,
+                    "exec" => one.exec = text,
+                    "connect" => one.connect = text,
+                    "listen" => one.listen = text,
+                    "verdict" => one.verdict = text,
+                    _ => one.rule = text,
+                }
+            });
+            expect.push(one);
+        }
+    }
+
+    fn strings(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Entries {
+        let name = full(table, key.get_ref());
+        let Some(array) = value.get_ref().as_array() else {
+            let mut fault = self.wrong_kind(&name, "a list of strings", key, value);
+            if let Some(text) = value.get_ref().as_str() {
+                fault = fault.help(format!(
+                    "put it in brackets: {} = [{:?}]",
+                    key.get_ref(),
+                    shorten(text)
+                ));
+            }
+            self.report.push(fault);
+            return Entries::new();
+        };
+        let mut entries = Entries::with_capacity(array.len());
+        for element in array.iter() {
+            match element.get_ref().as_str() {
+                Some(text) => entries.push(self.keep(element, text.to_owned())),
+                None => self.report.push(Diagnostic::error(
+                    format!(
+                        "`{name}` holds strings, and this is {}",
+                        kind(element.get_ref())
+                    ),
+                    self.shift(element.span()),
+                )),
+            }
+        }
+        entries
+    }
+
+    fn string(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Option<Spanned<String>> {
+        let text = value.get_ref().as_str().map(str::to_owned);
+        self.one(table, "a string", key, value, text)
+    }
+
+    fn boolean(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Option<Spanned<bool>> {
+        let truth = match value.get_ref() {
+            DeValue::Boolean(truth) => Some(*truth),
+            _ => None,
+        };
+        self.one(table, "true or false", key, value, truth)
+    }
+
+    fn integer(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Option<Spanned<i64>> {
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        self.one(table, "a whole number", key, value, number)
+    }
+
+    fn number(&mut self, table: &str, key: &Key<'_>, value: &Value<'_>) -> Option<Spanned<f64>> {
+        let number = match value.get_ref() {
+            DeValue::Float(number) => number.as_str().parse().ok(),
+            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+                .ok()
+                .map(|number| number as f64),
+            _ => None,
+        };
+        self.one(table, "a number", key, value, number)
+    }
+
+    fn one<T>(
+        &mut self,
+        table: &str,
+        what: &str,
+        key: &Key<'_>,
+        value: &Value<'_>,
+        read: Option<T>,
+    ) -> Option<Spanned<T>> {
+        match read {
+            Some(read) => Some(self.keep(value, read)),
+            None => {
+                let fault = self.wrong_kind(&full(table, key.get_ref()), what, key, value);
+                self.report.push(fault);
+                None
+            }
+        }
+    }
+
+    fn wrong_kind(&self, name: &str, what: &str, key: &Key<'_>, value: &Value<'_>) -> Diagnostic {
+        Diagnostic::error(
             format!(
-                "`{name}` must be a list of strings, and this is {}",
+                "`{name}` must be {what}, and this is {}",
                 kind(value.get_ref())
             ),
-            here(key.span(), value),
-        );
-        if let Some(text) = value.get_ref().as_str() {
-            fault = fault.help(format!(
-                "put it in brackets: {} = [{:?}]",
-                key.get_ref(),
-                shorten(text)
-            ));
-        }
-        report.push(fault);
-        return Entries::new();
-    };
-    let mut entries = Entries::with_capacity(array.len());
-    for element in array.iter() {
-        match element.get_ref().as_str() {
-            Some(text) => entries.push(Spanned::new(element.span(), text.to_owned())),
-            None => report.push(Diagnostic::error(
-                format!(
-                    "`{name}` holds strings, and this is {}",
-                    kind(element.get_ref())
-                ),
-                element.span(),
-            )),
-        }
+            self.shift(here(key.span(), value)),
+        )
     }
-    entries
+
+    fn unknown(&mut self, keys: &Keys, key: &Key<'_>) {
+        let fault = self.unknown_key(keys, key.get_ref(), self.shift(key.span()));
+        self.report.push(fault);
+    }
+
+    fn unknown_key(&self, keys: &Keys, key: &str, span: Range<usize>) -> Diagnostic {
+        let name = full(keys.table, key);
+        if keys.planned.contains(&key) {
+            return Diagnostic::error(format!("`{name}` is not yet supported"), span)
+                .help("leave it out; until then, what no rule allows is denied");
+        }
+        let (known, other) = match self.layer {
+            Layer::Managed => (keys.managed, keys.known),
+            Layer::Task | Layer::Default => (keys.known, keys.managed),
+        };
+        if other.contains(&key) {
+            return if self.layer == Layer::Managed {
+                Diagnostic::error(format!("a managed file may not say `{name}`"), span)
+                    .help("it only takes away; what is allowed is said by the policy of the task")
+            } else {
+                Diagnostic::error(format!("only a managed file may say `{name}`"), span)
+                    .help("it is for the administrator, in /etc/agentwatch/managed.d")
+            };
+        }
+        let fault = Diagnostic::error(format!("there is no key {}", quote(&name)), span);
+        // A key that belongs to a table and stands at the top is more often misplaced than misspelt.
+        if keys.table.is_empty()
+            && let Some(home) = TABLES.into_iter().find(|table| self.is_known(table, key))
+        {
+            return fault.help(format!("`{key}` stands below a line `[{}]`", home.table));
+        }
+        let intro = if keys.table.is_empty() {
+            "the keys here are".to_owned()
+        } else {
+            format!("the keys of [{}] are", keys.table)
+        };
+        fault.help(suggestion(key, known, &intro))
+    }
 }
 
-fn string(
-    key: &Key<'_>,
-    value: &Spanned<DeValue<'_>>,
-    report: &mut Report,
-) -> Option<Spanned<String>> {
-    match value.get_ref().as_str() {
-        Some(text) => Some(Spanned::new(value.span(), text.to_owned())),
-        None => {
-            report.push(Diagnostic::error(
-                format!(
-                    "`{}` must be a string, and this is {}",
-                    key.get_ref(),
-                    kind(value.get_ref())
-                ),
-                here(key.span(), value),
-            ));
-            None
-        }
+const TABLES: [&Keys; 9] = [
+    &FILES, &NETWORK, &EXEC, &GUARD, &TASK, &LIMITS, &ENV, &TRACE, &SESSIONS,
+];
+
+fn full(table: &str, key: &str) -> String {
+    if table.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{table}.{key}")
     }
 }
 
@@ -334,33 +703,6 @@ fn kind(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
-}
-
-fn unknown_key(keys: &Keys, key: &str, span: Range<usize>) -> Diagnostic {
-    let full = if keys.table.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{}.{key}", keys.table)
-    };
-    if keys.planned.contains(&key) {
-        return Diagnostic::error(format!("`{full}` is not yet supported"), span)
-            .help("leave it out; until then, what no rule allows is denied");
-    }
-    let fault = Diagnostic::error(format!("there is no key {}", quote(&full)), span);
-    // A key that belongs to a table and stands at the top is more often misplaced than misspelt.
-    if keys.table.is_empty()
-        && let Some(home) = [&FILES, &NETWORK, &EXEC, &GUARD]
-            .into_iter()
-            .find(|table| table.known.contains(&key))
-    {
-        return fault.help(format!("`{key}` stands below a line `[{}]`", home.table));
-    }
-    let intro = if keys.table.is_empty() {
-        "the keys here are".to_owned()
-    } else {
-        format!("the keys of [{}] are", keys.table)
-    };
-    fault.help(suggestion(key, keys.known, &intro))
 }
 
 /// "did you mean" where a known word is near, and the list of them where none is.
@@ -416,7 +758,7 @@ mod tests {
 
     fn faults(text: &str) -> String {
         let mut report = Report::new("p.toml", text);
-        read(text, &mut report);
+        read(text, Layer::Task, 0, &mut report);
         report.render(false)
     }
 
@@ -424,9 +766,9 @@ mod tests {
     fn everything_is_read() {
         let text = "name = \"n\"\nmode = \"monitor\"\n[files]\nread = [\"/r\"]\n[network]\nlisten = [\"*\"]\n[exec]\ndeny = [\"/x\"]";
         let mut report = Report::new("p.toml", text);
-        let file = read(text, &mut report);
+        let file = read(text, Layer::Task, 0, &mut report);
         assert_eq!(report.render(false), "");
-        assert_eq!(file.mode, Mode::Monitor);
+        assert_eq!(file.mode.map(Spanned::into_inner), Some(Mode::Monitor));
         assert_eq!(
             file.name.as_ref().map(|name| name.get_ref().as_str()),
             Some("n")
@@ -470,9 +812,9 @@ error: there is no key `network.foo`
 
     #[test]
     fn planned_and_misplaced_keys_say_so() {
-        let planned = faults("extends = \"base\"\n[files]\napprove = []\n");
+        let planned = faults("[approvals]\n[files]\napprove = []\n");
         assert!(
-            planned.contains("`extends` is not yet supported"),
+            planned.contains("`approvals` is not yet supported"),
             "{planned}"
         );
         assert!(
@@ -497,6 +839,59 @@ error: there is no key `network.foo`
             "`files.write` holds strings, and this is a table",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_managed_file_has_keys_of_its_own() {
+        let managed = |text: &str| {
+            let mut report = Report::new("10.toml", text);
+            read(text, Layer::Managed, 0, &mut report);
+            report.render(false)
+        };
+        assert_eq!(
+            managed(
+                "mode = \"enforce\"\naccept_degraded = false\n[sessions]\nusers = []\nmax_per_user = 3\n[guard]\ndeny = []\n"
+            ),
+            ""
+        );
+        let faults_of = managed("[files]\nread = []\n[limits]\n[session]\n");
+        for expected in [
+            "a managed file may not say `files.read`",
+            "a managed file may not say `limits`",
+            "did you mean `sessions`?",
+        ] {
+            assert!(
+                faults_of.contains(expected),
+                "{expected} is missing in\n{faults_of}"
+            );
+        }
+        assert!(
+            faults("accept_degraded = true")
+                .contains("only a managed file may say `accept_degraded`")
+        );
+    }
+
+    #[test]
+    fn values_are_read_by_kind() {
+        let text = "extends = [\"preset:base\"]\n[task]\ngoal = \"g\"\nacceptance = [\"make test\"]\n[limits]\npids = 0x10\ncpu = 2\nmemory = \"1GiB\"\n[[expect]]\nread = \"/x\"\nverdict = \"denied\"\n";
+        let mut report = Report::new("p.toml", text);
+        let file = read(text, Layer::Task, 0, &mut report);
+        assert_eq!(report.render(false), "");
+        assert_eq!(extends(text), ["preset:base"]);
+        assert_eq!(file.limits.pids.map(Spanned::into_inner), Some(16));
+        assert_eq!(file.limits.cpu.map(Spanned::into_inner), Some(2.0));
+        assert_eq!(file.expect.len(), 1);
+        let wrong = faults("expect = 1\n[limits]\npids = \"many\"\ncpu = true\n");
+        for expected in [
+            "`expect` must be a list of tables",
+            "`limits.pids` must be a whole number, and this is a string",
+            "`limits.cpu` must be a number, and this is a boolean",
+        ] {
+            assert!(
+                wrong.contains(expected),
+                "{expected} is missing in\n{wrong}"
+            );
         }
     }
 
@@ -539,6 +934,11 @@ error: there is no key `network.foo`
             ("/$defs/NetworkTable/properties", &NETWORK),
             ("/$defs/ExecTable/properties", &EXEC),
             ("/$defs/GuardTable/properties", &GUARD),
+            ("/$defs/TaskTable/properties", &TASK),
+            ("/$defs/LimitsTable/properties", &LIMITS),
+            ("/$defs/EnvTable/properties", &ENV),
+            ("/$defs/TraceTable/properties", &TRACE),
+            ("/$defs/ExpectTable/properties", &EXPECT),
         ] {
             let mut known = table.known.to_vec();
             known.sort_unstable();

@@ -4,14 +4,14 @@
 use std::{collections::HashMap, net::IpAddr, path::Path};
 
 use super::{
-    check::{FileList, FileRule, NetList, NetRule, Rules},
+    check::{self, Checked, FileList, FileRule, NetList, NetRule, Rules},
     compile::{Bases, operation},
     diagnostic::{Diagnostic, Report, quote},
     explain::{decide_file, decide_net, enclosing_prefix, find_prefix},
     model::{Access, Compiled, Effect, NetOp, PortRule, RuleIndex, UnixTarget},
     network::Ports,
 };
-use crate::event::model::Mode;
+use crate::event::model::{Layer, Mode};
 
 const NARROWEST_WINS: &str = "the most specific rule decides, so a deny only takes away from what is allowed at the same place or around it";
 
@@ -20,6 +20,7 @@ pub fn lint(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     lint_files(rules, compiled, report);
     lint_network(rules, compiled, report);
     lint_unix(rules, compiled, report);
+    lint_floor(rules, compiled, report);
     let allowing = |effect| effect == Effect::Allow;
     let any = compiled
         .places
@@ -48,11 +49,11 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         let path = rule.target.as_path();
         let beside = |list| at.get(&(path, list)).copied();
         // Told for the first of equal rules only; the others are reported as listed twice.
-        if beside(rule.list).is_some_and(|first| first.index != rule.index) {
+        if !is_own(rule, report) || beside(rule.list).is_some_and(|first| first.span != rule.span) {
             continue;
         }
         // At its beginning a `$` is an error; further on it may be part of a name, and mostly is not.
-        if rule.text.contains("/$") && !rule.text.starts_with("./$") {
+        if rule.text.contains("/$") && !rule.text.contains("/${") && !rule.text.starts_with("./$") {
             report.push(
                 Diagnostic::warning(
                     format!(
@@ -61,7 +62,7 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
                     ),
                     rule.span.clone(),
                 )
-                .help("write the path in full, or `~` for the home directory"),
+                .help("write the path in full, or `${home}`, `${workspace}`, `${tmp}`, `${uid}`"),
             );
         }
         let over = match rule.list {
@@ -107,15 +108,99 @@ fn lint_files(rules: &Rules, compiled: &Compiled, report: &mut Report) {
     }
 }
 
+/// Whether a rule stands in the policy itself, and not in one that it extends: those are written for many.
+fn is_own<L, T>(rule: &Checked<L, T>, report: &Report) -> bool {
+    report.file(rule.span.start) == 0
+}
+
+/// What the policy says and the host's administrator does not let it have.
+fn lint_floor(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    let over = |rule: RuleIndex| {
+        compiled
+            .rules
+            .get(rule as usize)
+            .filter(|rule| rule.layer == Layer::Managed)
+            .map(|rule| format!("`{}` of {}", rule.id, rule.source))
+    };
+    let mut forbidden = Vec::new();
+    for rule in &rules.files {
+        let access = match rule.list {
+            FileList::Read => Access::Read,
+            FileList::Write => Access::Write,
+            FileList::Exec => Access::Exec,
+            FileList::Deny | FileList::ExecDeny => continue,
+        };
+        if is_own(rule, report)
+            && let Some(over) = over(decide_file(compiled, access, &rule.target).rule)
+        {
+            forbidden.push((rule.list.name(), &rule.text, &rule.span, over));
+        }
+    }
+    for rule in &rules.guards {
+        let denied = rules
+            .denied_guards
+            .iter()
+            .find(|denied| denied.target == rule.target);
+        if is_own(rule, report)
+            && let Some(denied) = denied
+        {
+            let over = format!(
+                "`{}[{}]` of {}",
+                check::DENIED_GUARDS,
+                denied.index,
+                report.place(denied.span.start)
+            );
+            forbidden.push((check::GUARDS, &rule.text, &rule.span, over));
+        }
+    }
+    let forbidden: Vec<Diagnostic> = forbidden
+        .into_iter()
+        .map(|(list, text, span, over)| {
+            Diagnostic::warning(
+                format!(
+                    "{} in `{list}` changes nothing: {over} denies it",
+                    quote(text)
+                ),
+                span.clone(),
+            )
+            .help("the host's administrator decides that: take it out")
+        })
+        .collect();
+    forbidden
+        .into_iter()
+        .for_each(|diagnostic| report.push(diagnostic));
+    if let Some((mode, source)) = &rules.floor.mode
+        && rules.mode.is_some_and(|asked| asked != *mode)
+    {
+        let (asked, forced) = match mode {
+            Mode::Enforce => ("monitor", "enforce"),
+            Mode::Monitor => ("enforce", "monitor"),
+        };
+        report.push(
+            Diagnostic::warning(
+                format!("mode `{asked}` changes nothing: {source} makes it `{forced}`"),
+                None,
+            )
+            .help("the host's administrator decides that: take it out"),
+        );
+    }
+}
+
 fn lint_unix(rules: &Rules, compiled: &Compiled, report: &mut Report) {
+    let denied: HashMap<&Path, &FileRule> = rules
+        .files
+        .iter()
+        .filter(|rule| rule.list == FileList::Deny)
+        .map(|rule| (rule.target.as_path(), rule))
+        .collect();
     for rule in &rules.unix {
         let UnixTarget::Path(path) = &rule.target else {
             continue;
         };
-        let denied = rules
-            .files
-            .iter()
-            .find(|other| other.list == FileList::Deny && other.target == *path);
+        if !is_own(rule, report) {
+            continue;
+        }
+        let denied = denied.get(path.as_path());
         if let Some(over) = denied {
             report.push(
                 Diagnostic::warning(
@@ -176,6 +261,9 @@ fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
         }
     }
     for (rule, index) in rules.network.iter().zip(base..) {
+        if !is_own(rule, report) {
+            continue;
+        }
         match cover(rule, index, compiled) {
             // Equal rules of one list are reported as listed twice.
             Some(over) if is_twin(rule, over, rules, base) => {}
@@ -295,6 +383,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         let compiled =
             load("p.toml", text.as_bytes(), &context).unwrap_or_else(|error| panic!("{error}"));

@@ -8,21 +8,30 @@ pub mod check;
 pub mod compile;
 pub mod default;
 pub mod diagnostic;
+pub mod expect;
 pub mod explain;
 pub mod file;
+pub mod learn;
+pub mod limits;
 mod lint;
 pub mod model;
 pub mod name;
 pub mod network;
 pub mod path;
+pub mod preset;
+pub mod replay;
+pub mod sources;
 pub mod surface;
 
 #[cfg(test)]
 mod documentation;
 #[cfg(test)]
+mod layers;
+#[cfg(test)]
 mod properties;
 
-pub use compile::{Examined, examine, load};
+pub use compile::{Examined, examine, examine_all, load};
 pub use default::default_policy;
 pub use diagnostic::{Diagnostic, PolicyError, Report};
 pub use explain::{decide_family, decide_file, decide_guard, decide_net, decide_unix};
+pub use sources::Sources;

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 
 use agentwatch_common::policy::{guard, rule};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::event::model::{Layer, Mode, RuleRef};
+use crate::event::model::{Layer, Mode, PolicyRecord, RuleRef};
 
 /// Index of a rule in [`Compiled::rules`].
 pub type RuleIndex = u32;
@@ -63,10 +64,11 @@ impl Access {
 }
 
 /// One rule as its author wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rule {
     /// Id, such as `files.deny[2]`.
     pub id: String,
+    /// Who wrote it.
     pub layer: Layer,
     /// `FILE:LINE`, empty for built-in rules.
     pub source: String,
@@ -214,6 +216,79 @@ pub struct Prefix {
 /// The most port rules that one prefix may have, its enclosing prefixes' included: the size of the kernel's map value.
 pub const MAX_PORT_RULES: usize = agentwatch_common::limits::PORT_RULES;
 
+/// What the task is. It is recorded, and decides nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Task {
+    /// What is to be reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
+    /// Who answers for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Where it is written down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+    /// Commands that show that it is done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub acceptance: Vec<String>,
+}
+
+/// What a session may use of the host; what is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Limits {
+    /// Tasks at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// Bytes of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Thousandths of a processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// Seconds from start to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wall_time: Option<u64>,
+}
+
+/// Which of the environment `run` passes on, beyond [`super::limits::SECRETS`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Environment {
+    pub pass: Vec<NamePattern>,
+    pub drop: Vec<NamePattern>,
+}
+
+/// Which opens are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opens {
+    /// Equal ones as one event with a count.
+    #[default]
+    Fold,
+}
+
+/// Who may start sessions, as one managed file says. Users and groups together; anyone where both are absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// `FILE:LINE`.
+    pub source: String,
+    pub users: Option<Vec<String>>,
+    pub groups: Option<Vec<String>>,
+    /// Sessions of one user at the same time, and where that is written.
+    pub max_per_user: Option<(u32, String)>,
+}
+
+/// What the host's administrator says of all sessions; each with the place where it is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    pub mode: Option<(Mode, String)>,
+    /// Whether a session must not begin where the kernel cannot hold all of its policy.
+    pub refuses_degraded: Option<String>,
+    pub sessions: Vec<Admission>,
+}
+
 /// A compiled policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compiled {
@@ -230,15 +305,51 @@ pub struct Compiled {
     pub unix: Vec<UnixRule>,
     pub families: Vec<FamilyRule>,
     pub guards: Vec<GuardRule>,
+    pub task: Task,
+    pub limits: Limits,
+    pub environment: Environment,
+    pub opens: Opens,
+    pub floor: Floor,
     /// Warnings that do not keep the policy from being used, rendered for a person.
     pub warnings: Vec<String>,
 }
 
+/// Bytes of rules, as JSON, that the record of a session holds: with the rest of its event well below a frame.
+const RECORDED: usize = 3 << 20;
+
+impl Compiled {
+    /// What the record of a session keeps of the policy.
+    pub fn record(&self) -> PolicyRecord {
+        let written = self.rules.get(DEFAULT_RULES.len()..).unwrap_or_default();
+        let mut bytes = 0;
+        let rules: Vec<Rule> = written
+            .iter()
+            .take_while(|rule| {
+                bytes += serde_json::to_vec(rule).map_or(0, |json| json.len());
+                bytes <= RECORDED
+            })
+            .cloned()
+            .collect();
+        PolicyRecord {
+            task: self.task.clone(),
+            limits: self.limits,
+            left_out: (written.len() - rules.len()) as u64,
+            rules,
+        }
+    }
+}
+
 /// What a policy's relative parts refer to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
-    /// Absolute. Relative paths start here.
+    /// Absolute. Relative paths start here; `${workspace}`.
     pub cwd: PathBuf,
-    /// Absolute. What `~` stands for.
+    /// Absolute. What `~` and `${home}` stand for.
     pub home: PathBuf,
+    /// Absolute. What `${tmp}` stands for; `/tmp` where it is empty.
+    #[serde(default)]
+    pub tmp: PathBuf,
+    /// What `${uid}` stands for.
+    #[serde(default)]
+    pub uid: u32,
 }

@@ -1,9 +1,12 @@
 //! What a path in a policy names: absolute, and lexically clean. It must never look at a file system; symlinks are
 //! followed by whoever binds the path to an inode.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Component, Path, PathBuf},
+};
 
-use super::{diagnostic::quote, model::Context};
+use super::{diagnostic::quote, file::suggestion, model::Context};
 
 /// PATH_MAX of include/uapi/linux/limits.h, without the final NUL.
 pub const LONGEST_PATH: usize = 4095;
@@ -50,12 +53,17 @@ pub fn parse(text: &str, context: &Context) -> Result<PathBuf, Fault> {
              write the directory, and list what differs inside it as rules of their own",
         ));
     }
-    if text.starts_with('$') {
+    if text.starts_with('$') && !text.starts_with("${") {
         return Err(Fault::new(
-            format!("variables are not expanded: {}", quote(text)),
-            "write `~` for the home directory; a name that begins with `$` is written `./$…`",
+            format!(
+                "variables of the environment are not expanded: {}",
+                quote(text)
+            ),
+            "write `${home}`, `${workspace}`, `${tmp}` or `${uid}`; a name that begins with `$` is written `./$…`",
         ));
     }
+    let expanded = expand(text, context)?;
+    let text = expanded.as_ref();
     let (base, rest) = match text.strip_prefix('~') {
         Some("") => (Some(("home directory", &context.home)), ""),
         Some(rest) if rest.starts_with('/') => (
@@ -104,6 +112,61 @@ pub fn parse(text: &str, context: &Context) -> Result<PathBuf, Fault> {
     Ok(path)
 }
 
+/// The names of variables.
+pub const VARIABLES: [&str; 4] = ["workspace", "home", "tmp", "uid"];
+
+/// Puts the values of variables in their places. A value is a part of a path, and never a pattern.
+pub(super) fn expand<'t>(text: &'t str, context: &Context) -> Result<Cow<'t, str>, Fault> {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let Some((name, after)) = after.split_once('}') else {
+            return Err(Fault::new(
+                format!("the brace of a variable is not closed: {}", quote(text)),
+                "write `${home}`, `${workspace}`, `${tmp}` or `${uid}`",
+            ));
+        };
+        let directory = |path: &Path, what: &str| match path.to_str() {
+            Some(path_text) if path.is_absolute() => Ok(path_text.to_owned()),
+            _ => Err(Fault::new(
+                format!("`${{{name}}}` has no value here: the {what} is not a usable path"),
+                "write an absolute path",
+            )),
+        };
+        let value = match name {
+            "workspace" => directory(&context.cwd, "working directory")?,
+            "home" => directory(&context.home, "home directory")?,
+            "tmp" if context.tmp.as_os_str().is_empty() => "/tmp".to_owned(),
+            "tmp" => directory(&context.tmp, "directory for temporary files")?,
+            "uid" => context.uid.to_string(),
+            _ => {
+                return Err(Fault::new(
+                    format!("there is no variable {}", quote(name)),
+                    suggestion(name, &VARIABLES, "the variables are"),
+                ));
+            }
+        };
+        // A directory begins the path, so that `/x${home}` does not mean something else than it seems to.
+        if name != "uid" && !before.is_empty() {
+            return Err(Fault::new(
+                format!(
+                    "`${{{name}}}` is a whole path, and something stands before it: {}",
+                    quote(text)
+                ),
+                "let the path begin with it",
+            ));
+        }
+        expanded.push_str(before);
+        expanded.push_str(&value);
+        rest = after;
+    }
+    if expanded.is_empty() {
+        return Ok(Cow::Borrowed(text));
+    }
+    expanded.push_str(rest);
+    Ok(Cow::Owned(expanded))
+}
+
 /// Takes `.`, `..` and repeated slashes out of an absolute path, by its text alone.
 pub fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::from("/");
@@ -128,6 +191,8 @@ mod tests {
         Context {
             cwd: "/w/project".into(),
             home: "/home/u".into(),
+            uid: 1000,
+            ..Context::default()
         }
     }
 
@@ -150,6 +215,12 @@ mod tests {
             ("./$x", "/w/project/$x"),
             ("a~", "/w/project/a~"),
             ("/a b", "/a b"),
+            ("${workspace}/x", "/w/project/x"),
+            ("${home}", "/home/u"),
+            ("${home}/../v", "/home/v"),
+            ("${tmp}/x", "/tmp/x"),
+            ("/run/user/${uid}/bus", "/run/user/1000/bus"),
+            ("x${uid}y", "/w/project/x1000y"),
         ] {
             assert_eq!(
                 parse(text, &context()),
@@ -170,7 +241,10 @@ mod tests {
             ("/a/?", "pattern character `?`"),
             ("/a/[b]", "pattern character `[`"),
             ("~root/x", "only one's own home"),
-            ("$HOME/x", "variables are not expanded"),
+            ("$HOME/x", "variables of the environment"),
+            ("${HOME}/x", "there is no variable `HOME`"),
+            ("${home", "not closed"),
+            ("/x${home}", "something stands before it"),
             (&long_name, "255 bytes"),
             (&long_path, "4095"),
         ] {
@@ -184,7 +258,7 @@ mod tests {
         }
         let nowhere = Context {
             cwd: "relative".into(),
-            home: "".into(),
+            ..Context::default()
         };
         assert!(parse("x", &nowhere).is_err());
         assert!(parse("~", &nowhere).is_err());

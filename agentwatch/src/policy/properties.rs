@@ -29,6 +29,7 @@ fn context() -> Context {
     Context {
         cwd: "/a/b".into(),
         home: "/a".into(),
+        ..Default::default()
     }
 }
 
@@ -281,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_fatal(text in "(name|mode|\\[files\\]|\\[network\\]|read|allow|=|\\[|\\]|\\{|\\}|\"|'|\"\"\"|,|\\.|~|/|:|\\*|\n|\r|[0-9a-f]|é|\u{202e}|\\PC){0,60}") {
+    fn no_text_is_fatal(text in "(name|mode|extends|preset:|\\[files\\]|\\[network\\]|\\[limits\\]|\\[\\[expect\\]\\]|pids|read|allow|unix|deny|\\*\\*/|\\$\\{home\\}|=|\\[|\\]|\\{|\\}|\"|'|\"\"\"|,|\\.|~|/|:|\\*|\n|\r|[0-9a-f]|é|\u{202e}|\\PC){0,60}") {
         let examined = examine("p.toml", text.as_bytes(), &context());
         examined.report.render(true);
     }
@@ -334,11 +335,23 @@ fn a_hostile_text_is_answered_in_bounded_work() {
         "\"*:1\",".repeat(9_000),
         "\"*:2\",".repeat(9_000)
     );
+    let names = format!(
+        "[files]\nread = [{}]\ndeny = [{}]\n[network]\nunix = [{}]",
+        (0..6_000)
+            .map(|n| format!("\"/a/b/c/d/e/f/g/h/{n}\","))
+            .collect::<String>(),
+        (0..6_000)
+            .map(|n| format!("\"**/{n}*\","))
+            .collect::<String>(),
+        (0..6_000)
+            .map(|n| format!("\"/a/b/c/d/e/f/g/h/{n}\","))
+            .collect::<String>(),
+    );
     let broken = "\"".repeat(1 << 20);
     let keys = (0..100_000)
         .map(|n| format!("k{n}=1\n"))
         .collect::<String>();
-    for text in [one_line, same_place, broken, keys] {
+    for text in [one_line, same_place, names, broken, keys] {
         let examined = examine("p.toml", text.as_bytes(), &context());
         assert!(examined.report.render(false).len() < 1 << 20);
     }

@@ -134,6 +134,7 @@ mod tests {
         Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         }
     }
 

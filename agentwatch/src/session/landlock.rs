@@ -100,11 +100,18 @@ pub fn plan(policy: &Compiled) -> Plan {
     }
     // Wherever something is allowed a file of that name can be, or be made.
     if !plan.grants.is_empty() {
-        for name in &policy.names {
-            let rule = &policy.rules[name.decisions[Access::Read as usize].rule as usize];
+        let names: Vec<String> = policy
+            .names
+            .iter()
+            .map(|name| {
+                let rule = &policy.rules[name.decisions[Access::Read as usize].rule as usize];
+                format!("{} ({})", rule.id, rule.text)
+            })
+            .collect();
+        if !names.is_empty() {
             plan.missing.push(format!(
-                "{} ({}) closes a name wherever it stands: Landlock cannot",
-                rule.id, rule.text
+                "{} closes a name wherever it stands: Landlock cannot",
+                names.join(", ")
             ));
         }
     }
@@ -199,6 +206,7 @@ mod tests {
         let context = Context {
             cwd: "/w".into(),
             home: "/home/u".into(),
+            ..Default::default()
         };
         plan(&load("test.toml", text.as_bytes(), &context).unwrap())
     }

@@ -273,11 +273,10 @@ impl<T> Default for Listed<T> {
 impl<T: Clone + Eq + std::hash::Hash> Listed<T> {
     fn index(&mut self, value: T) -> u32 {
         let next = self.list.len() as u32;
-        let index = *self.known.entry(value).or_insert_with_key(|value| {
+        *self.known.entry(value).or_insert_with_key(|value| {
             self.list.push(value.clone());
             next
-        });
-        index
+        })
     }
 }
 

@@ -5,7 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{event::model::Mode, policy::model::Context, wire::collector::SessionRow};
+use crate::{
+    event::model::Mode,
+    policy::{
+        model::{Context, Environment},
+        sources::Included,
+    },
+    wire::collector::SessionRow,
+};
 
 /// Name of the control socket below `RUNTIME_DIR`.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -17,6 +24,12 @@ pub struct PolicyText {
     pub file: String,
     pub text: String,
     pub context: Context,
+    /// What files in `extends` are named from.
+    #[serde(default)]
+    pub directory: PathBuf,
+    /// The files that it extends.
+    #[serde(default)]
+    pub included: Vec<Included>,
 }
 
 /// A request.
@@ -43,7 +56,8 @@ pub enum Request {
         accept_degraded: bool,
     },
     /// Ends a session; its processes go on, unwatched. Root only for `attach` and `watch` sessions.
-    Detach { session: String },
+    /// Without `now` the daemon may answer [`Response::Later`].
+    Detach { session: String, now: bool },
     /// Puts another policy, another mode, or both in force for a session. Root only for `attach` and `watch` sessions.
     Reload {
         session: String,
@@ -52,7 +66,7 @@ pub enum Request {
         accept_degraded: bool,
     },
     /// Ends all sessions, takes everything out of the kernel and stops the daemon. Root only.
-    Release,
+    Release { now: bool },
     /// The sessions that live now and that the asker may see.
     Sessions,
     /// The daemon's state.
@@ -68,7 +82,10 @@ pub enum Response {
         session: String,
         name: String,
         warnings: Vec<String>,
-        landlock: Option<crate::policy::model::Compiled>,
+        /// Which of the asker's environment the command gets.
+        #[serde(default)]
+        environment: Environment,
+        landlock: Option<Box<crate::policy::model::Compiled>>,
     },
     Sessions {
         sessions: Vec<SessionRow>,
@@ -77,6 +94,9 @@ pub enum Response {
         status: Box<Status>,
     },
     Done,
+    /// What an earlier daemon has told of the session is being looked up: ask again in a moment. Asked for `now`, the
+    /// daemon does not wait, and declares lost what it does not know of.
+    Later,
     Error {
         message: String,
         hint: Option<String>,

@@ -26,7 +26,13 @@ fn numbered(session: &str, n: u64, kind: Kind) -> Event {
 }
 
 fn batch_of(number: u64, from: u64, count: u64) -> Batch {
-    let kinds = [Kind::Open, Kind::Exec, Kind::Connect, Kind::Exit, Kind::Rename];
+    let kinds = [
+        Kind::Open,
+        Kind::Exec,
+        Kind::Connect,
+        Kind::Exit,
+        Kind::Rename,
+    ];
     let events = (from..from + count)
         .zip(kinds.into_iter().cycle())
         .map(|(n, kind)| numbered(&format!("s{}", n % 3), n, kind))
@@ -75,7 +81,12 @@ async fn nothing_is_lost_or_doubled_when_killed_while_sealing() {
         .filter(|number| numbers.binary_search(number).is_err())
         .count();
     assert_eq!(missing, 0, "of {acknowledged}");
-    let status = place.cli(&["query", "SELECT count(*) AS n FROM segments", "--format", "csv"]);
+    let status = place.cli(&[
+        "query",
+        "SELECT count(*) AS n FROM segments",
+        "--format",
+        "csv",
+    ]);
     let segments: u64 = String::from_utf8_lossy(&status.stdout)
         .lines()
         .last()
@@ -83,7 +94,11 @@ async fn nothing_is_lost_or_doubled_when_killed_while_sealing() {
         .expect("a number");
     assert!(segments > 3, "{segments}");
     let verified = verify(&place.state());
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stdout)
+    );
 }
 
 fn verify(directory: &Path) -> std::process::Output {
@@ -101,8 +116,17 @@ async fn exported(place: &Place) -> PathBuf {
         store(&mut connection, &batch_of(number, number * 300, 300)).await;
     }
     let to = place.directory.path().join("export");
-    let output = place.cli(&["export", &to.to_string_lossy(), "--state-dir", &place.directory.path().to_string_lossy()]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = place.cli(&[
+        "export",
+        &to.to_string_lossy(),
+        "--state-dir",
+        &place.directory.path().to_string_lossy(),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     to
 }
 
@@ -114,7 +138,10 @@ async fn an_export_is_whole_and_shows_when_it_is_touched() {
     let output = verify(&to);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("3000 events") && text.contains("verified"), "{text}");
+    assert!(
+        text.contains("3000 events") && text.contains("verified"),
+        "{text}"
+    );
     let key = Command::new(env!("CARGO_BIN_EXE_agentwatch"))
         .arg("verify")
         .arg(&to)
@@ -131,7 +158,10 @@ async fn an_export_is_whole_and_shows_when_it_is_touched() {
     let output = verify(&to);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!output.status.success(), "{text}");
-    assert!(text.contains("segment 2") && text.contains("NOT VERIFIED"), "{text}");
+    assert!(
+        text.contains("segment 2") && text.contains("NOT VERIFIED"),
+        "{text}"
+    );
 }
 
 /// The format is open: others read what was exported, and find the same. Their wheels are taken where they are
@@ -139,10 +169,15 @@ async fn an_export_is_whole_and_shows_when_it_is_touched() {
 #[tokio::test]
 async fn others_read_the_segments() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let python = std::env::var_os("AGENTWATCH_READERS")
-        .map_or_else(|| repository.join("target/readers/bin/python"), PathBuf::from);
+    let python = std::env::var_os("AGENTWATCH_READERS").map_or_else(
+        || repository.join("target/readers/bin/python"),
+        PathBuf::from,
+    );
     if !python.exists() {
-        println!("SKIP: {} is not there: no Python with duckdb, chdb and pyiceberg", python.display());
+        println!(
+            "SKIP: {} is not there: no Python with duckdb, chdb and pyiceberg",
+            python.display()
+        );
         return;
     }
     let place = Place::new_as_daemon();
@@ -163,7 +198,10 @@ async fn others_read_the_segments() {
         .collect();
     assert_eq!(ours.len(), 5);
     for reader in ["duckdb", "chdb", "pyiceberg"] {
-        let has = Command::new(&python).args(["-c", &format!("import {reader}")]).output().expect("python runs");
+        let has = Command::new(&python)
+            .args(["-c", &format!("import {reader}")])
+            .output()
+            .expect("python runs");
         if !has.status.success() {
             println!("SKIP {reader}: {} does not have it", python.display());
             continue;
@@ -174,8 +212,13 @@ async fn others_read_the_segments() {
             .arg(&to)
             .output()
             .expect("python runs");
-        assert!(output.status.success(), "{reader}: {}", String::from_utf8_lossy(&output.stderr));
-        let theirs: Vec<Vec<serde_json::Value>> = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert!(
+            output.status.success(),
+            "{reader}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let theirs: Vec<Vec<serde_json::Value>> =
+            serde_json::from_slice(&output.stdout).expect("JSON");
         // Columns of ours are in the order of their names in JSON objects; so both are compared as sets.
         let sorted = |rows: &[Vec<serde_json::Value>]| -> Vec<Vec<String>> {
             rows.iter()
@@ -204,7 +247,11 @@ async fn a_report_in_every_form() {
     created.verdict = Verdict::Allowed;
     created.time = jiff::Timestamp::now();
     if let Some(held) = &mut created.file {
-        held.path = file.canonicalize().expect("a path").to_string_lossy().into_owned();
+        held.path = file
+            .canonicalize()
+            .expect("a path")
+            .to_string_lossy()
+            .into_owned();
     }
     events.push(created);
     for event in &mut events {
@@ -215,16 +262,29 @@ async fn a_report_in_every_form() {
     store(&mut connection, &Batch { number: 1, events }).await;
     let text = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1";
     for (format, parts) in [
-        ("text", &["Session fix-parser", "Files changed", "DENIED", text][..]),
-        ("md", &["# Session fix", "## Files changed", "| **created** |", text]),
+        (
+            "text",
+            &["Session fix-parser", "Files changed", "DENIED", text][..],
+        ),
+        (
+            "md",
+            &["# Session fix", "## Files changed", "| **created** |", text],
+        ),
         ("html", &["<!DOCTYPE html>", "<h2>Files changed</h2>", text]),
         ("json", &["\"files_changed\"", "\"sha256\"", text]),
     ] {
         let output = place.cli(&["report", "fix-parser", "--format", format]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let page = String::from_utf8(output.stdout).expect("UTF-8");
         for part in parts {
-            assert!(page.to_lowercase().contains(&part.to_lowercase()), "{format}: {part}: {page}");
+            assert!(
+                page.to_lowercase().contains(&part.to_lowercase()),
+                "{format}: {part}: {page}"
+            );
         }
     }
     let without = place.cli(&["report", "fix-parser", "--hash-limit", "0"]);
@@ -240,7 +300,10 @@ async fn sealing_on_request_is_answered_when_it_is_done() {
     store(&mut connection, &batch_of(1, 1, 100)).await;
     let mut asked = place.ask(&Question::Seal).await;
     let answer = next(&mut asked).await;
-    assert!(matches!(answer, agentwatch::wire::collector::Answer::End), "{answer:?}");
+    assert!(
+        matches!(answer, agentwatch::wire::collector::Answer::End),
+        "{answer:?}"
+    );
     let rows = place.cli(&["query", "SELECT events FROM segments", "--format", "csv"]);
     assert_eq!(String::from_utf8_lossy(&rows.stdout), "events\r\n100\r\n");
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_agentwatch");
 /// How long anything that must happen may take; generous, because nothing is asserted about speed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Whether the tests can run; where they cannot, makes sure that the daemon says why.
 pub fn possible() -> bool {

@@ -5,6 +5,8 @@
 
 mod faults;
 mod harness;
+mod layers;
 mod outlive;
+mod presets;
 mod sessions;
 mod workloads;

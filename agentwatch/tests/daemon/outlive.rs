@@ -385,6 +385,81 @@ fn sessions_of_another_boot_have_ended() {
 }
 
 #[test]
+fn other_programs_take_the_place_of_those_of_before() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.daemon();
+    let mut run = storm(&place, "upgraded");
+    daemon.kill();
+    // What is attached says that it comes from another build.
+    let current = pins(&place).join("current");
+    let text = fs::read_link(&current).expect("what is attached");
+    let mut parts: Vec<&str> = text.to_str().expect("text").split(':').collect();
+    parts[1] = "00";
+    fs::remove_file(&current).expect("unlink");
+    std::os::unix::fs::symlink(parts.join(":"), &current).expect("write");
+    let daemon = place.daemon();
+    assert!(place.log().contains("programs=Replaced"), "{}", place.log());
+    let links = fs::read_dir(pins(&place))
+        .expect("list")
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("links_"))
+        .count();
+    assert_eq!(links, 1, "the old programs are gone");
+    std::thread::sleep(Duration::from_secs(1));
+    calm(&place);
+    assert_eq!(run.wait().expect("reap it").code(), Some(7));
+    assert_eq!(wrong(&place), "");
+    accounted(&place.ended("upgraded"));
+    daemon.stop();
+    assert!(!pins(&place).exists());
+}
+
+#[test]
+fn maps_of_another_form_are_not_taken_over_and_stay_in_force() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.daemon();
+    let mut run = storm(&place, "old");
+    daemon.kill();
+    let pins = pins(&place);
+    let current = pins.join("current");
+    let text = fs::read_link(&current).expect("what is attached");
+    let mut parts: Vec<&str> = text.to_str().expect("text").split(':').collect();
+    parts[1] = "00";
+    fs::remove_file(&current).expect("unlink");
+    std::os::unix::fs::symlink(parts.join(":"), &current).expect("write");
+    // A map with keys of another size under that name.
+    let maps = pins.join("maps");
+    fs::rename(maps.join("CGROUPS"), maps.join("KEPT")).expect("rename");
+    fs::hard_link(maps.join("PROCESSES"), maps.join("CGROUPS")).expect("link");
+    let refused = place.cli(&["daemon"]);
+    assert!(!refused.status.success());
+    let said = text_of(&refused);
+    assert!(
+        said.contains("CGROUPS") && said.contains("agentwatch release"),
+        "{said}"
+    );
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(wrong(&place), "", "it stays in force");
+    let released = place.cli(&["release"]);
+    assert!(released.status.success(), "{}", text_of(&released));
+    assert!(!pins.exists());
+    calm(&place);
+    let _daemon = place.daemon();
+    assert_eq!(run.wait().expect("reap it").code(), Some(7));
+    place.ended("old");
+}
+
+fn text_of(output: &std::process::Output) -> String {
+    text(&output.stderr)
+}
+
+#[test]
 fn what_a_daemon_without_directories_left_is_swept() {
     if !possible() {
         return;

@@ -25,7 +25,7 @@ use nix::{
 use serde_json::{Value, json};
 
 /// How long anything that must happen may take, under emulation.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Parser)]
 struct Options {
@@ -40,6 +40,9 @@ enum What {
         /// The agentwatch binary
         #[arg(long)]
         agentwatch: PathBuf,
+        /// Only cases whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// The load: opens, forks and reports until there is a file `enough`
     Load { dir: PathBuf },
@@ -48,8 +51,8 @@ enum What {
 fn main() -> ExitCode {
     match Options::parse().what {
         What::Load { dir } => load(&dir),
-        What::All { agentwatch } => {
-            let cases: [(&str, fn(&Place) -> Result<()>); 4] = [
+        What::All { agentwatch, only } => {
+            let cases: [(&str, Case); 4] = [
                 ("outlive_killed_under_load", killed_under_load),
                 ("outlive_other_programs", other_programs),
                 ("outlive_stopped_and_released", stopped_and_released),
@@ -57,6 +60,9 @@ fn main() -> ExitCode {
             ];
             let mut good = true;
             for (name, case) in cases {
+                if !name.contains(&only) {
+                    continue;
+                }
                 let result = Place::new(&agentwatch)
                     .and_then(|place| case(&place).inspect_err(|_| println!("{}", place.log())));
                 let (status, reason) = match result {
@@ -91,6 +97,9 @@ impl std::fmt::Display for Skipped {
 }
 
 impl std::error::Error for Skipped {}
+
+/// Looks at one thing on a place of its own.
+type Case = fn(&Place) -> Result<()>;
 
 /// What the load did: how often each of its files was opened and refused, a line a round.
 fn load(dir: &Path) -> ExitCode {

@@ -155,7 +155,11 @@ impl Composing {
 
     fn touch(&mut self, event: &Event) {
         let Some(file) = &event.file else { return };
-        let access = |wanted: &[&str]| file.access.iter().any(|held| wanted.contains(&held.as_str()));
+        let access = |wanted: &[&str]| {
+            file.access
+                .iter()
+                .any(|held| wanted.contains(&held.as_str()))
+        };
         match event.kind {
             Kind::Open if access(&["write", "append", "truncate"]) => {
                 self.change(event, &file.path, What::Modified);

@@ -64,11 +64,9 @@ pub(super) fn look(changes: &mut [Change], limit: u64) {
 
 fn content(path: &Path, last: Timestamp, limit: u64) -> Content {
     match open(path) {
-        Ok(Some(file)) => {
-            regular(file, last, limit).unwrap_or_else(|error| Content::Unreadable {
-                why: error.to_string(),
-            })
-        }
+        Ok(Some(file)) => regular(file, last, limit).unwrap_or_else(|error| Content::Unreadable {
+            why: error.to_string(),
+        }),
         Ok(None) => Content::Other,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Absent,
         Err(error) => Content::Unreadable {
@@ -105,9 +103,8 @@ fn regular(mut file: File, last: Timestamp, limit: u64) -> io::Result<Content> {
         .and_then(|time| Timestamp::try_from(time).ok());
     // An open is recorded and the writes that follow are not, so a file may well be written a while after its event; a minute is
     // taken as the same doing.
-    let changed_since = written.is_some_and(|written| {
-        written.duration_since(last) > jiff::SignedDuration::from_secs(60)
-    });
+    let changed_since = written
+        .is_some_and(|written| written.duration_since(last) > jiff::SignedDuration::from_secs(60));
     let (sha256, note) = if found.len() > limit {
         (None, Some(format!("larger than {limit} bytes")))
     } else {
@@ -149,18 +146,43 @@ mod tests {
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
         let now = Timestamp::now();
         let look = |name: &str, limit| content(&at(name), now, limit);
-        let Content::File { size, sha256, changed_since, .. } = look("file", 100) else {
+        let Content::File {
+            size,
+            sha256,
+            changed_since,
+            ..
+        } = look("file", 100)
+        else {
             panic!("{:?}", look("file", 100));
         };
         let text = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1";
-        assert_eq!((size, sha256.as_deref(), changed_since), (4, Some(text), false));
-        assert!(matches!(look("file", 3), Content::File { sha256: None, note: Some(_), .. }));
+        assert_eq!(
+            (size, sha256.as_deref(), changed_since),
+            (4, Some(text), false)
+        );
+        assert!(matches!(
+            look("file", 3),
+            Content::File {
+                sha256: None,
+                note: Some(_),
+                ..
+            }
+        ));
         assert_eq!(look("nothing", 100), Content::Absent);
         for other in ["dir", "pipe", "link"] {
             assert_eq!(look(other, 100), Content::Other, "{other}");
         }
-        assert!(matches!(look("dirlink/inner", 100), Content::Unreadable { .. }));
+        assert!(matches!(
+            look("dirlink/inner", 100),
+            Content::Unreadable { .. }
+        ));
         let before = now - jiff::SignedDuration::from_hours(1);
-        assert!(matches!(content(&at("file"), before, 100), Content::File { changed_since: true, .. }));
+        assert!(matches!(
+            content(&at("file"), before, 100),
+            Content::File {
+                changed_since: true,
+                ..
+            }
+        ));
     }
 }

@@ -78,7 +78,10 @@ pub(super) fn of(report: &Report) -> Document {
     let session = &report.timeline.session;
     let mut blocks = vec![Block::Facts(facts(report))];
     for missing in &session.missing {
-        blocks.push(Block::Note(Grade::Bad, format!("Not enforced: {}", escape(missing))));
+        blocks.push(Block::Note(
+            Grade::Bad,
+            format!("Not enforced: {}", escape(missing)),
+        ));
     }
     if !report.timeline.losses.is_empty() {
         blocks.push(Block::Heading("Missing from the record".to_owned()));
@@ -114,7 +117,12 @@ pub(super) fn of(report: &Report) -> Document {
 
 fn verdict(report: &Report) -> (Grade, String) {
     let session = &report.timeline.session;
-    let lost: u64 = report.timeline.losses.iter().map(|lost| lost.loss.events).sum();
+    let lost: u64 = report
+        .timeline
+        .losses
+        .iter()
+        .map(|lost| lost.loss.events)
+        .sum();
     let count = |verdict: Verdict| -> u64 {
         report
             .timeline
@@ -168,7 +176,12 @@ fn facts(report: &Report) -> Vec<(&'static str, Vec<Span>)> {
     if let Some(user) = &report.user {
         who.extend([word(" "), code(user)]);
     }
-    who.extend([word(", by "), code(&session.origin), word(", on "), code(&report.host)]);
+    who.extend([
+        word(", by "),
+        code(&session.origin),
+        word(", on "),
+        code(&report.host),
+    ]);
     facts.push(("started by", who));
     facts.push((
         "when",
@@ -179,7 +192,13 @@ fn facts(report: &Report) -> Vec<(&'static str, Vec<Span>)> {
             sessions::lasted(session, report.written)
         ))],
     ));
-    facts.push(("policy", vec![code(&session.policy), word(format!(", {}", session.mode.name()))]));
+    facts.push((
+        "policy",
+        vec![
+            code(&session.policy),
+            word(format!(", {}", session.mode.name())),
+        ],
+    ));
     let grade = match session.coverage {
         Coverage::Enforcing => Grade::Good,
         Coverage::Degraded => Grade::Bad,
@@ -206,18 +225,31 @@ fn facts(report: &Report) -> Vec<(&'static str, Vec<Span>)> {
             kernel.unwrap_or_default()
         ))],
     ));
-    facts.push(("written", vec![word(format!("{} by agentwatch {}", render::time(report.written), env!("CARGO_PKG_VERSION")))]));
+    facts.push((
+        "written",
+        vec![word(format!(
+            "{} by agentwatch {}",
+            render::time(report.written),
+            env!("CARGO_PKG_VERSION")
+        ))],
+    ));
     facts
 }
 
 fn refusals(blocks: &mut Vec<Block>, report: &Report) {
-    blocks.push(Block::Heading("Denied, held or beyond the policy".to_owned()));
+    blocks.push(Block::Heading(
+        "Denied, held or beyond the policy".to_owned(),
+    ));
     if report.timeline.refusals.is_empty() {
         blocks.push(Block::Note(Grade::Good, "Nothing.".to_owned()));
         return;
     }
     let rows = report.timeline.refusals.iter().map(|refusal| {
-        let grade = if refusal.verdict == Verdict::Denied { Grade::Bad } else { Grade::Warn };
+        let grade = if refusal.verdict == Verdict::Denied {
+            Grade::Bad
+        } else {
+            Grade::Warn
+        };
         let rule = refusal.rule.as_ref().map_or_else(Vec::new, |rule| {
             let mut spans = vec![code(&rule.id)];
             if !rule.source.is_empty() {
@@ -228,13 +260,23 @@ fn refusals(blocks: &mut Vec<Block>, report: &Report) {
         vec![
             vec![word(render::time(refusal.time))],
             vec![Span::Graded(grade, refusal.verdict.name().to_owned())],
-            vec![word(format!("{} ", refusal.kind.name())), shown(&refusal.what)],
-            refusal.process.as_deref().map_or_else(Vec::new, |process| vec![shown(process)]),
+            vec![
+                word(format!("{} ", refusal.kind.name())),
+                shown(&refusal.what),
+            ],
+            refusal
+                .process
+                .as_deref()
+                .map_or_else(Vec::new, |process| vec![shown(process)]),
             rule,
             vec![word(refusal.count.to_string())],
         ]
     });
-    table(blocks, vec!["when", "verdict", "what", "process", "rule", "times"], rows);
+    table(
+        blocks,
+        vec!["when", "verdict", "what", "process", "rule", "times"],
+        rows,
+    );
 }
 
 fn approvals(blocks: &mut Vec<Block>, report: &Report) {
@@ -247,7 +289,10 @@ fn approvals(blocks: &mut Vec<Block>, report: &Report) {
             vec![word(render::time(approval.time))],
             vec![word(approval.verdict.name())],
             vec![shown(&approval.what)],
-            approval.rule.as_deref().map_or_else(Vec::new, |rule| vec![code(rule)]),
+            approval
+                .rule
+                .as_deref()
+                .map_or_else(Vec::new, |rule| vec![code(rule)]),
         ]
     });
     table(blocks, vec!["when", "verdict", "what", "rule"], rows);
@@ -259,7 +304,11 @@ fn files(blocks: &mut Vec<Block>, report: &Report) {
         blocks.push(Block::Note(Grade::Plain, "None.".to_owned()));
     } else {
         let of = |what: What| {
-            let count = report.files_changed.iter().filter(|change| change.change == what).count();
+            let count = report
+                .files_changed
+                .iter()
+                .filter(|change| change.change == what)
+                .count();
             (count > 0).then(|| format!("{count} {}", what.name()))
         };
         let summary: Vec<String> = [
@@ -280,7 +329,11 @@ fn files(blocks: &mut Vec<Block>, report: &Report) {
             ),
         ));
         let rows = report.files_changed.iter().map(|change| {
-            let grade = if change.change == What::Deleted { Grade::Warn } else { Grade::Plain };
+            let grade = if change.change == What::Deleted {
+                Grade::Warn
+            } else {
+                Grade::Plain
+            };
             let mut path = vec![code(&change.path)];
             if let Some(from) = &change.from {
                 path.extend([word(" from "), code(from)]);
@@ -365,7 +418,11 @@ fn processes(blocks: &mut Vec<Block>, report: &Report) {
         let indent = "  ".repeat(node.depth.min(24));
         let executed = node.execs.iter().rfind(|exec| exec.errno.is_none());
         let (exe, argv) = executed.map_or((&node.exe, &node.argv), |exec| (&exec.exe, &exec.argv));
-        let command = if argv.is_empty() { escape(exe).into_owned() } else { command_line(argv) };
+        let command = if argv.is_empty() {
+            escape(exe).into_owned()
+        } else {
+            command_line(argv)
+        };
         let end = node
             .exit
             .as_ref()
@@ -411,7 +468,10 @@ fn table(
     if count > MOST_ROWS {
         blocks.push(Block::Note(
             Grade::Plain,
-            format!("{} more are in the JSON form of this report.", count - MOST_ROWS),
+            format!(
+                "{} more are in the JSON form of this report.",
+                count - MOST_ROWS
+            ),
         ));
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn of(document: &Document) -> String {
     // Writing to a string cannot fail, here and below.
     let _ = write!(page, "# {}\n\n", spelled(&document.title));
     let (grade, text) = &document.verdict;
-    let _ = write!(page, "**{}** {}\n", mark(*grade), spelled(text));
+    let _ = writeln!(page, "**{}** {}", mark(*grade), spelled(text));
     for block in &document.blocks {
         page.push('\n');
         match block {
@@ -19,7 +19,11 @@ pub(super) fn of(document: &Document) -> String {
                 let _ = writeln!(page, "## {}", spelled(text));
             }
             Block::Note(grade, text) => {
-                let mark = if *grade == Grade::Plain { "" } else { mark(*grade) };
+                let mark = if *grade == Grade::Plain {
+                    ""
+                } else {
+                    mark(*grade)
+                };
                 let _ = writeln!(page, "{}", format!("{mark} {}", spelled(text)).trim_start());
             }
             Block::Facts(facts) => {

@@ -106,23 +106,39 @@ fn all_forms_say_the_same_and_nothing_foreign_is_markup() {
     events.push(ended());
     for event in &mut events {
         if let Some(process) = &mut event.process {
-            process.argv.push("</pre></code><script>alert(2)</script>```\n# x".to_owned());
+            process
+                .argv
+                .push("</pre></code><script>alert(2)</script>```\n# x".to_owned());
         }
     }
     let report = composed(&events);
     let document = document::of(&report);
     let (html, markdown) = (html::of(&document), markdown::of(&document));
     for page in [&html, &markdown] {
-        for part in ["/etc/shadow", "files.deny[2]", "192.0.2.7:443", "created", "42"] {
+        for part in [
+            "/etc/shadow",
+            "files.deny[2]",
+            "192.0.2.7:443",
+            "created",
+            "42",
+        ] {
             let plain = page.replace('\\', "");
             assert!(plain.contains(part), "{part}: {page}");
         }
-        let wild = page
-            .chars()
-            .find(|character| (character.is_control() && *character != '\n') || *character == '\u{202e}');
+        let wild = page.chars().find(|character| {
+            (character.is_control() && *character != '\n') || *character == '\u{202e}'
+        });
         assert_eq!(wild, None);
     }
-    for forbidden in ["<script", "<img", "onerror=alert(1)>`](", "http://", "https://", "src=\"", "href="] {
+    for forbidden in [
+        "<script",
+        "<img",
+        "onerror=alert(1)>`](",
+        "http://",
+        "https://",
+        "src=\"",
+        "href=",
+    ] {
         let page = html.replace("&lt;", "\u{1}");
         assert!(!page.contains(forbidden), "{forbidden}");
     }
@@ -131,7 +147,10 @@ fn all_forms_say_the_same_and_nothing_foreign_is_markup() {
     let mut outside = String::new();
     let mut fence: Option<usize> = None;
     for line in markdown.lines() {
-        let run = line.chars().take_while(|character| *character == '`').count();
+        let run = line
+            .chars()
+            .take_while(|character| *character == '`')
+            .count();
         match fence {
             Some(open) if run >= open => fence = None,
             None if run >= 3 => fence = Some(run),
@@ -158,9 +177,18 @@ fn the_first_line_is_honest() {
     use crate::event::model::Coverage;
     let (grade, text) = verdict(|_| {}, &[]);
     assert_eq!(grade, Grade::Good);
-    assert!(text.contains("enforced as a whole; nothing was refused; the record is complete"), "{text}");
+    assert!(
+        text.contains("enforced as a whole; nothing was refused; the record is complete"),
+        "{text}"
+    );
     assert_eq!(verdict(|_| {}, &[sample(Kind::Open)]).0, Grade::Warn);
     assert_eq!(verdict(|_| {}, &[sample(Kind::Loss)]).0, Grade::Bad);
-    assert_eq!(verdict(|session| session.coverage = Coverage::Degraded, &[]).0, Grade::Bad);
-    assert_eq!(verdict(|session| session.coverage = Coverage::Off, &[]).0, Grade::Warn);
+    assert_eq!(
+        verdict(|session| session.coverage = Coverage::Degraded, &[]).0,
+        Grade::Bad
+    );
+    assert_eq!(
+        verdict(|session| session.coverage = Coverage::Off, &[]).0,
+        Grade::Warn
+    );
 }

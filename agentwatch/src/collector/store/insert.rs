@@ -540,6 +540,7 @@ fn record_lifecycle(
             uid,
             command,
             origin,
+            ..
         } => {
             transaction.prepare_cached(STARTED)?.execute(params![
                 name,

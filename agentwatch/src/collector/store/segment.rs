@@ -13,9 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use parquet::{
-    basic::{
-        Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel,
-    },
+    basic::{Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel},
     column::{
         reader::{ColumnReader, ColumnReaderImpl},
         writer::ColumnWriter,
@@ -23,6 +21,7 @@ use parquet::{
     data_type::{ByteArray, DataType},
     errors::ParquetError,
     file::{
+        metadata::ParquetMetaData,
         properties::{EnabledStatistics, ReaderProperties, WriterProperties},
         reader::{FileReader as _, RowGroupReader},
         serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
@@ -190,9 +189,7 @@ fn write_column(writer: &mut ColumnWriter<'_>, buffer: &Buffer<'_>) -> Result<()
             }
         }
         _ => {
-            return Err(ParquetError::General(
-                "a column of another type".to_owned(),
-            ));
+            return Err(ParquetError::General("a column of another type".to_owned()));
         }
     }
     Ok(())
@@ -274,8 +271,16 @@ impl Segment {
         let options = ReadOptionsBuilder::new()
             .with_reader_properties(properties)
             .build();
-        let reader = SerializedFileReader::new_with_options(file, options)
-            .map_err(|error| at(path, error))?;
+        let bytes = file.metadata()?.len();
+        let reader = whole(path, || {
+            SerializedFileReader::new_with_options(file, options)
+        })?;
+        if !placed(reader.metadata(), bytes) {
+            return Err(StoreError::Segment(format!(
+                "{}: its footer names places that are not in the file",
+                path.display()
+            )));
+        }
         let metadata = reader.metadata().file_metadata();
         let rows = usize::try_from(metadata.num_rows()).unwrap_or(0);
         let described = metadata.schema_descr();
@@ -370,14 +375,19 @@ impl Segment {
                             continue;
                         };
                         let described = group.metadata().column(place);
-                        if said(described.statistics(), count, mine.len(), chunk.filled, values) {
+                        if said(
+                            described.statistics(),
+                            count,
+                            mine.len(),
+                            chunk.filled,
+                            values,
+                        ) {
                             continue;
                         }
-                        let reader = group
-                            .get_column_reader(place)
-                            .map_err(|error| self.at(error))?;
-                        read_column(reader, &runs, mine.len(), chunk.filled, values)
-                            .map_err(|error| self.at(error))?;
+                        whole(&self.path, || {
+                            let reader = group.get_column_reader(place)?;
+                            read_column(reader, &runs, mine.len(), chunk.filled, values)
+                        })?;
                     }
                 }
                 chunk.filled += mine.len();
@@ -616,6 +626,37 @@ impl Row for ChunkRow<'_> {
             Values::Texts(values) => values.get(self.index)?.as_ref()?.as_utf8().ok(),
             _ => None,
         }
+    }
+}
+
+/// Whether every column lies in the file, as its footer says; the library takes that for granted.
+fn placed(metadata: &ParquetMetaData, bytes: u64) -> bool {
+    metadata
+        .row_groups()
+        .iter()
+        .flat_map(|group| group.columns())
+        .all(|column| {
+            let start = column
+                .dictionary_page_offset()
+                .unwrap_or(column.data_page_offset());
+            start
+                .checked_add(column.compressed_size())
+                .is_some_and(|end| {
+                    start >= 0 && column.compressed_size() >= 0 && end.cast_unsigned() <= bytes
+                })
+        })
+}
+
+/// What the library makes of a file that anybody may have edited: it is written for whole files, and meets some
+/// damage with a panic.
+fn whole<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, StoreError> {
+    // What was filled half is dropped with the error.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| at(path, error)),
+        Err(_) => Err(StoreError::Segment(format!(
+            "{}: it is damaged, in a way that its reader does not expect",
+            path.display()
+        ))),
     }
 }
 

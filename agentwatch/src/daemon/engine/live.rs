@@ -33,18 +33,34 @@ pub struct Live {
     pub taken_over_at: Option<u64>,
     /// Whether the history has yet to say what the daemon before delivered.
     pub unreckoned: bool,
+    /// How often it was taken over; what was folded in an earlier epoch has its first event elsewhere.
+    pub epoch: u32,
+    /// Since when folds of an earlier epoch do not grow any more, while there may be some.
+    pub stale_folds: Option<Instant>,
     pub exit_code: Option<i32>,
     pub seen_tasks: bool,
     pub empty_since: Option<Instant>,
     pub events: u64,
     pub denied: u64,
-    /// The event of its start.
-    pub start: Event,
+    /// The events of its start and of what has changed since, the newest of them.
+    pub told: Vec<Event>,
 }
+
+/// Events of a session's life that are told again after a restart.
+const TOLD: usize = 16;
 
 impl Live {
     pub fn id(&self) -> &str {
         &self.subject.reference.id
+    }
+
+    /// Remembers a change in the session's life.
+    pub fn changed(&mut self, event: &Event) {
+        if self.told.len() >= TOLD {
+            // The start stays.
+            self.told.remove(1);
+        }
+        self.told.push(event.clone());
     }
 
     pub fn saw(&mut self, event: &Event) {

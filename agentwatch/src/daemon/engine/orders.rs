@@ -6,10 +6,10 @@ use std::{
 };
 
 use agentwatch_common::{limits, policy::flags};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Engine, live::Live};
+use super::{Engine, live::Live, policies};
 use crate::{
     daemon::{
         control::Peer,
@@ -22,7 +22,7 @@ use crate::{
         model::{Lifecycle, SessionRef},
     },
     kernel::probe,
-    policy::{self, Examined, model::Compiled},
+    policy::model::Compiled,
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
 };
@@ -93,7 +93,7 @@ impl Engine {
             | Request::Attach { .. }
             | Request::Detach { .. }
             | Request::Reload { .. }
-            | Request::Release
+            | Request::Release { .. }
                 if self.is_inside(peer) =>
             {
                 Err(
@@ -116,14 +116,14 @@ impl Engine {
                 name,
                 accept_degraded,
             } => self.order_attach(peer, &cgroup, &policy, name, accept_degraded),
-            Request::Detach { session } => self.order_detach(peer, &session),
+            Request::Detach { session, now } => self.order_detach(peer, &session, now),
             Request::Reload {
                 session,
                 policy,
                 mode,
                 accept_degraded,
             } => self.order_reload(peer, &session, policy.as_ref(), mode, accept_degraded),
-            Request::Release => self.order_release(peer),
+            Request::Release { now } => self.order_release(peer, now),
             Request::Sessions => Ok(Response::Sessions {
                 sessions: self
                     .sessions
@@ -169,7 +169,8 @@ impl Engine {
             left = left.saturating_sub(argument.len() + 1);
             left > 0
         });
-        let (policy, policy_name) = compile(text)?;
+        let (policy, policy_name) = self.compile(text, peer.uid)?;
+        let told = policies::mode_warning(&policy, mode);
         let program = command.first().map(|program| {
             Path::new(program).file_name().map_or_else(
                 || program.clone(),
@@ -184,13 +185,17 @@ impl Engine {
             uid: peer.uid,
             origin: Origin::Run,
             command,
-            mode: mode.unwrap_or(policy.mode),
+            mode: policies::mode_of(&policy, mode),
             policy,
             accept_degraded,
             cgroup: None,
         };
         let number = self.start(plan)?;
-        self.ready(number)
+        let mut response = self.ready(number)?;
+        if let Response::Ready { warnings, .. } = &mut response {
+            warnings.extend(told);
+        }
+        Ok(response)
     }
 
     fn order_enter(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
@@ -229,7 +234,8 @@ impl Engine {
             session: live.id().to_owned(),
             name: live.subject.reference.name.clone(),
             warnings,
-            landlock: live.holding.landlock.then(|| (**policy).clone()),
+            environment: policy.environment.clone(),
+            landlock: live.holding.landlock.then(|| Box::new((**policy).clone())),
         })
     }
 
@@ -258,7 +264,7 @@ impl Engine {
             return Err(Refusal::new("only root may attach to a cgroup")
                 .hint("`agentwatch run` starts a session of your own"));
         }
-        let (policy, policy_name) = compile(text)?;
+        let (policy, policy_name) = self.compile(text, peer.uid)?;
         let path = cgroup::resolve(&self.kernel.cgroup_root, named)?;
         let last = path
             .file_name()
@@ -277,20 +283,26 @@ impl Engine {
         self.ready(number)
     }
 
-    fn order_detach(&mut self, peer: Peer, session: &str) -> Result<Response, Refusal> {
+    fn order_detach(&mut self, peer: Peer, session: &str, now: bool) -> Result<Response, Refusal> {
         let live = self.find(peer, session)?;
         if live.origin != Origin::Run && !peer.is_root() {
             return Err(Refusal::new("only root may end this session"));
+        }
+        if live.unreckoned && !now {
+            return Ok(Response::Later);
         }
         let number = live.number;
         self.end(number, "detached");
         Ok(Response::Done)
     }
 
-    fn order_release(&mut self, peer: Peer) -> Result<Response, Refusal> {
+    fn order_release(&mut self, peer: Peer, now: bool) -> Result<Response, Refusal> {
         if !peer.is_root() {
             return Err(Refusal::new("only root may end the sessions of all users")
                 .hint("agentwatch detach ends one of yours"));
+        }
+        if !now && self.sessions.values().any(|live| live.unreckoned) {
+            return Ok(Response::Later);
         }
         self.end_all("released");
         self.released = true;
@@ -301,20 +313,7 @@ impl Engine {
     pub(super) fn watch(&mut self, path: &Path, watch: &Watch) -> Result<(), Refusal> {
         let rule = &watch.rule;
         let file = &rule.policy;
-        let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        let context = policy::model::Context {
-            cwd: "/".into(),
-            home: "/root".into(),
-        };
-        let examined = policy::examine(&file.to_string_lossy(), &text, &context);
-        let Examined {
-            compiled: Some(policy),
-            name,
-            ..
-        } = examined
-        else {
-            return Err(Refusal::new(examined.report.render(false)));
-        };
+        let (policy, name) = self.compile(&policies::watched(file)?, 0)?;
         let last = path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
@@ -324,7 +323,7 @@ impl Engine {
             origin: Origin::Watch,
             command: Vec::new(),
             mode: policy.mode,
-            policy: Arc::new(policy),
+            policy,
             accept_degraded: rule.accept_degraded,
             cgroup: Some(path),
         })?;
@@ -333,20 +332,25 @@ impl Engine {
 
     /// Puts a session into the kernel, its rules before its processes.
     fn start(&mut self, plan: Plan<'_>) -> Result<u32, Refusal> {
-        let holding = launch::holding(
+        let mut holding = launch::holding(
             self.kernel.file_backend,
             probe::landlock_abi(),
             plan.origin,
             plan.mode,
             &plan.policy,
         );
-        if !holding.missing.is_empty() && !plan.accept_degraded {
-            return Err(Refusal::new(format!(
-                "this kernel cannot hold the whole policy:\n  - {}",
-                holding.missing.join("\n  - ")
-            ))
-            .hint("--accept-degraded starts the session without that; `agentwatch doctor` says what the kernel lacks"));
+        if plan.mode == Mode::Enforce {
+            self.prove();
+            holding.lacks(self.proof.failures.clone());
         }
+        holding.lacks(policies::limit_gaps(
+            &self.kernel.cgroup_root,
+            plan.origin,
+            plan.mode,
+            &plan.policy.limits,
+        ));
+        policies::degraded(&holding.missing, plan.accept_degraded, &plan.policy)?;
+        self.admit(plan.uid, &plan.policy)?;
         if let Some(path) = plan.cgroup
             && let Some(other) = self
                 .sessions
@@ -384,7 +388,9 @@ impl Engine {
         };
         let started = self.enter_kernel(number, &plan, &holding, &path);
         let started = started.and_then(|(bound, id)| {
-            if bound.gaps.is_empty() || plan.accept_degraded {
+            let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
+            if bound.gaps.is_empty() || accepted {
+                self.limit(&path, plan.origin, plan.mode, &plan.policy)?;
                 return Ok((bound, id));
             }
             let gaps = bound.gaps.join("\n  - ");
@@ -424,6 +430,7 @@ impl Engine {
             uid: plan.uid,
             command: plan.command.clone(),
             origin: plan.origin.name().to_owned(),
+            policy: Some(Box::new(plan.policy.record())),
         });
         self.ready.push(event.clone());
         tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
@@ -450,13 +457,15 @@ impl Engine {
             account: Account::default(),
             taken_over_at: None,
             unreckoned: false,
+            epoch: 0,
+            stale_folds: None,
             exit_code: None,
             seen_tasks: false,
             empty_since: None,
             events: 0,
             denied: 0,
             holding,
-            start: event,
+            told: vec![event],
         };
         self.sessions.insert(number, live);
         self.write_down(number);
@@ -592,15 +601,4 @@ impl Engine {
 
 fn may(peer: Peer, live: &Live) -> bool {
     peer.is_root() || peer.uid == live.uid
-}
-
-/// A client's policy; its name is the second value.
-pub(super) fn compile(text: &PolicyText) -> Result<(Arc<Compiled>, Option<String>), Refusal> {
-    let examined = policy::examine(&text.file, text.text.as_bytes(), &text.context);
-    match examined.compiled {
-        Some(policy) => Ok((Arc::new(policy), examined.name)),
-        None => {
-            Err(Refusal::new(examined.report.render(false)).hint("agentwatch policy check FILE"))
-        }
-    }
 }

@@ -6,10 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Engine,
-    orders::{Refusal, compile},
-};
+use agentwatch_common::policy::flags;
+
+use super::{Engine, live::Live, orders::Refusal, policies};
 use crate::{
     daemon::{
         control::Peer,
@@ -47,41 +46,48 @@ impl Engine {
             )
             .hint("start another session; on a kernel with BPF LSM policies can be exchanged"));
         }
-        let (number, origin) = (live.number, live.origin);
-        let (policy, mode) = match text {
-            Some(text) => {
-                let (policy, _) = compile(text)?;
-                let mode = mode.unwrap_or(policy.mode);
-                (policy, mode)
-            }
-            None => (
-                Arc::clone(&live.subject.policy),
-                mode.unwrap_or(live.subject.reference.mode),
-            ),
+        let (number, origin, uid) = (live.number, live.origin, live.uid);
+        let in_force = Arc::clone(&live.subject.policy);
+        let cgroup = live.cgroup.clone();
+        let mode_in_force = live.subject.reference.mode;
+        let (policy, asked) = match text {
+            Some(text) => (self.compile(text, uid)?.0, mode),
+            None => (in_force, mode.or(Some(mode_in_force))),
         };
+        let mode = policies::mode_of(&policy, asked);
+        let live = self.find(peer, session)?;
         let reference = SessionRef {
             policy: policy.digest.clone(),
             mode,
             ..live.subject.reference.clone()
         };
-        let holding = launch::holding(
+        let mut holding = launch::holding(
             self.kernel.file_backend,
             probe::landlock_abi(),
             origin,
             mode,
             &policy,
         );
-        if !holding.missing.is_empty() && !accept_degraded {
-            return Err(Refusal::new(format!(
-                "this kernel cannot hold the whole policy:\n  - {}",
-                holding.missing.join("\n  - ")
-            ))
-            .hint("--accept-degraded puts it in force without that; what was in force still is"));
+        holding.lacks(policies::limit_gaps(
+            &self.kernel.cgroup_root,
+            origin,
+            mode,
+            &policy.limits,
+        ));
+        if mode == Mode::Enforce {
+            self.prove();
+            holding.lacks(self.proof.failures.clone());
         }
+        policies::degraded(&holding.missing, accept_degraded, &policy)?;
 
+        self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
         let bound = self.kernel.maps.insert_policy(key, &policy)?;
-        let flags = self.flags(mode);
+        if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {
+            self.kernel.maps.remove_policy(&bound);
+            return Err(refusal);
+        }
+        let bits = self.flags(mode);
         let Some(live) = self.sessions.get_mut(&number) else {
             self.kernel.maps.remove_policy(&bound);
             return Err(Refusal::new("the session is gone"));
@@ -91,6 +97,7 @@ impl Engine {
         let old = std::mem::replace(&mut live.bound, bound);
         live.retiring.push((Instant::now(), old));
         live.holding = holding;
+        let bits = bits | live.epoch << flags::EPOCH_SHIFT;
         let mut event = self.enricher.own(&reference, Kind::Session);
         event.lifecycle = Some(Lifecycle::Reloaded {
             policy: reference.policy.clone(),
@@ -98,6 +105,7 @@ impl Engine {
             coverage: live.holding.coverage,
             missing: live.holding.missing.clone(),
             uid: peer.uid,
+            rules: Some(Box::new(policy.record())),
         });
         tracing::info!(
             session = live.id(),
@@ -106,9 +114,10 @@ impl Engine {
             uid = peer.uid,
             "policy exchanged"
         );
+        live.changed(&event);
         // Both are written down before the store, so that whichever a killed daemon leaves in force is known.
         self.write_down(number);
-        self.kernel.maps.bind_policy(number, key, flags);
+        self.kernel.maps.bind_policy(number, key, bits);
         self.ready.push(event);
         self.ready(number)
     }
@@ -116,11 +125,15 @@ impl Engine {
     /// Takes policies out of the kernel that no program goes by any more.
     pub(super) fn retire(&mut self) {
         let due = |(since, _): &(Instant, _)| since.elapsed() >= RETIRE;
+        let stale = |live: &Live| {
+            live.stale_folds
+                .is_some_and(|since| since.elapsed() >= RETIRE)
+        };
         if !self.drained
             || !self
                 .sessions
                 .values()
-                .any(|live| live.retiring.iter().any(due))
+                .any(|live| stale(live) || live.retiring.iter().any(due))
         {
             return;
         }
@@ -137,11 +150,21 @@ impl Engine {
                 .into_iter()
                 .partition(due);
             live.retiring = still;
-            if old.is_empty() {
+            let epoch = live.epoch;
+            let stale = stale(live);
+            if stale {
+                live.stale_folds = None;
+            }
+            if old.is_empty() && !stale {
                 continue;
             }
             // Its counts do not grow any more: they are told to the end, and forgotten.
             self.collect_folds(Some(number));
+            if stale {
+                self.kernel.maps.remove_folds_of_other_epochs(number, epoch);
+                self.fold_counts
+                    .retain(|key, _| key.session != number || key.epoch == epoch);
+            }
             for (_, bound) in &old {
                 self.kernel.maps.remove_folds_of(bound.number());
                 self.fold_counts

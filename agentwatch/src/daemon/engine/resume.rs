@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
+
+use agentwatch_common::policy::flags;
 
 use anyhow::Result;
 use tokio::sync::mpsc;
@@ -19,7 +22,7 @@ use crate::{
         registry::{Damaged, Policy, Record, Registry},
     },
     event::{
-        Event, Kind,
+        Kind,
         account::Account,
         enrich::{Before, Subject},
         host::{Host, no_session},
@@ -99,7 +102,7 @@ impl Engine {
                 None if !same_boot => "host_restarted".to_owned(),
                 None => "lost".to_owned(),
             };
-            self.mourn(record.start.clone(), &record, reason);
+            self.mourn(&record, reason);
             registry.remove(&record.id);
         }
         for number in sessions.into_keys() {
@@ -219,12 +222,21 @@ impl Engine {
         event.lifecycle = Some(Lifecycle::Resumed {
             coverage: holding.coverage,
         });
-        self.ready.push(record.start.clone());
-        self.ready.push(event);
+        self.ready.extend(record.told.iter().cloned());
+        self.ready.push(event.clone());
         tracing::info!(session = record.id, name = record.name, coverage = ?holding.coverage, "session taken over");
         let shown = cgroup::shown(&self.kernel.cgroup_root, &record.cgroup);
         let kernel = self.kernel.maps.session(record.number).unwrap_or_default();
-        let live = Live {
+        // The first event of what was folded before may be lost: from here on everything has a first event again.
+        let binding = self.kernel.maps.binding(record.number);
+        let epoch = ((binding.flags >> flags::EPOCH_SHIFT) + 1) & (u32::MAX >> flags::EPOCH_SHIFT);
+        let bits = binding.flags & ((1 << flags::EPOCH_SHIFT) - 1);
+        self.kernel.maps.bind_policy(
+            record.number,
+            binding.policy,
+            bits | epoch << flags::EPOCH_SHIFT,
+        );
+        let mut live = Live {
             number: record.number,
             uid: record.uid,
             origin: record.origin,
@@ -247,14 +259,17 @@ impl Engine {
             account: Account::default(),
             taken_over_at: Some(kernel.seq),
             unreckoned: true,
+            epoch,
+            stale_folds: Some(Instant::now()),
             exit_code: record.exit_code,
             seen_tasks: true,
             empty_since: None,
             events: 0,
             denied: 0,
             holding,
-            start: record.start,
+            told: record.told,
         };
+        live.changed(&event);
         self.inheritance.known.insert(record.id.clone());
         self.want(Wanted::Account {
             session: record.id,
@@ -265,12 +280,12 @@ impl Engine {
     }
 
     /// Remembers a session that is over, until the history says how much of it there is.
-    fn mourn(&mut self, start: Event, record: &Record, reason: String) {
+    fn mourn(&mut self, record: &Record, reason: String) {
         let Some(policy) = record.policies.last() else {
             return;
         };
         tracing::warn!(session = record.id, reason, "a session is over");
-        self.ready.push(start);
+        self.ready.extend(record.told.iter().cloned());
         self.bury_later(Gone {
             reference: policy.reference.clone(),
             reason,
@@ -471,7 +486,7 @@ impl Engine {
                 .map(|before| policy(before.number, &before.reference, &before.policy))
                 .chain([policy(subject.number, &subject.reference, &subject.policy)])
                 .collect(),
-            start: live.start.clone(),
+            told: live.told.clone(),
         }
     }
 

@@ -7,6 +7,7 @@ fn context() -> Context {
     Context {
         cwd: "/w".into(),
         home: "/home/u".into(),
+        ..Default::default()
     }
 }
 
@@ -454,6 +455,7 @@ fn the_digest_is_of_the_meaning() {
     let elsewhere = Context {
         cwd: "/v".into(),
         home: "/home/u".into(),
+        ..Default::default()
     };
     let relative = b"[files]\nread = [\".\"]\n";
     assert_ne!(

@@ -1,0 +1,556 @@
+//! A policy out of what was recorded: directories instead of files, ports instead of sockets, and nothing that the base
+//! preset takes for a credential. Pure: the history is handed in, and a text is handed back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    path::{Component, Path, PathBuf},
+};
+
+use super::{
+    compile::load,
+    expect::Question,
+    explain::decide_file,
+    model::{Access, Compiled, Context, Effect, NetOp, Place},
+    preset,
+    replay::questions,
+};
+use crate::event::model::{Event, Verdict};
+
+/// Trees of the system: one file of them stands for all.
+const SYSTEM: [&str; 12] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/opt",
+    "/nix/store",
+    "/proc",
+    "/sys",
+    "/run/systemd/resolve",
+    "/dev/pts",
+];
+/// Places for what has a new name each time.
+const SCRATCH: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+/// Different addresses with one port from which on every address is meant.
+const MANY_ADDRESSES: usize = 8;
+/// From here on the kernel picks ports by itself (ip_local_port_range).
+const EPHEMERAL: u16 = 32768;
+/// Programs that a comment names.
+const SHOWN: usize = 3;
+
+/// What was done with one object: how often, and by which programs.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    count: u64,
+    programs: BTreeSet<String>,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Seen) {
+        self.count += other.count;
+        self.programs.extend(other.programs.iter().cloned());
+    }
+
+    fn comment(&self) -> String {
+        let mut names: Vec<&str> = self
+            .programs
+            .iter()
+            .map(|path| path.rsplit('/').next().unwrap_or(path))
+            .collect();
+        names.dedup();
+        let more = names.len().saturating_sub(SHOWN);
+        let shown = names
+            .iter()
+            .take(SHOWN)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        format!(
+            "seen {} times, by {}",
+            self.count,
+            visible(&format!("{shown}{more}"))
+        )
+    }
+}
+
+/// What sessions did.
+#[derive(Clone, Debug, Default)]
+pub struct Learner {
+    files: BTreeMap<(Access, PathBuf), Seen>,
+    net: BTreeMap<(NetOp, IpAddr, u16), Seen>,
+    unix: BTreeMap<String, Seen>,
+    events: u64,
+}
+
+/// A learned policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Learned {
+    pub text: String,
+    /// What was done and is not in the policy, a sentence each: credentials.
+    pub left_out: Vec<String>,
+}
+
+impl Learner {
+    /// Takes an event into account: what was allowed, and what would have been denied in `monitor` mode. What was denied stays
+    /// denied.
+    pub fn see(&mut self, event: &Event) {
+        if event.verdict == Verdict::Denied || event.verdict == Verdict::Held {
+            return;
+        }
+        let seen = Seen {
+            count: event.count,
+            programs: event
+                .process
+                .iter()
+                .map(|process| process.exe.clone())
+                .collect(),
+        };
+        for question in questions(event) {
+            self.events += 1;
+            match question {
+                Question::File(access, path) => {
+                    self.files.entry((access, path)).or_default().add(&seen);
+                }
+                Question::Net(op, address) => {
+                    let key = (op, address.ip().to_canonical(), address.port());
+                    self.net.entry(key).or_default().add(&seen);
+                }
+                Question::Unix(path) => {
+                    let path = path.display().to_string();
+                    self.unix.entry(path).or_default().add(&seen);
+                }
+                Question::Abstract(name) => {
+                    self.unix.entry(format!("@{name}")).or_default().add(&seen);
+                }
+            }
+        }
+    }
+
+    /// How many actions were taken into account.
+    pub fn seen(&self) -> u64 {
+        self.events
+    }
+
+    /// Writes the policy. `context` has the directory that the sessions worked in, and the home of their user.
+    pub fn learn(&self, sessions: &[String], context: &Context) -> Learned {
+        let secrets = secrets(context);
+        let mut left_out = Vec::new();
+        let mut rules: BTreeMap<(Access, String), Seen> = BTreeMap::new();
+        let written: BTreeMap<PathBuf, String> = self
+            .files
+            .keys()
+            .filter(|(access, path)| *access == Access::Write && !is_secret(secrets.as_ref(), path))
+            .map(|(_, path)| widen(Access::Write, path, context))
+            .filter_map(|rule| Some((super::path::parse(&rule, context).ok()?, rule)))
+            .collect();
+        for ((access, path), seen) in &self.files {
+            if is_secret(secrets.as_ref(), path) {
+                left_out.push(format!(
+                    "{} of {} ({}): the base preset denies it",
+                    name(*access),
+                    visible(&path.display().to_string()),
+                    seen.comment()
+                ));
+                continue;
+            }
+            let rule = widen(*access, path, context);
+            // What may be written may be read, and a rule on reading inside would take the writing away.
+            let around = super::path::parse(&rule, context).ok().and_then(|path| {
+                path.ancestors()
+                    .filter_map(|above| written.get(above))
+                    .last()
+                    .cloned()
+            });
+            let (access, rule) = match around {
+                Some(around) if *access != Access::Exec => (Access::Write, around),
+                _ => (*access, rule),
+            };
+            rules.entry((access, rule)).or_default().add(seen);
+        }
+        let list = |access: Access| {
+            rules
+                .iter()
+                .filter(move |((own, _), _)| *own == access)
+                .map(|((_, rule), seen)| (rule.clone(), seen.comment()))
+                .collect::<Vec<_>>()
+        };
+        let (read, write, exec) = (list(Access::Read), list(Access::Write), list(Access::Exec));
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "# Learned from {} {}: {}.\n# Every rule says what it was seen for; read it before it is used.",
+            sessions.len(),
+            if sessions.len() == 1 {
+                "session"
+            } else {
+                "sessions"
+            },
+            visible(&sessions.join(", "))
+        );
+        for sentence in &left_out {
+            let _ = writeln!(text, "# Left out: {sentence}.");
+        }
+        text.push_str("\n[files]\n");
+        push_list(&mut text, "read", &read);
+        push_list(&mut text, "write", &write);
+        push_list(&mut text, "exec", &exec);
+        let deny = denied(secrets.as_ref(), &rules, context);
+        push_list(&mut text, "deny", &deny);
+        let net = |op| self.addresses(op);
+        let (allow, listen) = (net(NetOp::Connect), net(NetOp::Listen));
+        let unix: Vec<(String, String)> = self
+            .unix
+            .iter()
+            .filter(|(path, _)| {
+                !path.starts_with('/') || !is_secret(secrets.as_ref(), Path::new(path))
+            })
+            .map(|(path, seen)| (path.clone(), seen.comment()))
+            .collect();
+        if !(allow.is_empty() && listen.is_empty() && unix.is_empty()) {
+            text.push_str("\n[network]\n");
+            push_list(&mut text, "allow", &allow);
+            push_list(&mut text, "listen", &listen);
+            push_list(&mut text, "unix", &unix);
+        }
+        Learned { text, left_out }
+    }
+
+    fn addresses(&self, op: NetOp) -> Vec<(String, String)> {
+        let mut by_port: BTreeMap<u16, Vec<(IpAddr, &Seen)>> = BTreeMap::new();
+        for ((own, address, port), seen) in &self.net {
+            if *own == op {
+                by_port.entry(*port).or_default().push((*address, seen));
+            }
+        }
+        let mut rules: BTreeMap<String, Seen> = BTreeMap::new();
+        for (port, peers) in by_port {
+            let picked = port == 0
+                || (port >= EPHEMERAL && peers.iter().all(|(address, _)| address.is_loopback()))
+                || (port >= EPHEMERAL && op == NetOp::Listen);
+            let addresses: BTreeSet<IpAddr> = peers.iter().map(|(address, _)| *address).collect();
+            for (address, seen) in peers {
+                let rule = if picked {
+                    address.to_string()
+                } else if addresses.len() >= MANY_ADDRESSES {
+                    format!("*:{port}")
+                } else {
+                    SocketAddr::new(address, port).to_string()
+                };
+                rules.entry(rule).or_default().add(seen);
+            }
+        }
+        rules
+            .into_iter()
+            .map(|(rule, seen)| (rule, seen.comment()))
+            .collect()
+    }
+}
+
+/// The base preset, for what it takes for credentials.
+fn secrets(context: &Context) -> Option<Compiled> {
+    let preset = preset::find("base")?;
+    load("preset:base", preset.text.as_bytes(), context).ok()
+}
+
+fn is_secret(base: Option<&Compiled>, path: &Path) -> bool {
+    base.is_some_and(|base| {
+        let decision = decide_file(base, Access::Read, path);
+        base.rules[decision.rule as usize]
+            .id
+            .starts_with("files.deny")
+    })
+}
+
+/// What stays closed inside what the policy opens.
+fn denied(
+    base: Option<&Compiled>,
+    rules: &BTreeMap<(Access, String), Seen>,
+    context: &Context,
+) -> Vec<(String, String)> {
+    let Some(base) = base else {
+        return Vec::new();
+    };
+    let text = |rule: u32| base.rules[rule as usize].text.clone();
+    let comment = "denied by the base preset".to_owned();
+    let opened: Vec<PathBuf> = rules
+        .keys()
+        .filter_map(|(_, rule)| super::path::parse(rule, context).ok())
+        .collect();
+    let places = base.places.iter().filter(|place: &&Place| {
+        let decision = place.decisions[Access::Read as usize];
+        decision.effect == Effect::Deny
+            && base.rules[decision.rule as usize]
+                .id
+                .starts_with("files.deny")
+            && opened.iter().any(|open| place.path.starts_with(open))
+    });
+    places
+        .map(|place| text(place.decisions[Access::Read as usize].rule))
+        .chain(base.names.iter().map(|name| text(name.decisions[0].rule)))
+        .map(|rule| (rule, comment.clone()))
+        .collect()
+}
+
+/// The tree that a path stands for, as a rule writes it.
+fn widen(access: Access, path: &Path, context: &Context) -> String {
+    let inside = |root: &Path, name: &str, depth: usize| {
+        let rest = path.strip_prefix(root).ok()?;
+        if depth == 0 || rest.as_os_str().is_empty() {
+            return Some(name.to_owned());
+        }
+        let parts: Vec<_> = rest.components().collect();
+        // What is written is often written beside and renamed: its directory is meant.
+        let keep = match access {
+            Access::Write => parts.len().saturating_sub(1).clamp(1, depth),
+            Access::Read | Access::Exec => parts.len().min(depth),
+        };
+        let kept: PathBuf = parts[..keep].iter().collect();
+        let kept = kept.to_str()?;
+        Some(match name {
+            "/" => format!("/{kept}"),
+            name => format!("{name}/{kept}"),
+        })
+    };
+    if context.cwd.components().count() > 1
+        && let Some(rule) = inside(&context.cwd, "${workspace}", 0)
+    {
+        return escaped(rule, path);
+    }
+    for tree in SYSTEM.into_iter().chain(SCRATCH) {
+        if path.starts_with(tree) {
+            return tree.to_owned();
+        }
+    }
+    let hidden = |root: &Path| {
+        path.strip_prefix(root).is_ok_and(|rest| {
+            let first = rest.components().next();
+            matches!(first, Some(Component::Normal(name)) if name.as_encoded_bytes().starts_with(b"."))
+        })
+    };
+    if context.home.components().count() > 1 && path.starts_with(&context.home) {
+        let depth = if hidden(&context.home) { 2 } else { 1 };
+        if let Some(rule) = inside(&context.home, "${home}", depth) {
+            return escaped(rule, path);
+        }
+    }
+    let depth = if path.starts_with("/etc") || path.starts_with("/dev") {
+        2
+    } else {
+        3
+    };
+    escaped(
+        inside(Path::new("/"), "/", depth).unwrap_or_else(|| path.display().to_string()),
+        path,
+    )
+}
+
+/// A rule's text cannot hold what a pattern or a variable is written with: then the directory above is meant.
+fn escaped(rule: String, path: &Path) -> String {
+    let plain = |text: &str| {
+        !text.contains(super::name::PATTERN)
+            && !text
+                .trim_start_matches("${workspace}")
+                .trim_start_matches("${home}")
+                .contains("${")
+    };
+    if plain(&rule) {
+        return rule;
+    }
+    path.ancestors()
+        .filter_map(Path::to_str)
+        .find(|text| plain(text))
+        .unwrap_or("/")
+        .to_owned()
+}
+
+fn name(access: Access) -> &'static str {
+    match access {
+        Access::Read => "reading",
+        Access::Write => "writing",
+        Access::Exec => "executing",
+    }
+}
+
+/// Text of others in a comment: one line, nothing that steers a terminal.
+fn visible(text: &str) -> String {
+    super::diagnostic::Visible(text).to_string()
+}
+
+fn push_list(text: &mut String, name: &str, rules: &[(String, String)]) {
+    if rules.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "{name} = [");
+    for (rule, comment) in rules {
+        let _ = writeln!(
+            text,
+            "    {}, # {comment}",
+            toml::Value::from(rule.as_str())
+        );
+    }
+    text.push_str("]\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{
+            model::{File, Kind, Net},
+            samples::sample,
+        },
+        policy::replay::Backtest,
+    };
+
+    fn context() -> Context {
+        Context {
+            cwd: "/home/u/project".into(),
+            home: "/home/u".into(),
+            uid: 1000,
+            ..Context::default()
+        }
+    }
+
+    fn file(kind: Kind, path: &str, access: &[&str]) -> Event {
+        let mut event = sample(kind);
+        event.file = Some(File {
+            path: path.to_owned(),
+            access: access.iter().map(|word| (*word).to_owned()).collect(),
+            ..File::default()
+        });
+        event.verdict = Verdict::Allowed;
+        event.errno = None;
+        event.rule = None;
+        event
+    }
+
+    fn net(kind: Kind, addr: &str, port: u16) -> Event {
+        let mut event = file(kind, "", &[]);
+        event.file = None;
+        event.net = Some(Net {
+            family: "inet".into(),
+            addr: Some(addr.into()),
+            port: Some(port),
+            ..Net::default()
+        });
+        event
+    }
+
+    #[test]
+    fn a_session_is_generalised_and_replays_without_a_denial() {
+        let mut events = vec![
+            file(Kind::Exec, "/usr/bin/cat", &["exec"]),
+            file(Kind::Open, "/usr/lib/x/libc.so", &["read"]),
+            file(Kind::Open, "/etc/ld.so.cache", &["read"]),
+            file(Kind::Open, "/etc/ssl/certs/a.pem", &["read"]),
+            file(Kind::Open, "/home/u/project/src/main.c", &["read"]),
+            file(Kind::Create, "/home/u/project/target/x.o", &["create"]),
+            file(Kind::Exec, "/home/u/project/target/x", &["exec"]),
+            file(Kind::Open, "/tmp/cc12345.s", &["write"]),
+            file(Kind::Open, "/dev/null", &["write"]),
+            file(
+                Kind::Open,
+                "/home/u/.cargo/registry/index/a",
+                &["read", "write"],
+            ),
+            file(Kind::Open, "/home/u/.gitconfig", &["read"]),
+            file(Kind::Open, "/srv/data/set/1/a*b", &["read"]),
+            net(Kind::Connect, "127.0.0.1", 40123),
+            net(Kind::Connect, "192.0.2.7", 443),
+            net(Kind::Bind, "127.0.0.1", 0),
+        ];
+        for number in 1..20 {
+            events.push(net(Kind::Connect, &format!("198.51.100.{number}"), 8443));
+        }
+        let mut learner = Learner::default();
+        events.iter().for_each(|event| learner.see(event));
+        // What was denied, and what is a secret.
+        let mut denied = file(Kind::Open, "/srv/closed", &["read"]);
+        denied.verdict = Verdict::Denied;
+        learner.see(&denied);
+        learner.see(&file(Kind::Open, "/home/u/.ssh/id_rsa", &["read"]));
+        learner.see(&file(Kind::Open, "/home/u/project/.env", &["read"]));
+
+        let learned = learner.learn(&["one".to_owned()], &context());
+        let text = &learned.text;
+        for expected in [
+            "read = [\n    \"${home}/.gitconfig\", # seen 1 times, by cat",
+            "    \"${workspace}\", # seen ",
+            "    \"${home}/.cargo/registry\", # seen ",
+            "    \"/etc/ssl\", # seen ",
+            "    \"/usr\", # seen ",
+            "    \"/tmp\", # seen ",
+            "    \"127.0.0.1\", # seen ",
+            "    \"192.0.2.7:443\", # seen ",
+            "    \"*:8443\", # seen 19 times",
+            "# Left out: reading of /home/u/.ssh/id_rsa",
+            "    \"**/.env\", # denied by the base preset",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+        assert_eq!(learned.left_out.len(), 2);
+        assert!(!text.contains("/srv/closed"), "{text}");
+        let compiled = load("learned.toml", text.as_bytes(), &context())
+            .unwrap_or_else(|error| panic!("{text}\n{error}"));
+        let mut backtest = Backtest::default();
+        events
+            .iter()
+            .for_each(|event| backtest.judge(&compiled, event));
+        backtest.finish(&compiled);
+        assert!(
+            backtest.newly_denied.is_empty(),
+            "{:?}\n{text}",
+            backtest.newly_denied
+        );
+        let decide = |path: &str| decide_file(&compiled, Access::Read, Path::new(path)).effect;
+        for path in [
+            "/home/u/.ssh/id_rsa",
+            "/home/u/project/.env",
+            "/srv/closed",
+            "/etc/shadow",
+            "/home/u/.bashrc",
+        ] {
+            assert_eq!(decide(path), Effect::Deny, "{path}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever was done: what is learned can be read, and replays without a denial but for what it says it left out.
+        #[test]
+        fn what_is_learned_replays(
+            paths in proptest::collection::vec(("(/(usr|etc|home|u|\\.ssh|a\\*|\\$\\{x\\}|é|\"|w|\\.env)){1,6}", 0..4), 1..12),
+        ) {
+            let events: Vec<Event> = paths
+                .iter()
+                .map(|(path, kind)| match kind {
+                    0 => file(Kind::Open, path, &["read"]),
+                    1 => file(Kind::Open, path, &["write"]),
+                    2 => file(Kind::Exec, path, &["exec"]),
+                    _ => file(Kind::Delete, path, &["delete"]),
+                })
+                .collect();
+            let mut learner = Learner::default();
+            events.iter().for_each(|event| learner.see(event));
+            let learned = learner.learn(&["s".to_owned()], &context());
+            let compiled = load("learned.toml", learned.text.as_bytes(), &context());
+            proptest::prop_assert!(compiled.is_ok(), "{}", learned.text);
+            let compiled = compiled.unwrap();
+            let mut backtest = Backtest::default();
+            events.iter().for_each(|event| backtest.judge(&compiled, event));
+            backtest.finish(&compiled);
+            for denied in &backtest.newly_denied {
+                let said = learned.left_out.iter().any(|sentence| sentence.contains(&denied.object));
+                proptest::prop_assert!(said, "{:?}\n{}", denied, learned.text);
+            }
+        }
+    }
+}
