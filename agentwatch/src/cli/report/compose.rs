@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::content::Content;
+use super::{
+    acceptance::{Acceptance, Watching},
+    content::Content,
+};
 use crate::{
     cli::{
         render,
         timeline::gather::{Gathering, Timeline},
     },
-    event::model::{Event, Kind, Lifecycle, Verdict},
+    event::model::{Event, Kind, Lifecycle, PolicyRecord, Verdict},
     wire::collector::SessionRow,
 };
 
@@ -33,8 +36,10 @@ pub(super) struct Report {
     pub(super) files_read: u64,
     pub(super) destinations: Vec<Reached>,
     pub(super) approvals: Vec<Approval>,
-    /// Commands that were to show that the task is done. No session's record has any yet.
-    pub(super) acceptance: Vec<String>,
+    /// The policy that was last in force, as the record has it: the task, its limits, the rules.
+    pub(super) policy: Option<PolicyRecord>,
+    /// Commands that were to show that the task is done, and whether they did.
+    pub(super) acceptance: Vec<Acceptance>,
     #[serde(flatten)]
     pub(super) timeline: Timeline,
 }
@@ -114,6 +119,8 @@ pub(super) struct Composing {
     read: std::collections::HashSet<String>,
     reached: BTreeMap<(Kind, String), Reached>,
     approvals: Vec<Approval>,
+    policy: Option<PolicyRecord>,
+    watching: Watching,
 }
 
 impl Composing {
@@ -127,7 +134,14 @@ impl Composing {
         if self.host.is_empty() {
             self.host.clone_from(&event.host);
         }
+        let files = &self.files;
+        self.watching.event(event, |path| files.contains_key(path));
         if let Some(lifecycle) = &event.lifecycle {
+            match lifecycle {
+                Lifecycle::Started { policy, .. } => self.policy = policy.as_deref().cloned(),
+                Lifecycle::Reloaded { rules, .. } => self.policy = rules.as_deref().cloned(),
+                _ => {}
+            }
             self.life.push(Step {
                 time: event.time,
                 what: step(lifecycle),
@@ -200,6 +214,14 @@ impl Composing {
     }
 
     fn change(&mut self, event: &Event, path: &str, what: What) {
+        // Terminals, /dev/null and the kernel's own files keep nothing of what is written to them.
+        if (path.starts_with("/dev/") && !path.starts_with("/dev/shm/"))
+            || path.starts_with("/proc/")
+            || path.starts_with("/sys/")
+        {
+            return;
+        }
+        self.watching.wrote(event, path);
         let program = program(event);
         let change = self.files.entry(path.to_owned()).or_insert_with(|| Change {
             path: path.to_owned(),
@@ -273,7 +295,8 @@ impl Composing {
             files_changed: files,
             destinations: self.reached.into_values().collect(),
             approvals: self.approvals,
-            acceptance: Vec::new(),
+            policy: self.policy,
+            acceptance: self.watching.finish(),
             timeline,
         })
     }

@@ -2,6 +2,7 @@
 //! it harmless in its own way.
 
 use super::{
+    acceptance::{Acceptance, Outcome},
     compose::{Report, What},
     content::Content,
 };
@@ -33,6 +34,21 @@ pub(super) enum Grade {
     Warn,
     Bad,
     Plain,
+}
+
+impl Grade {
+    fn worse(self, other: Self) -> Self {
+        let rank = |grade| match grade {
+            Grade::Plain | Grade::Good => 0,
+            Grade::Warn => 1,
+            Grade::Bad => 2,
+        };
+        if rank(other) > rank(self) {
+            other
+        } else {
+            self
+        }
+    }
 }
 
 pub(super) enum Block {
@@ -95,18 +111,13 @@ pub(super) fn of(report: &Report) -> Document {
         });
         table(&mut blocks, vec!["when", "events", "numbers", "why"], rows);
     }
+    acceptance(&mut blocks, report);
     refusals(&mut blocks, report);
     approvals(&mut blocks, report);
     files(&mut blocks, report);
     destinations(&mut blocks, report);
-    if report.acceptance.is_empty() {
-        blocks.push(Block::Heading("Acceptance".to_owned()));
-        blocks.push(Block::Note(
-            Grade::Plain,
-            "The session's record names no acceptance commands.".to_owned(),
-        ));
-    }
     processes(&mut blocks, report);
+    rules(&mut blocks, report);
     life(&mut blocks, report);
     Document {
         title: format!("Session {}", escape(&session.name)),
@@ -163,12 +174,175 @@ fn verdict(report: &Report) -> (Grade, String) {
     } else {
         ""
     };
-    (grade, format!("{held}; {refused}; {complete}.{still}"))
+    let (grade, accepted) = match accepted(report) {
+        None => (grade, String::new()),
+        Some((of_commands, text)) => (grade.worse(of_commands), format!("; {text}")),
+    };
+    (
+        grade,
+        format!("{held}; {refused}; {complete}{accepted}.{still}"),
+    )
+}
+
+/// How the acceptance commands are to be taken as a whole; `None` where the task names none.
+fn accepted(report: &Report) -> Option<(Grade, String)> {
+    let all = report.acceptance.len();
+    if all == 0 {
+        return None;
+    }
+    let of = |outcome| {
+        let found = report.acceptance.iter();
+        found.filter(|command| command.outcome == outcome).count()
+    };
+    let passed = of(Outcome::Passed);
+    let doubted = report
+        .acceptance
+        .iter()
+        .any(|command| command.written_after_count > 0 || command.program_changed);
+    let grade = match (of(Outcome::Failed), passed == all, doubted) {
+        (0, true, false) => Grade::Good,
+        (0, ..) => Grade::Warn,
+        _ => Grade::Bad,
+    };
+    let doubt = match (passed > 0, doubted) {
+        (true, true) => ", with reservations",
+        _ => "",
+    };
+    Some((
+        grade,
+        format!("{passed} of {all} acceptance commands passed{doubt}"),
+    ))
+}
+
+fn acceptance(blocks: &mut Vec<Block>, report: &Report) {
+    blocks.push(Block::Heading("Acceptance".to_owned()));
+    if report.acceptance.is_empty() {
+        blocks.push(Block::Note(
+            Grade::Plain,
+            "The session's policy names no acceptance commands.".to_owned(),
+        ));
+        return;
+    }
+    let rows = report.acceptance.iter().map(|command| {
+        let grade = match command.outcome {
+            Outcome::Passed => Grade::Good,
+            Outcome::Failed => Grade::Bad,
+            Outcome::NotRun | Outcome::Unknown => Grade::Warn,
+        };
+        let mut outcome = vec![Span::Graded(grade, command.outcome.name().to_owned())];
+        let mut ran = Vec::new();
+        if let Some(run) = command.runs.last() {
+            match (run.exit_code, run.signal) {
+                (Some(code), _) => outcome.push(word(format!(", exit code {code}"))),
+                (None, Some(signal)) => outcome.push(word(format!(", ended by signal {signal}"))),
+                (None, None) => {}
+            }
+            ran.push(word(render::time(run.started)));
+            ran.extend([word(" as "), code(&run.exe)]);
+        }
+        if command.program_changed {
+            ran.push(Span::Graded(
+                Grade::Bad,
+                ", which the session itself had changed".to_owned(),
+            ));
+        }
+        vec![
+            vec![code(&command.command)],
+            outcome,
+            vec![word(command.times.to_string())],
+            ran,
+            written_after(command),
+        ]
+    });
+    table(
+        blocks,
+        vec![
+            "command",
+            "outcome",
+            "runs",
+            "last run",
+            "written afterwards",
+        ],
+        rows,
+    );
+    blocks.push(Block::Note(
+        Grade::Plain,
+        "A run is an exec of exactly these words that the kernel saw, with the exit that it saw; what a tool says about itself does not count. Written          afterwards is what anything but an acceptance command changed after the last run had passed."
+            .to_owned(),
+    ));
+}
+
+fn written_after(command: &Acceptance) -> Vec<Span> {
+    if command.outcome != Outcome::Passed {
+        return Vec::new();
+    }
+    if command.written_after_count == 0 {
+        return vec![Span::Graded(Grade::Good, "nothing".to_owned())];
+    }
+    let mut spans = vec![Span::Graded(
+        Grade::Warn,
+        match command.written_after_count {
+            1 => "1 file: ".to_owned(),
+            count => format!("{count} files: "),
+        },
+    )];
+    for (index, path) in command.written_after.iter().enumerate() {
+        if index > 0 {
+            spans.push(word(", "));
+        }
+        spans.push(code(path));
+    }
+    if command.written_after_count > command.written_after.len() as u64 {
+        spans.push(word(", …"));
+    }
+    spans
+}
+
+/// What the policy said that was last in force.
+fn rules(blocks: &mut Vec<Block>, report: &Report) {
+    let Some(policy) = report
+        .policy
+        .as_ref()
+        .filter(|policy| !policy.rules.is_empty())
+    else {
+        return;
+    };
+    blocks.push(Block::Heading("Policy".to_owned()));
+    let rows = policy.rules.iter().map(|rule| {
+        vec![
+            vec![code(&rule.id)],
+            vec![word(rule.layer.name())],
+            vec![code(&rule.text)],
+            vec![code(&rule.source)],
+        ]
+    });
+    table(
+        blocks,
+        vec!["rule", "layer", "what", "where it is written"],
+        rows,
+    );
+    if policy.left_out > 0 {
+        blocks.push(Block::Note(
+            Grade::Warn,
+            format!("{} more rules are not in the record.", policy.left_out),
+        ));
+    }
 }
 
 fn facts(report: &Report) -> Vec<(&'static str, Vec<Span>)> {
     let session = &report.timeline.session;
     let mut facts = vec![("session", vec![code(&session.id)])];
+    if let Some(task) = report.policy.as_ref().map(|policy| &policy.task) {
+        for (name, text) in [
+            ("goal", &task.goal),
+            ("owner", &task.owner),
+            ("ticket", &task.ticket),
+        ] {
+            if let Some(text) = text {
+                facts.push((name, vec![code(text)]));
+            }
+        }
+    }
     if !session.command.is_empty() {
         facts.push(("command", vec![shown(&command_line(&session.command))]));
     }

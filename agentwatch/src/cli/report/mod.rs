@@ -1,8 +1,9 @@
 //! `agentwatch report`: one session as a document that one attaches to a pull request or to a ticket.
 //!
-//! `compose` gathers what the record says and is pure; `content` looks at the files as they are now, with the rights of whoever
+//! `compose` gathers what the record says, with `acceptance` for the commands that were to show that the task is done; both are pure. `content` looks at the files as they are now, with the rights of whoever
 //! asks for the report; `document` puts both into words once, which `text`, `markdown` and `html` write down.
 
+mod acceptance;
 mod compose;
 mod content;
 mod document;
