@@ -4,6 +4,7 @@ pub mod account;
 pub mod decode;
 pub mod enrich;
 pub mod flags;
+pub mod format;
 pub mod host;
 pub mod model;
 pub mod names;
