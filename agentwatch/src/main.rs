@@ -59,7 +59,6 @@ fn main() -> ExitCode {
         Command::Detach(args) => args.run(&runtime_dir),
         Command::Reload(args) => args.run(&runtime_dir),
         Command::Release(args) => args.run(&runtime_dir),
-        Command::Status(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
         Command::Verify(args) => args.run(),
         Command::Canary(args) => args.run(),
@@ -92,6 +91,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Timeline(args) => args.run(runtime_dir).await,
             Command::Report(args) => args.run(runtime_dir).await,
             Command::Query(args) => args.run(runtime_dir).await,
+            Command::Status(args) => args.run(runtime_dir).await,
             Command::Export(args) => args.run(runtime_dir).await,
             Command::Collector(args) => args.run(runtime_dir).await,
             Command::Run(_)
@@ -99,7 +99,6 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Detach(_)
             | Command::Reload(_)
             | Command::Release(_)
-            | Command::Status(_)
             | Command::Verify(_)
             | Command::Policy(_)
             | Command::Canary(_) => {

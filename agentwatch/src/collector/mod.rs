@@ -1,7 +1,7 @@
 //! The collector: the history store, and the process around it that takes events in and answers questions.
 //!
 //! It parses everything foreign, so it has no privileges and a sandbox: it must never need more than its two
-//! directories, never connect to anything, and never acknowledge what is not on disk.
+//! directories and what its sinks name, connect to nothing else, and never acknowledge what is not on disk.
 
 pub mod chain;
 mod ingest;
@@ -22,6 +22,8 @@ use tokio::{
 
 pub use limits::Limits;
 
+use crate::sinks::SinkConfig;
+
 /// Where the collector lives.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -33,6 +35,8 @@ pub struct Config {
     pub retention: store::Retention,
     /// Events of a segment.
     pub segment_events: usize,
+    /// Where events are sent, with what the files hold that they name.
+    pub sinks: Vec<SinkConfig>,
 }
 
 /// Runs the collector until SIGTERM or SIGINT, or until the future is dropped.

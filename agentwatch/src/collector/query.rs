@@ -7,7 +7,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -27,9 +27,12 @@ use super::{
     store::{self, Page, Part, Reader, Scan, SqlLimits, StoreError, Viewer},
     writer::Job,
 };
-use crate::wire::{
-    Connection,
-    collector::{Answer, Filter, Question},
+use crate::{
+    sinks::SinkStatus,
+    wire::{
+        Connection,
+        collector::{Answer, Filter, Question},
+    },
 };
 
 /// Time for one who is turned away, to ask and again to read why.
@@ -43,6 +46,8 @@ pub(super) struct Shared {
     pub(super) newest: watch::Receiver<i64>,
     /// The writer, for whoever wants everything sealed.
     pub(super) jobs: mpsc::WeakSender<Job>,
+    /// How the sinks are.
+    pub(super) sinks: Vec<Arc<Mutex<SinkStatus>>>,
 }
 
 /// Who asks.
@@ -310,7 +315,19 @@ async fn status(
     shared: &Arc<Shared>,
 ) -> Result<(), Failure> {
     let directory = shared.state_dir.clone();
-    let status = blocking(move || Reader::open(&directory, asker.viewer())?.status()).await?;
+    let mut status = blocking(move || Reader::open(&directory, asker.viewer())?.status()).await?;
+    // Where events go is not for everybody.
+    if asker.privileged {
+        let newest = *shared.newest.borrow();
+        let sinks = shared.sinks.iter();
+        status.sinks = sinks
+            .map(|sink| {
+                let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                sink.behind = u64::try_from(newest - sink.position).unwrap_or(0);
+                sink
+            })
+            .collect();
+    }
     Ok(send(
         connection,
         &Answer::Status { status },

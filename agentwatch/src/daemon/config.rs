@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::{
     event::redact::Custom,
     session::{managed, watch::WatchRule},
+    sinks::{self, SinkConfig},
 };
 
 /// Where it is looked for when none is named.
@@ -24,6 +25,8 @@ pub struct Config {
     pub watch: Vec<WatchRule>,
     /// Secrets that events must not show, beside those of known forms.
     pub redact: Vec<Custom>,
+    /// Where events are sent.
+    pub sink: Vec<SinkConfig>,
 }
 
 /// A directory, the usual one where none is named.
@@ -86,7 +89,17 @@ impl Config {
             }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Reads the file's text, and what the files hold that its sinks name.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut config: Self = toml::from_str(text)?;
+        for sink in &mut config.sink {
+            sink.read_files()?;
+        }
+        sinks::config::check(&config.sink)?;
+        Ok(config)
     }
 }
 

@@ -6,7 +6,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::model::{Counts, Coverage, Event, Kind, Loss, Mode, Verdict};
+use crate::{
+    event::model::{Counts, Coverage, Event, Kind, Loss, Mode, Verdict},
+    sinks::SinkStatus,
+};
 
 /// Name of the ingest socket below `RUNTIME_DIR/collector`.
 pub const INGEST_SOCKET: &str = "ingest.sock";
@@ -155,6 +158,9 @@ pub struct StoreStatus {
     pub segments: u64,
     pub unsealed: u64,
     pub schema_version: u32,
+    /// How the sinks are; told to root and the collector's own user only.
+    #[serde(default)]
+    pub sinks: Vec<SinkStatus>,
 }
 
 /// A part of a session's account: parts add up.

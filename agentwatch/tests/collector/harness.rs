@@ -107,6 +107,7 @@ impl Place {
             runtime_dir: self.runtime(),
             retention: Default::default(),
             segment_events: 1000,
+            sinks: Vec::new(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(run_until(config, limits, async move {

@@ -4,4 +4,5 @@
 mod commands;
 mod evidence;
 mod harness;
+mod sinks;
 mod sockets;

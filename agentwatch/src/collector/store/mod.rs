@@ -10,6 +10,7 @@
 
 mod account;
 mod columns;
+pub(crate) mod feed;
 mod hash;
 mod insert;
 mod quarantine;
@@ -336,6 +337,10 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             transaction.execute_batch(SCHEMA)?;
+            transaction.execute(
+                "INSERT INTO history_row (one, id) VALUES (1, ?)",
+                [uuid::Uuid::now_v7().to_string()],
+            )?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             transaction.commit()?;
             Ok(())

@@ -80,10 +80,37 @@ struct Wanted {
     verdicts: u32,
 }
 
+impl Wanted {
+    fn new(filter: &Filter, session: Option<i64>) -> Self {
+        let all = |mask: u32| if mask == 0 { u32::MAX } else { mask };
+        Self {
+            session,
+            since_ns: filter.since.map(nanoseconds),
+            kinds: all(filter
+                .kinds
+                .iter()
+                .fold(0, |mask, kind| mask | 1 << *kind as u32)),
+            verdicts: all(filter
+                .verdicts
+                .iter()
+                .fold(0, |mask, verdict| mask | 1 << *verdict as u32)),
+        }
+    }
+}
+
 /// The place of an event in the order of a walk: kernel time, sequence number, number.
 type Key = (i64, i64, i64);
 
 const BEFORE_ALL: Key = (i64::MIN, i64::MIN, i64::MIN);
+
+/// Events in the order of their numbers.
+pub(super) struct Arrived {
+    pub(super) events: Vec<(i64, Event)>,
+    /// Up to this number, `events` is all that is wanted.
+    pub(super) upto: i64,
+    /// How many events up to there are not in the history any more.
+    pub(super) missing: u64,
+}
 
 /// Some events.
 pub struct Page {
@@ -102,6 +129,15 @@ impl Reader {
         })
     }
 
+    /// As [`Reader::open`], for who sees everything and asks no SQL.
+    pub(super) fn open_bare(directory: &Path) -> Result<Self, StoreError> {
+        Ok(Self {
+            connection: connect_bare(directory)?,
+            viewer: Viewer::All,
+            directory: directory.to_owned(),
+        })
+    }
+
     /// Begins a walk over the events that are stored now.
     pub fn scan(&self, filter: &Filter) -> Result<Scan, StoreError> {
         let session = filter
@@ -115,20 +151,8 @@ impl Reader {
         let boots = statement
             .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
-        let all = |mask: u32| if mask == 0 { u32::MAX } else { mask };
         Ok(Scan {
-            wanted: Wanted {
-                session,
-                since_ns: filter.since.map(nanoseconds),
-                kinds: all(filter
-                    .kinds
-                    .iter()
-                    .fold(0, |mask, kind| mask | 1 << *kind as u32)),
-                verdicts: all(filter
-                    .verdicts
-                    .iter()
-                    .fold(0, |mask, verdict| mask | 1 << *verdict as u32)),
-            },
+            wanted: Wanted::new(filter, session),
             boots,
             passed: BEFORE_ALL,
             until: newest(&self.connection)?,
@@ -152,10 +176,10 @@ impl Reader {
                 after: scan.passed,
                 numbers: (1, scan.until),
             };
-            let (window, last) = self.window(&scan.wanted, &part)?;
+            let Window { events, last, .. } = self.window(&scan.wanted, &part)?;
             scan.complete = last.is_none();
             scan.passed = last.unwrap_or(scan.passed);
-            scan.window = window.into();
+            scan.window = events.into_iter().map(|(_, event)| event).collect();
         }
         let events = pack(&mut scan.window);
         if scan.window.is_empty() && scan.complete {
@@ -178,15 +202,42 @@ impl Reader {
                 after: (scan.until, i64::MAX, i64::MAX),
                 numbers: (scan.until + 1, newest),
             };
-            let (window, last) = self.window(&scan.wanted, &part)?;
+            let Window { events, last, .. } = self.window(&scan.wanted, &part)?;
             scan.until = last.map_or(newest, |(no, ..)| no);
             scan.complete = last.is_none();
-            scan.window = window.into();
+            scan.window = events.into_iter().map(|(_, event)| event).collect();
         }
         let events = pack(&mut scan.window);
         Ok(Page {
             events,
             last: scan.window.is_empty() && scan.complete,
+        })
+    }
+
+    /// Events with numbers above `after` and up to `newest`, in their order, some thousands at the most.
+    pub(super) fn arrived(
+        &self,
+        filter: &Filter,
+        after: i64,
+        newest: i64,
+    ) -> Result<Arrived, StoreError> {
+        let part = Part {
+            boot: None,
+            after: (after, i64::MAX, i64::MAX),
+            numbers: (after + 1, newest),
+        };
+        let window = self.window(&Wanted::new(filter, None), &part)?;
+        let upto = window.last.map_or(newest, |(no, ..)| no);
+        let missing = window
+            .gaps
+            .iter()
+            .map(|(first, last)| (upto.min(*last) - first + 1).max(0).cast_unsigned())
+            .sum();
+        let events = window.events.into_iter();
+        Ok(Arrived {
+            events: events.map(|((no, ..), event)| (no, event)).collect(),
+            upto,
+            missing,
         })
     }
 
@@ -251,6 +302,7 @@ impl Reader {
             segments: count("SELECT count(*) FROM segment_rows")?,
             unsealed,
             schema_version: super::SCHEMA_VERSION,
+            sinks: Vec::new(),
         })
     }
 
@@ -287,17 +339,17 @@ impl Reader {
         }
     }
 
-    /// The next window of a part, and the key of its last event where more may follow.
-    fn window(
-        &self,
-        wanted: &Wanted,
-        part: &Part,
-    ) -> Result<(Vec<Event>, Option<Key>), StoreError> {
+    /// The next window of a part.
+    fn window(&self, wanted: &Wanted, part: &Part) -> Result<Window, StoreError> {
         // One transaction for the lists, so that an event that is sealed meanwhile is in one of them and not in both.
         let transaction = self.connection.unchecked_transaction()?;
         let visible = self.visible_sessions(wanted)?;
         let runs = runs(&transaction, wanted, part, visible.as_ref())?;
         let mut found = tail_keys(&transaction, wanted, part, visible.as_ref())?;
+        let gaps = match part.boot {
+            Some(_) => Vec::new(),
+            None => gaps(&transaction, part.numbers)?,
+        };
         transaction.finish()?;
         let mut cut = None;
         let mut opened: Vec<Segment> = Vec::new();
@@ -321,10 +373,11 @@ impl Reader {
         found.truncate(WINDOW);
         let (events, all) = self.materialise(found, &opened)?;
         let last = events.last().map(|(key, _)| *key);
-        Ok((
-            events.into_iter().map(|(_, event)| event).collect(),
-            if more || !all { last } else { None },
-        ))
+        Ok(Window {
+            events,
+            last: if more || !all { last } else { None },
+            gaps,
+        })
     }
 
     /// The events of keys in their order, and whether that is all of them: large ones make a shorter window.
@@ -399,6 +452,15 @@ impl Reader {
     }
 }
 
+/// Some events of a part.
+struct Window {
+    events: Vec<(Key, Event)>,
+    /// The key of the last one, where more may follow.
+    last: Option<Key>,
+    /// Numbers of a part in the order of arrival that are not in the history any more: first and last of each run.
+    gaps: Vec<(i64, i64)>,
+}
+
 /// Which part of the events a window is of.
 struct Part {
     /// A boot, in the order of kernel time; `None` is all boots in the order of arrival.
@@ -460,12 +522,17 @@ fn runs(
         Some(visible) if visible.len() == 1 => visible.iter().next().copied(),
         _ => None,
     };
-    let mut statement = connection.prepare_cached(
+    // Written out, because SQLite takes no index for a condition that may not hold.
+    let of_session = match session {
+        Some(_) => "r.session = ?1",
+        None => "?1 IS NULL",
+    };
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT r.segment, r.first_row, r.rows, r.min_ktime, g.first_no, r.session FROM run_rows r JOIN segment_rows g ON g.no = r.segment
-         WHERE (?1 IS NULL OR r.session = ?1) AND (?2 = 0 OR r.boot = ?2) AND r.max_ktime >= ?3 AND (?4 IS NULL OR r.max_time >= ?4)
+         WHERE {of_session} AND (?2 = 0 OR r.boot = ?2) AND r.max_ktime >= ?3 AND (?4 IS NULL OR r.max_time >= ?4)
            AND r.kinds & ?5 AND r.verdicts & ?6 AND g.last_no >= ?7 AND g.first_no <= ?8
          ORDER BY r.segment, r.first_row",
-    )?;
+    ))?;
     let mut rows = statement.query(rusqlite::params![
         session,
         boot,
@@ -496,6 +563,27 @@ fn runs(
     }
     segments.sort_by_key(|(_, runs)| runs.iter().map(|run| run.earliest(part)).min());
     Ok(segments)
+}
+
+/// Runs of numbers that neither a segment nor the tail has.
+fn gaps(connection: &Connection, (first, last): (i64, i64)) -> Result<Vec<(i64, i64)>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT first_no, last_no FROM segment_rows WHERE last_no >= ?1 AND first_no <= ?2
+         UNION ALL SELECT no, no + events - 1 FROM tail_rows WHERE no + events > ?1 AND no <= ?2 ORDER BY 1",
+    )?;
+    let mut rows = statement.query([first, last])?;
+    let (mut gaps, mut next) = (Vec::new(), first);
+    while let Some(row) = rows.next()? {
+        let (from, to): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if from > next {
+            gaps.push((next, from - 1));
+        }
+        next = next.max(to + 1);
+    }
+    if next <= last {
+        gaps.push((next, last));
+    }
+    Ok(gaps)
 }
 
 fn segment_keys(
@@ -747,7 +835,7 @@ pub(super) fn bytes(connection: &Connection) -> Result<u64, StoreError> {
     )?)
 }
 
-fn newest(connection: &Connection) -> Result<i64, StoreError> {
+pub(super) fn newest(connection: &Connection) -> Result<i64, StoreError> {
     Ok(super::insert::head(connection)?.newest)
 }
 
@@ -767,7 +855,7 @@ fn pack(window: &mut VecDeque<Event>) -> Vec<Event> {
 }
 
 /// About the bytes that an event takes as JSON.
-fn weight(event: &Event) -> usize {
+pub(crate) fn weight(event: &Event) -> usize {
     // Control characters take six bytes each; a path that holds so many is met by the limit on frames.
     let text = |text: &str| text.len() + text.bytes().filter(|byte| *byte < 0x20).count() * 5;
     let file = event.file.as_ref().map_or(0, |file| text(&file.path));

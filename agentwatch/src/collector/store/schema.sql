@@ -135,6 +135,12 @@ CREATE TABLE destination_rows (
     PRIMARY KEY (session, kind, verdict, family, sock_type, addr, port, sock_path, domain, exe)
 ) WITHOUT ROWID;
 
+-- Which history this is: one row. Positions in it mean nothing in another one.
+CREATE TABLE history_row (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    id  TEXT NOT NULL
+);
+
 -- The signed end of the chain: one row.
 CREATE TABLE head_row (
     one  INTEGER PRIMARY KEY CHECK (one = 1),
