@@ -287,11 +287,18 @@ async fn sql(
             _ = connection.receive::<IgnoredAny>() => return Err(anyhow::anyhow!("the asker hung up").into()),
         };
         let Some(part) = part else { break };
-        let answer = match part {
-            Part::Columns(columns) => Answer::Columns { columns },
-            Part::Rows(rows) => Answer::Rows { rows },
-        };
-        send(connection, &answer, shared.limits.unread_part).await?;
+        match part {
+            Part::Columns(columns) => {
+                let answer = Answer::Columns { columns };
+                send(connection, &answer, shared.limits.unread_part).await?;
+            }
+            Part::Rows(rows) => {
+                let frame = Answer::rows_frame(&rows);
+                timeout(shared.limits.unread_part, connection.send_frame(frame))
+                    .await
+                    .context("the asker does not read the answer")??;
+            }
+        }
     }
     run.await.context("the statement ended in a panic")??;
     Ok(())

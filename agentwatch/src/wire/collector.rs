@@ -120,6 +120,14 @@ pub enum Answer {
     },
 }
 
+impl Answer {
+    /// The frame of `Rows` whose list is JSON already.
+    #[must_use]
+    pub fn rows_frame(rows: &[u8]) -> bytes::Bytes {
+        [br#"{"answer":"rows","rows":"#, rows, b"}"].concat().into()
+    }
+}
+
 /// A session as the history knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionRow {

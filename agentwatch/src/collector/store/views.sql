@@ -1,4 +1,4 @@
--- What responders ask (docs/query.md). `event_rows` is the events of all segments and of what is not sealed yet, as one table.
+-- What responders ask (docs/history.md). `event_rows` is the events of all segments and of what is not sealed yet, as one table.
 
 CREATE TEMP VIEW events AS
 SELECT e.no, coalesce(e.id, e.session_id || '-' || e.seq) AS id, e.session_id, e.session, e.seq,
@@ -18,7 +18,8 @@ FROM main.refusal_rows r LEFT JOIN main.session_rows s ON s.no = r.session
 WHERE r.verdict = 'denied';
 
 CREATE TEMP VIEW refusals AS
-SELECT r.time_ns, s.id AS session_id, s.name AS session, r.verdict, r.kind, r.path, r.addr, r.port, r.domain, r.access,
+SELECT strftime('%Y-%m-%dT%H:%M:%S', r.time_ns / 1000000000, 'unixepoch') || printf('.%09dZ', r.time_ns % 1000000000) AS time,
+       r.time_ns, s.id AS session_id, s.name AS session, r.verdict, r.kind, r.path, r.addr, r.port, r.domain, r.access,
        r.rule_id, r.rule_layer, r.rule_source, r.errno, r.count, r.pid, r.start_ns, r.exe, r.argv, r.uid, r.cgroup,
        coalesce(r.id, s.id || '-' || r.seq) AS id
 FROM main.refusal_rows r LEFT JOIN main.session_rows s ON s.no = r.session;

@@ -69,12 +69,13 @@ fn all(directory: &Path, viewer: Viewer, filter: &Filter) -> Result<Vec<Event>, 
 
 fn sql(directory: &Path, sql: &str) -> Result<Vec<Vec<Value>>, StoreError> {
     let limits = SqlLimits {
-        time: Duration::from_millis(300),
+        time: Duration::from_secs(3),
         cancelled: Arc::new(AtomicBool::new(false)),
     };
     let mut all = Vec::new();
     run_sql(directory, sql, &limits, |part| {
         if let Part::Rows(rows) = part {
+            let rows: Vec<Vec<Value>> = serde_json::from_slice(&rows).expect("JSON");
             all.extend(rows);
         }
         true

@@ -539,3 +539,111 @@ fn an_edited_tail_is_seen() {
         .expect("edited");
     found(&checked(directory.path()), "signature", 0, "not signed");
 }
+
+/// A directory as it could be after the power was cut: a copy of files, for a change to what was not on disk yet.
+fn copied(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().expect("a temporary directory");
+    for part in ["", "segments"] {
+        std::fs::create_dir_all(to.path().join(part)).expect("made");
+        for entry in std::fs::read_dir(from.join(part)).expect("a directory") {
+            let entry = entry.expect("an entry");
+            // The index of the log is memory that is shared, and made anew.
+            let index = entry.file_name().to_string_lossy().ends_with("-shm");
+            if entry.path().is_file() && !index {
+                let there = to.path().join(part).join(entry.file_name());
+                std::fs::copy(entry.path(), there).expect("copied");
+            }
+        }
+    }
+    to
+}
+
+/// Opens what a power cut left: which events are there, with the chain unbroken.
+fn after_cut(directory: &Path, what: &str) -> Vec<String> {
+    let (store, aside) = Store::open(directory, &host()).expect(what);
+    assert_eq!(aside, None, "{what}: nothing is set aside");
+    let report = checked(directory);
+    assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+    let found = all(directory, Viewer::All, &Filter::default()).expect(what);
+    drop(store);
+    let mut found: Vec<String> = found.into_iter().map(|event| event.id).collect();
+    found.sort();
+    found
+}
+
+/// What was acknowledged is there, whatever a power cut made of what was written after it: cut at any byte, zeroes, or other bytes.
+#[test]
+fn a_power_cut_takes_nothing_that_was_acknowledged() {
+    let (directory, mut store) = store();
+    let log = |directory: &Path| directory.join("history.db-wal");
+    let events = mixed(900);
+    store.insert_events(&events[..300]).expect("stored");
+    store.seal_all().expect("sealed");
+    store.insert_events(&events[300..600]).expect("stored");
+    let mut acknowledged: Vec<String> =
+        events[..600].iter().map(|event| event.id.clone()).collect();
+    acknowledged.sort();
+    let kept = std::fs::metadata(log(directory.path()))
+        .expect("a log")
+        .len();
+
+    // In the middle of storing more.
+    store.insert_events(&events[600..]).expect("stored");
+    let written = std::fs::read(log(directory.path())).expect("the log");
+    let kept = usize::try_from(kept).expect("small");
+    assert!(written.len() > kept + 10_000, "the log only grew");
+    for cut in (kept..written.len()).step_by((written.len() - kept) / 12) {
+        for fill in [None, Some(0u8), Some(0xa5)] {
+            let there = copied(directory.path());
+            let mut torn = written.clone();
+            match fill {
+                None => torn.truncate(cut),
+                Some(byte) => torn[cut..].fill(byte),
+            }
+            std::fs::write(log(there.path()), torn).expect("written");
+            let found = after_cut(there.path(), &format!("cut at {cut}, {fill:?}"));
+            assert_eq!(found, acknowledged, "cut at {cut}, {fill:?}");
+        }
+    }
+
+    // In the middle of sealing: the segment and its manifest, one of them, half of them, none.
+    let order = store.order(true).expect("an order").expect("something");
+    let sealed = build(&order, &store.key()).expect("built");
+    let mut whole: Vec<String> = events.iter().map(|event| event.id.clone()).collect();
+    whole.sort();
+    for (segment, manifest) in [(0, 0), (50, 0), (100, 0), (100, 50), (0, 100), (100, 100)] {
+        let there = copied(directory.path());
+        for (name, part) in [
+            ("0000000002.parquet", segment),
+            ("0000000002.json", manifest),
+        ] {
+            let path = there.path().join("segments").join(name);
+            let content = std::fs::read(&path).expect("built");
+            std::fs::write(&path, &content[..content.len() * part / 100]).expect("written");
+        }
+        let what = format!("segment {segment} %, manifest {manifest} %");
+        assert_eq!(after_cut(there.path(), &what), whole, "{what}");
+    }
+
+    // In the middle of moving the log into the file: any of its pages may be the old or the new one, or torn.
+    store.enter(&sealed).expect("entered");
+    let there = copied(directory.path());
+    store.close().expect("closed");
+    let old = std::fs::read(there.path().join(FILE)).expect("the file");
+    let new = std::fs::read(directory.path().join(FILE)).expect("the file");
+    for pattern in 0..6usize {
+        let there = copied(there.path());
+        let mut mixed_up = new.clone();
+        for (number, page) in mixed_up.chunks_mut(4096).enumerate() {
+            let was = old.get(number * 4096..number * 4096 + page.len());
+            match ((number * 7 + pattern) % 3, was) {
+                (0, Some(was)) => page.copy_from_slice(was),
+                (1, Some(was)) => page[..512].copy_from_slice(&was[..512]),
+                _ => {}
+            }
+        }
+        std::fs::write(there.path().join(FILE), mixed_up).expect("written");
+        let what = format!("pages mixed, {pattern}");
+        assert_eq!(after_cut(there.path(), &what), whole, "{what}");
+    }
+}
