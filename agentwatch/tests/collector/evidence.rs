@@ -164,15 +164,11 @@ async fn an_export_is_whole_and_shows_when_it_is_touched() {
     );
 }
 
-/// The format is open: others read what was exported, and find the same. Their wheels are taken where they are
-/// (`AGENTWATCH_READERS` names a Python that has them; `cargo xtask` makes one in target/readers).
+/// The format is open: others read what was exported, and find the same.
 #[tokio::test]
 async fn others_read_the_segments() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let python = std::env::var_os("AGENTWATCH_READERS").map_or_else(
-        || repository.join("target/readers/bin/python"),
-        PathBuf::from,
-    );
+    let python = python();
     if !python.exists() {
         println!(
             "SKIP: {} is not there: no Python with duckdb, chdb and pyiceberg",
@@ -289,6 +285,109 @@ async fn a_report_in_every_form() {
     }
     let without = place.cli(&["report", "fix-parser", "--hash-limit", "0"]);
     assert!(!String::from_utf8_lossy(&without.stdout).contains(text));
+}
+
+/// What a browser makes of a page: its document as it is once scripts have run, and what the console says.
+fn browsed(chromium: &Path, page: &Path) -> (String, String) {
+    let profile = tempfile::tempdir().expect("a temporary directory");
+    let output = Command::new(chromium)
+        .args([
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+        ])
+        .args([
+            "--disable-background-networking",
+            "--no-first-run",
+            "--virtual-time-budget=3000",
+        ])
+        .args(["--enable-logging=stderr", "--log-level=0", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .expect("chromium runs");
+    let console: Vec<String> = String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter(|line| line.contains("CONSOLE"))
+        .map(ToOwned::to_owned)
+        .collect();
+    (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        console.join("\n"),
+    )
+}
+
+/// A session whose agent has done what it can to be more than text in a report.
+#[tokio::test]
+async fn a_browser_shows_a_report_and_runs_nothing_of_it() {
+    let Some(chromium) = program("chromium") else {
+        return;
+    };
+    let place = Place::new();
+    let _collector = place.start().await;
+    let mut connection = place.ingest().await;
+    let script = "<script>document.title='ran'</script>";
+    let mut events: Vec<Event> = Kind::ALL.into_iter().map(sample).collect();
+    for (n, name) in [
+        script,
+        "<img src=x onerror=\"document.title='ran'\">",
+        "\"><svg onload=document.title='ran'>",
+        "</code></td></table><iframe src=\"javascript:parent.document.title='ran'\">",
+        "&lt;b&gt; \u{202e} \u{0} \u{1b}[31m",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut created = sample(Kind::Create);
+        created.id = format!("created-{n}");
+        created.seq = 1000 + n as u64;
+        if let Some(file) = &mut created.file {
+            file.path = format!("/work/{name}");
+        }
+        if let Some(process) = &mut created.process {
+            process.argv = vec![name.to_owned(), script.to_owned()];
+        }
+        events.push(created);
+    }
+    for event in &mut events {
+        event.session.name = format!("fix {script}");
+        if let Some(Lifecycle::Started { uid, policy, .. }) = &mut event.lifecycle {
+            *uid = nix::unistd::getuid().as_raw();
+            if let Some(policy) = policy {
+                policy.task.goal = Some(format!("goal {script}"));
+                policy.task.acceptance = vec![format!("make {script}")];
+            }
+        }
+    }
+    store(&mut connection, &Batch { number: 1, events }).await;
+    let id = sample(Kind::Open).session.id;
+    let output = place.cli(&["report", &id, "--format", "html"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let page = place.directory.path().join("report.html");
+    std::fs::write(&page, &output.stdout).expect("written");
+    let (document, console) = browsed(&chromium, &page);
+    assert_eq!(
+        console, "",
+        "the page asks for nothing that its policy forbids"
+    );
+    assert!(document.contains("<h2>Files changed</h2>"), "{document}");
+    assert!(
+        document.contains("/work/&lt;script&gt;document.title='ran'&lt;/script&gt;"),
+        "{document}"
+    );
+    assert!(document.contains("goal &lt;script&gt;"), "{document}");
+    assert!(!document.contains("<title>ran"), "{document}");
+    for element in ["<script", "<img", "<svg", "<iframe", "<b>"] {
+        assert!(!document.contains(element), "{element}: {document}");
+    }
+    // The browser is one that would have.
+    std::fs::write(&page, format!("<!DOCTYPE html><title>x</title>{script}")).expect("written");
+    assert!(browsed(&chromium, &page).0.contains("<title>ran</title>"));
 }
 
 /// Sealing may be asked for by the privileged only.

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream as StdStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output},
     time::Duration,
 };
@@ -23,6 +23,28 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
+
+/// A Python with what others read segments with and receive events by: `AGENTWATCH_READERS`, or the one that `cargo xtask setup`
+/// makes.
+pub fn python() -> PathBuf {
+    std::env::var_os("AGENTWATCH_READERS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/readers/bin/python"),
+        PathBuf::from,
+    )
+}
+
+/// A program, or `None` with the reason why the test is left out, which is then true.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|directory| directory.join(name))
+        .find(|path| path.exists());
+    if found.is_none() {
+        println!("SKIP: {name} is not installed");
+    }
+    found
+}
 
 /// Longest wait for what must happen at once, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);

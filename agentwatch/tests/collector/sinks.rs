@@ -48,19 +48,6 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// A program, or the reason why the test is left out, which is then true.
-fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
-        .map(|directory| directory.join(name))
-        .find(|path| path.exists());
-    if found.is_none() {
-        println!("SKIP: {name} is not installed");
-    }
-    found
-}
-
 async fn listens(port: u16) {
     let until = Instant::now() + PATIENCE;
     while tokio::net::TcpStream::connect(("127.0.0.1", port))
@@ -609,7 +596,7 @@ async fn what_was_let_go_of_before_it_was_sent_is_told() {
 
 #[tokio::test]
 async fn opentelemetry_receives_over_http_and_grpc() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/readers/bin/python");
+    let python = python();
     for protocol in ["http", "grpc"] {
         let modules = if protocol == "http" {
             "opentelemetry.proto"
