@@ -8,4 +8,5 @@ pub mod event;
 pub mod kernel;
 pub mod policy;
 pub mod session;
+pub mod sinks;
 pub mod wire;

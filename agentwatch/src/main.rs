@@ -39,7 +39,10 @@ enum Command {
     Revoke(cli::approvals::RevokeArgs),
     Events(cli::events::EventsArgs),
     Timeline(cli::timeline::TimelineArgs),
+    Report(cli::report::ReportArgs),
     Query(cli::query::QueryArgs),
+    Verify(cli::verify::VerifyArgs),
+    Export(cli::verify::ExportArgs),
     /// Check, explain and describe policies
     #[command(subcommand)]
     Policy(cli::policy::PolicyCommand),
@@ -67,9 +70,9 @@ fn main() -> ExitCode {
         Command::Reject(args) => args.run(&runtime_dir),
         Command::Grants(args) => args.run(&runtime_dir),
         Command::Revoke(args) => args.run(&runtime_dir),
-        Command::Status(args) => args.run(&runtime_dir),
         Command::Why(args) => args.run(&runtime_dir),
         Command::Policy(command) => command.run(&runtime_dir),
+        Command::Verify(args) => args.run(),
         Command::Canary(args) => args.run(),
         command => threaded(command, &runtime_dir),
     };
@@ -98,7 +101,10 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Sessions(args) => args.run(runtime_dir).await,
             Command::Events(args) => args.run(runtime_dir).await,
             Command::Timeline(args) => args.run(runtime_dir).await,
+            Command::Report(args) => args.run(runtime_dir).await,
             Command::Query(args) => args.run(runtime_dir).await,
+            Command::Status(args) => args.run(runtime_dir).await,
+            Command::Export(args) => args.run(runtime_dir).await,
             Command::Collector(args) => args.run(runtime_dir).await,
             Command::Run(_)
             | Command::Attach(_)
@@ -110,8 +116,8 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             | Command::Reject(_)
             | Command::Grants(_)
             | Command::Revoke(_)
-            | Command::Status(_)
             | Command::Why(_)
+            | Command::Verify(_)
             | Command::Policy(_)
             | Command::Canary(_) => {
                 unreachable!("dispatched by main")

@@ -1,16 +1,16 @@
-//! `cargo xtask bench`: what agentwatch adds to an action, in instructions, and how it fares in a storm of opens.
+//! `cargo xtask bench`: what agentwatch adds to an action, in instructions, how it fares in a storm of opens, and how fast its history is.
 //!
-//! One emulated processor with `-icount shift=0`: a nanosecond of guest time is one instruction, so the figures
+//! The first: one emulated processor with `-icount shift=0`: a nanosecond of guest time is one instruction, so the figures
 //! repeat on any machine, however busy. They leave out what real processors add: cache misses, branches, TLBs.
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
-    build,
+    build, history,
     initramfs::{Job, PROGRAMS},
     kernels, paths, process, setup, table,
     vm::{self, Lines, Machine},
@@ -21,6 +21,9 @@ pub struct Options {
     /// Series of the kernel.
     #[arg(long, default_value = "6.12")]
     kernel: String,
+    /// Only this part; the others stay in docs/bench.md as they are.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Repetitions in per cent of the usual.
     #[arg(long, default_value_t = 100)]
     effort: u64,
@@ -28,6 +31,24 @@ pub struct Options {
     #[arg(long)]
     print_only: bool,
 }
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Instructions an action
+    Cost,
+    /// A storm of opens
+    Storm,
+    /// The history: taking events in, and questions
+    History,
+}
+
+const COST: &str = "Instructions an action";
+const STORM: &str = "A storm of opens";
+const HISTORY: &str = "The history";
+/// Events of the history that is measured, and sessions.
+const EVENTS: u64 = 10_000_000;
+const SESSIONS: u64 = 1000;
 
 /// A line of `cost measure`.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,19 +77,43 @@ struct Counts {
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    setup::apt(&[("strace", "strace", "agentwatch is compared with it")])?;
-    let strace = process::find("strace").context("strace was installed and is not on PATH")?;
-    let kernel = kernels::fetch(&options.kernel)?;
-    let image = vm::image(std::slice::from_ref(&strace), true)?;
-    let agentwatch = build::agentwatch(true)?;
-    let size = fs::metadata(&agentwatch)?.len();
+    let mut sections: Vec<(&str, String)> = Vec::new();
+    let wanted = |part| options.only.is_none_or(|only| only == part);
+    if wanted(Part::Cost) || wanted(Part::Storm) {
+        setup::apt(&[("strace", "strace", "agentwatch is compared with it")])?;
+        let strace = process::find("strace").context("strace was installed and is not on PATH")?;
+        let kernel = kernels::fetch(&options.kernel)?;
+        let image = vm::image(std::slice::from_ref(&strace), true)?;
+        let agentwatch = build::agentwatch(true)?;
+        if wanted(Part::Cost) {
+            let size = fs::metadata(&agentwatch)?.len();
+            let rows = cost(&kernel, &image, options.effort)?;
+            sections.push((COST, cost_section(&kernel.version, size, &rows)));
+        }
+        if wanted(Part::Storm) {
+            let rows = storm(&kernel, &image)?;
+            sections.push((STORM, storm_section(&kernel.version, &rows)));
+        }
+    }
+    if wanted(Part::History) {
+        let (events, sessions) = (EVENTS * options.effort / 100, SESSIONS);
+        let rows = history::measure(events, sessions)?;
+        sections.push((HISTORY, history::section(events, sessions, &rows)));
+    }
+    if !options.print_only {
+        let file = write(&sections)?;
+        println!("wrote {}", file.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
+fn cost(kernel: &kernels::Kernel, image: &crate::initramfs::Image, effort: u64) -> Result<Table> {
     println!(
         "measuring on {} with instructions counted; this takes some minutes",
         kernel.version
     );
     let mut costs: Vec<Cost> = Vec::new();
-    let effort = options.effort.to_string();
+    let effort = effort.to_string();
     let (cost, landlocked) = (format!("{PROGRAMS}/cost"), format!("{PROGRAMS}/landlocked"));
     let job = Job::new(&[
         &cost,
@@ -88,7 +133,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         timeout: Some(Duration::from_secs(2400)),
         ..Machine::default()
     };
-    let code = each_line(&kernel, &image, &job, counting, "@cost ", &mut |json| {
+    let code = each_line(kernel, image, &job, counting, "@cost ", &mut |json| {
         costs.push(serde_json::from_str(json)?);
         Ok(())
     });
@@ -96,13 +141,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let rows = cost_rows(&costs);
     println!("\n{}\n", table::render(&rows.0, &rows.1));
     ensure!(code? == 0, "the measurement failed");
+    Ok(rows)
+}
 
+fn storm(kernel: &kernels::Kernel, image: &crate::initramfs::Image) -> Result<Table> {
     println!("a storm of opens on {}", kernel.version);
     let mut storms: Vec<Storm> = Vec::new();
-    let job = Job::new(&[&cost, "storm", "--agentwatch", "/usr/bin/agentwatch"]);
+    let program = format!("{PROGRAMS}/cost");
+    let job = Job::new(&[&program, "storm", "--agentwatch", "/usr/bin/agentwatch"]);
     let code = each_line(
-        &kernel,
-        &image,
+        kernel,
+        image,
         &job,
         Machine {
             memory_mib: 2048,
@@ -115,14 +164,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Ok(())
         },
     );
-    let storm_table = storm_rows(&storms);
-    println!("\n{}\n", table::render(&storm_table.0, &storm_table.1));
+    let rows = storm_rows(&storms);
+    println!("\n{}\n", table::render(&rows.0, &rows.1));
     ensure!(code? == 0, "the storm failed");
-    if !options.print_only {
-        let file = write(&report(&kernel.version, size, &rows, &storm_table))?;
-        println!("wrote {}", file.display());
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(rows)
 }
 
 /// Boots and hands on what follows the mark in lines that bear it; other lines are printed.
@@ -146,7 +191,7 @@ fn each_line(
     })
 }
 
-type Table = (Vec<String>, Vec<Vec<String>>);
+pub(crate) type Table = (Vec<String>, Vec<Vec<String>>);
 
 /// A row an action, a column a configuration: the bare cost, then what each adds, and the mean where it differs much.
 fn cost_rows(costs: &[Cost]) -> Table {
@@ -229,34 +274,67 @@ fn storm_rows(storms: &[Storm]) -> Table {
     (heads, rows)
 }
 
-fn report(kernel: &str, size: u64, costs: &Table, storms: &Table) -> String {
+fn cost_section(kernel: &str, size: u64, costs: &Table) -> String {
     format!(
-        "# What agentwatch costs\n\n\
-         Written by `cargo xtask bench`; do not edit. Kernel: {kernel}. Binary: {:.1} MiB.\n\n\
-         ## Instructions an action\n\n\
-         One emulated processor that counts instructions (QEMU, `-icount shift=0`), files on a tmpfs. The column *bare* is the action's \
+        "One emulated processor that counts instructions (QEMU, `-icount shift=0`), files on a tmpfs. The column *bare* is the action's \
          own cost; the others say what is added to it: first to the cheapest batch, which is the action's own path, and \
          in brackets to the mean, which also has what the daemon did meanwhile on the same processor. Cache misses \
-         and other effects of real processors are not in these figures.\n\n{}\n\n\
-         ## A storm of opens\n\n\
-         200 000 opens in one session, denied ones strewn among them, on two emulated processors without counting. \
-         made = delivered + folded + lost; whatever is lost is declared in `loss` events.\n\n{}\n",
+         and other effects of real processors are not in these figures. Kernel: {kernel}. Binary: {:.1} MiB.\n\n{}",
         size as f64 / (1024.0 * 1024.0),
-        table::markdown(&costs.0, &costs.1),
+        table::markdown(&costs.0, &costs.1)
+    )
+}
+
+fn storm_section(kernel: &str, storms: &Table) -> String {
+    format!(
+        "200 000 opens in one session, denied ones strewn among them, on two emulated processors without counting. \
+         made = delivered + folded + lost; whatever is lost is declared in `loss` events. Kernel: {kernel}.\n\n{}",
         table::markdown(&storms.0, &storms.1)
     )
 }
 
-fn write(text: &str) -> Result<PathBuf> {
+/// Puts what was measured into docs/bench.md; other sections stay as they are.
+fn write(measured: &[(&str, String)]) -> Result<PathBuf> {
     let file = paths::repository().join("docs/bench.md");
-    fs::create_dir_all(file.parent().context("a file has a parent")?)?;
-    fs::write(&file, text)?;
+    let old = fs::read_to_string(&file).unwrap_or_default();
+    fs::write(&file, page(&old, measured))?;
     Ok(file)
+}
+
+fn page(old: &str, measured: &[(&str, String)]) -> String {
+    let mut page =
+        "# What agentwatch costs\n\nWritten by `cargo xtask bench`; do not edit.\n".to_owned();
+    for title in [COST, STORM, HISTORY] {
+        let new = measured.iter().find(|(measured, _)| *measured == title);
+        let kept = || {
+            old.split("\n## ")
+                .find_map(|section| section.strip_prefix(title)?.strip_prefix('\n'))
+        };
+        if let Some(text) = new.map(|(_, text)| text.as_str()).or_else(kept) {
+            page.push_str(&format!("\n## {title}\n\n{}\n", text.trim()));
+        }
+    }
+    page
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_measured_stays() {
+        let first = page("", &[(COST, "a\n\nb".into()), (HISTORY, "c".into())]);
+        let second = page(&first, &[(STORM, "d".into()), (HISTORY, "e".into())]);
+        let expected = page(
+            "",
+            &[
+                (COST, "a\n\nb".into()),
+                (STORM, "d".into()),
+                (HISTORY, "e".into()),
+            ],
+        );
+        assert_eq!(second, expected);
+    }
 
     #[test]
     fn configurations_are_compared_with_bare() {

@@ -239,6 +239,8 @@ pub fn run(own: &[String]) -> Result<ExitCode> {
     show(&host, &["sessions"])?;
     heading("agentwatch timeline demo");
     show(&host, &["timeline", SESSION])?;
+    heading("agentwatch report demo");
+    show(&host, &["report", SESSION])?;
     heading("The denials: agentwatch query");
     show(
         &host,

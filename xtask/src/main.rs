@@ -8,6 +8,7 @@ mod apt;
 mod bench;
 mod build;
 mod demo;
+mod history;
 mod initramfs;
 mod kernels;
 mod paths;

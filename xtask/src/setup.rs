@@ -1,6 +1,9 @@
 //! Installs what the build and the tests lack: each thing only when it is missing, each announced with its reason.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -11,6 +14,15 @@ pub const NIGHTLY: &str = "nightly-2026-05-20";
 
 /// The version of bpf-linker that goes with [`NIGHTLY`].
 pub const BPF_LINKER: &str = "0.10.3";
+
+/// What tests have read and receive, from PyPI: the history's segments, and OpenTelemetry's messages.
+const READERS: [&str; 5] = [
+    "duckdb",
+    "chdb",
+    "pyiceberg[sql-sqlite,pyarrow]",
+    "opentelemetry-proto",
+    "grpcio",
+];
 
 /// Everything that building needs, and with `tests` what testing needs.
 pub fn all(tests: bool) -> Result<()> {
@@ -64,7 +76,55 @@ pub fn for_testing() -> Result<()> {
             "tcc",
             "a compiler that is small enough to be tried in a VM",
         ),
-    ])
+        ("chromium", "chromium", "opens reports"),
+        ("rsyslogd", "rsyslog", "receives events"),
+        ("openssl", "openssl", "makes certificates for receivers"),
+        (
+            "python3",
+            "python3",
+            "runs receivers and the validator of OCSF",
+        ),
+        (
+            "",
+            "python3-venv",
+            "keeps what other readers of the history need apart",
+        ),
+    ])?;
+    readers();
+    Ok(())
+}
+
+/// A Python of our own with what others read the history's segments with, and what OpenTelemetry's receiver is made of. Tests that
+/// need it say so where it is missing.
+fn readers() {
+    // Where the tests look for it.
+    let directory = paths::repository().join("target/readers");
+    let python = directory.join("bin/python");
+    let has = |python: &Path| {
+        let imports = "import duckdb, chdb, pyiceberg, grpc, opentelemetry.proto";
+        Command::new(python)
+            .args(["-c", imports])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if has(&python) {
+        return;
+    }
+    println!(
+        "set-up: installing {READERS:?} from PyPI into {}",
+        directory.display()
+    );
+    let install = || -> Result<()> {
+        process::run(Command::new("python3").args(["-m", "venv"]).arg(&directory))?;
+        process::run(
+            Command::new(&python)
+                .args(["-m", "pip", "install", "--quiet"])
+                .args(READERS),
+        )
+    };
+    if let Err(error) = install() {
+        println!("set-up: {error:#}; tests with these are skipped");
+    }
 }
 
 /// Installs packages; an entry is the program that shows that it is there (empty: ask dpkg), the package, the reason.

@@ -12,7 +12,7 @@ use super::{
     render,
 };
 use crate::{
-    event::{Event, Kind, Verdict},
+    event::{Event, Kind, Verdict, format::Format},
     wire::collector::{Answer, Filter, Question},
 };
 
@@ -47,6 +47,10 @@ pub enum EventFormat {
     Table,
     /// One JSON object a line, as stored
     Jsonl,
+    /// The same in the Open Cybersecurity Schema Framework
+    Ocsf,
+    /// The same in the Elastic Common Schema
+    Ecs,
 }
 
 impl EventsArgs {
@@ -87,8 +91,13 @@ impl EventsArgs {
                             out.line(&line)?;
                         }
                         EventFormat::Jsonl => {
-                            serde_json::to_writer(&mut out, event)?;
-                            out.write_all(b"\n")?;
+                            out.write_all(&Format::Native.lines(std::slice::from_ref(event)))?
+                        }
+                        EventFormat::Ocsf => {
+                            out.write_all(&Format::Ocsf.lines(std::slice::from_ref(event)))?
+                        }
+                        EventFormat::Ecs => {
+                            out.write_all(&Format::Ecs.lines(std::slice::from_ref(event)))?
                         }
                     }
                 }

@@ -5,8 +5,50 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::control;
-use crate::wire::control::{Request, Response};
+use super::{ask::ask, control, output::escape, render};
+use crate::{
+    sinks::SinkStatus,
+    wire::{
+        collector::{Answer, Question, StoreStatus},
+        control::{Request, Response},
+    },
+};
+
+/// What the collector says of itself, where it answers.
+async fn history(runtime_dir: &Path) -> Option<StoreStatus> {
+    let mut found = None;
+    let asked = ask(runtime_dir, &Question::Status, |answer| {
+        if let Answer::Status { status } = answer {
+            found = Some(status);
+        }
+        Ok(())
+    });
+    asked.await.ok()?;
+    found
+}
+
+fn line(sink: &SinkStatus) -> String {
+    let mut line = format!(
+        "{} ({}): {}, {} delivered, {} behind",
+        sink.name,
+        escape(&sink.target),
+        sink.state,
+        sink.delivered,
+        sink.behind
+    );
+    for (count, what) in [(sink.refused, "refused"), (sink.lost, "lost")] {
+        if count > 0 {
+            line.push_str(&format!(", {count} {what}"));
+        }
+    }
+    if let Some(error) = &sink.error {
+        line.push_str(&format!("; {}", escape(error)));
+        if let Some(since) = sink.failing_since {
+            line.push_str(&format!(" (since {})", render::time(since)));
+        }
+    }
+    line
+}
 
 /// Show the daemon's state
 #[derive(Args, Debug)]
@@ -17,17 +59,17 @@ pub struct StatusArgs {
 }
 
 impl StatusArgs {
-    pub fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
+    pub async fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
         let Response::Status { status } =
             control::ask(&control::connect(runtime_dir)?, &Request::Status)?
         else {
             anyhow::bail!("the daemon gave an answer to another question");
         };
+        let history = history(runtime_dir).await;
         if self.json {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&status).context("encode the status")?
-            );
+            let mut whole = serde_json::to_value(&status).context("encode the status")?;
+            whole["history"] = serde_json::to_value(&history).context("encode the status")?;
+            println!("{whole:#}");
             return Ok(ExitCode::SUCCESS);
         }
         println!("daemon     {} (process {})", status.version, status.pid);
@@ -42,6 +84,18 @@ impl StatusArgs {
             "waiting    {} in memory, {} on disk",
             status.queued, status.spooled
         );
+        if let Some(history) = &history {
+            println!(
+                "history    {} events in {} sessions, {}; {} not sealed yet",
+                history.events,
+                history.sessions,
+                bytesize::ByteSize(history.bytes),
+                history.unsealed
+            );
+        }
+        for sink in history.iter().flat_map(|history| &history.sinks) {
+            println!("sink       {}", line(sink));
+        }
         for (name, count) in status.kernel.iter().filter(|(_, count)| **count > 0) {
             println!("kernel     {name}: {count}");
         }

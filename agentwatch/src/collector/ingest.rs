@@ -50,11 +50,12 @@ pub(super) async fn serve(
                 send(&mut connection, &answer).await?;
             }
             () = stopped(&mut stopping), if reading => reading = false,
-            batch = connection.receive::<Batch>(), if room => {
-                let Some(Batch { number, events }) = batch? else {
+            frame = connection.receive_frame(), if room => {
+                let Some(frame) = frame? else {
                     reading = false;
                     continue;
                 };
+                let (number, frame) = Batch::open(frame)?;
                 match refused {
                     Some(first) if number > first => {
                         send(&mut connection, &out_of_turn(number, refused)).await?;
@@ -63,7 +64,7 @@ pub(super) async fn serve(
                     _ => refused = None,
                 }
                 let (reply, outcome) = oneshot::channel();
-                jobs.send(Job { events, reply }).await.ok().context("the writer is gone")?;
+                jobs.send(Job::Store { frame, reply }).await.ok().context("the writer is gone")?;
                 pending.push_back((number, outcome));
             }
         }

@@ -1,8 +1,9 @@
 //! The collector: the history store, and the process around it that takes events in and answers questions.
 //!
 //! It parses everything foreign, so it has no privileges and a sandbox: it must never need more than its two
-//! directories, never connect to anything, and never acknowledge what is not on disk.
+//! directories and what its sinks name, connect to nothing else, and never acknowledge what is not on disk.
 
+pub mod chain;
 mod ingest;
 mod limits;
 mod query;
@@ -21,6 +22,8 @@ use tokio::{
 
 pub use limits::Limits;
 
+use crate::sinks::SinkConfig;
+
 /// Where the collector lives.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -28,6 +31,12 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The sockets are made below its `collector` directory.
     pub runtime_dir: PathBuf,
+    /// How much of the history is kept.
+    pub retention: store::Retention,
+    /// Events of a segment.
+    pub segment_events: usize,
+    /// Where events are sent, with what the files hold that they name.
+    pub sinks: Vec<SinkConfig>,
 }
 
 /// Runs the collector until SIGTERM or SIGINT, or until the future is dropped.

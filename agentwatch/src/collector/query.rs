@@ -7,7 +7,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::de::IgnoredAny;
 use tokio::{
     net::UnixStream,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
     time::timeout,
 };
@@ -25,10 +25,14 @@ use tokio::{
 use super::{
     Limits,
     store::{self, Page, Part, Reader, Scan, SqlLimits, StoreError, Viewer},
+    writer::Job,
 };
-use crate::wire::{
-    Connection,
-    collector::{Answer, Filter, Question},
+use crate::{
+    sinks::SinkStatus,
+    wire::{
+        Connection,
+        collector::{Answer, Filter, Question},
+    },
 };
 
 /// Time for one who is turned away, to ask and again to read why.
@@ -40,6 +44,10 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     /// The number of the newest event, told after each commit.
     pub(super) newest: watch::Receiver<i64>,
+    /// The writer, for whoever wants everything sealed.
+    pub(super) jobs: mpsc::WeakSender<Job>,
+    /// How the sinks are.
+    pub(super) sinks: Vec<Arc<Mutex<SinkStatus>>>,
 }
 
 /// Who asks.
@@ -91,6 +99,7 @@ pub(super) async fn serve(stream: UnixStream, asker: Asker, shared: &Arc<Shared>
         Question::Sessions => sessions(&mut connection, asker, shared).await,
         Question::Sql { sql } => self::sql(&mut connection, sql, asker, shared).await,
         Question::Account { session } => account(&mut connection, session, asker, shared).await,
+        Question::Seal => seal(asker, shared).await,
         Question::Status => status(&mut connection, asker, shared).await,
     };
     let last = match result {
@@ -278,11 +287,18 @@ async fn sql(
             _ = connection.receive::<IgnoredAny>() => return Err(anyhow::anyhow!("the asker hung up").into()),
         };
         let Some(part) = part else { break };
-        let answer = match part {
-            Part::Columns(columns) => Answer::Columns { columns },
-            Part::Rows(rows) => Answer::Rows { rows },
-        };
-        send(connection, &answer, shared.limits.unread_part).await?;
+        match part {
+            Part::Columns(columns) => {
+                let answer = Answer::Columns { columns };
+                send(connection, &answer, shared.limits.unread_part).await?;
+            }
+            Part::Rows(rows) => {
+                let frame = Answer::rows_frame(&rows);
+                timeout(shared.limits.unread_part, connection.send_frame(frame))
+                    .await
+                    .context("the asker does not read the answer")??;
+            }
+        }
     }
     run.await.context("the statement ended in a panic")??;
     Ok(())
@@ -306,13 +322,46 @@ async fn status(
     shared: &Arc<Shared>,
 ) -> Result<(), Failure> {
     let directory = shared.state_dir.clone();
-    let status = blocking(move || Reader::open(&directory, asker.viewer())?.status()).await?;
+    let mut status = blocking(move || Reader::open(&directory, asker.viewer())?.status()).await?;
+    // Where events go is not for everybody.
+    if asker.privileged {
+        let newest = *shared.newest.borrow();
+        let sinks = shared.sinks.iter();
+        status.sinks = sinks
+            .map(|sink| {
+                let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                sink.behind = u64::try_from(newest - sink.position).unwrap_or(0);
+                sink
+            })
+            .collect();
+    }
     Ok(send(
         connection,
         &Answer::Status { status },
         shared.limits.unread_part,
     )
     .await?)
+}
+
+/// Has everything sealed that is stored now.
+async fn seal(asker: Asker, shared: &Arc<Shared>) -> Result<(), Failure> {
+    if !asker.privileged {
+        return Err(StoreError::Question(
+            "only root and the collector's own user may have the history sealed".to_owned(),
+        )
+        .into());
+    }
+    let (reply, outcome) = oneshot::channel();
+    let jobs = shared.jobs.upgrade().context("the collector stops")?;
+    jobs.send(Job::Seal { reply })
+        .await
+        .ok()
+        .context("the writer is gone")?;
+    drop(jobs);
+    match outcome.await.context("the collector stops")? {
+        Ok(()) => Ok(()),
+        Err(error) => Err(StoreError::Question(error).into()),
+    }
 }
 
 async fn account(

@@ -27,15 +27,22 @@ use super::{
     Config, Limits, ingest,
     query::{self, Asker},
     sandbox,
-    store::{FILE, Host, Store, StoreError},
+    store::{self, FILE, Host, Store, StoreError},
     writer::{self, Job},
 };
-use crate::wire::collector::{INGEST_SOCKET, QUERY_SOCKET};
+use crate::{
+    sinks::{self, Needs, SinkConfig},
+    wire::collector::{INGEST_SOCKET, QUERY_SOCKET},
+};
 
 /// Name of the locks in both directories. They are held, not read: a file left behind locks nothing.
 const LOCK: &str = "collector.lock";
 /// Time for the batches in hand when the collector stops.
 const LAST_BATCHES: Duration = Duration::from_secs(20);
+/// Time for sinks to write their positions when the collector stops.
+const LAST_DELIVERIES: Duration = Duration::from_secs(5);
+/// How often it is looked for what has become old.
+const LOOK: Duration = Duration::from_secs(60);
 /// Askers that are being told that there is no room.
 const TURNED_AWAY: usize = 32;
 /// Pause after a connection could not be accepted, most likely for want of descriptors.
@@ -47,6 +54,9 @@ pub(super) fn serve(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
+    // Every question is answered by a thread of its own, and the allocator would keep what each has used.
+    // SAFETY: sets a parameter of the allocator.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
     let state = &config.state_dir;
     let sockets = config.runtime_dir.join("collector");
     make_directory(state, 0o700)?;
@@ -54,12 +64,17 @@ pub(super) fn serve(
     let _state_lock = lock(state)?;
     let _runtime_lock = lock(&sockets)?;
 
-    let (store, _) = Store::open(state, &Host::read()?).map_err(|error| unusable(state, error))?;
+    store::sort_in(state).map_err(|error| unusable(state, error))?;
+    let host = Host::read()?;
+    let (mut store, _) = Store::open(state, &host).map_err(|error| unusable(state, error))?;
+    store.segment_events = config.segment_events.max(1);
     let (ingest_path, query_path) = (sockets.join(INGEST_SOCKET), sockets.join(QUERY_SOCKET));
     let ingest = listen(&ingest_path, 0o600)?;
     let query = listen(&query_path, 0o666)?;
-    // The store is open and the sockets are bound: nothing outside the two directories is needed from here on.
-    sandbox::enter(&[state, &sockets]);
+    let (sinks, needs) = sinks(config)?;
+    // The store is open, the sockets are bound and the certificates read: nothing outside the two directories is needed from
+    // here on but what sinks send to.
+    sandbox::enter(&[state, &sockets], &needs);
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -67,22 +82,31 @@ pub(super) fn serve(
         .enable_all()
         .build()
         .context("start the collector's runtime")?;
-    let (committed, newest) = watch::channel(0);
-    let (jobs, writer) = writer::start(store, committed)?;
-    let shared = Arc::new(query::Shared {
-        state_dir: state.clone(),
-        limits: limits.clone(),
-        newest,
-    });
+    let (_, last) = store::feed::end(state).map_err(|error| unusable(state, error))?;
+    let (committed, newest) = watch::channel(last);
+    let (jobs, writer) = writer::start(store, config.retention, committed)?;
     let own = nix::unistd::geteuid().as_raw();
     let result = runtime.block_on(async {
+        let sinks = sinks::start(sinks, state, &host, &newest, &stopping)?;
+        let shared = Arc::new(query::Shared {
+            state_dir: state.clone(),
+            limits: limits.clone(),
+            newest,
+            jobs: jobs.downgrade(),
+            sinks: sinks.states(),
+        });
         let ingest = UnixListener::from_std(ingest).context("listen for events")?;
         let query = UnixListener::from_std(query).context("listen for questions")?;
         tracing::info!(state = %state.display(), sockets = %sockets.display(), "the collector listens");
+        tokio::spawn(look(jobs.downgrade()));
         tokio::join!(
             accept_senders(ingest, own, limits.ingest, jobs, stopping.clone()),
             accept_askers(query, own, &shared, stopping.clone()),
         );
+        // A delivery that is under way comes again; positions are written.
+        if timeout(LAST_DELIVERIES, sinks.ended()).await.is_err() {
+            tracing::warn!("sinks did not end in time; what they were delivering comes again");
+        }
         anyhow::Ok(())
     });
     // The files go while the locks are held, so that none of a successor is removed.
@@ -94,6 +118,31 @@ pub(super) fn serve(
         bail!("the writer ended in a panic; what it acknowledged is on disk");
     }
     result
+}
+
+/// Makes the sinks, which read what they need of the host now.
+fn sinks(config: &Config) -> Result<(Vec<(SinkConfig, sinks::Any)>, Needs)> {
+    sinks::config::check(&config.sinks)?;
+    let mut needs = Needs::default();
+    let mut made = Vec::new();
+    for sink in &config.sinks {
+        let any = sinks::make(sink)?;
+        any.needs(&mut needs);
+        made.push((sink.clone(), any));
+    }
+    Ok((made, needs))
+}
+
+/// Has the writer look for what has become old, as long as there is one.
+async fn look(jobs: mpsc::WeakSender<Job>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match jobs.upgrade() {
+            // A full queue looks by itself.
+            Some(jobs) => drop(jobs.try_send(Job::Look)),
+            None => return,
+        }
+    }
 }
 
 async fn accept_senders(

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::session::{managed, watch::WatchRule};
+use crate::{
+    event::redact::Custom,
+    session::{managed, watch::WatchRule},
+    sinks::{self, SinkConfig},
+};
 
 /// Where it is looked for when none is named.
 pub const DEFAULT: &str = "/etc/agentwatch/daemon.toml";
@@ -21,6 +25,10 @@ pub struct Config {
     pub approvals: Deciders,
     /// Cgroups that become sessions by themselves.
     pub watch: Vec<WatchRule>,
+    /// Secrets that events must not show, beside those of known forms.
+    pub redact: Vec<Custom>,
+    /// Where events are sent.
+    pub sink: Vec<SinkConfig>,
 }
 
 /// A directory, the usual one where none is named.
@@ -62,6 +70,10 @@ pub struct CollectorConfig {
     pub start: bool,
     /// User that the collector runs as; where absent, `agentwatch` if there is one, else an unused number.
     pub user: Option<String>,
+    /// Days for which the history is kept; 0 is for ever.
+    pub keep_days: u64,
+    /// Bytes of history that are kept at the most; 0 is without limit.
+    pub keep_bytes: u64,
 }
 
 impl Default for CollectorConfig {
@@ -69,6 +81,8 @@ impl Default for CollectorConfig {
         Self {
             start: true,
             user: None,
+            keep_days: 90,
+            keep_bytes: 20 << 30,
         }
     }
 }
@@ -99,7 +113,17 @@ impl Config {
             }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Reads the file's text, and what the files hold that its sinks name.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut config: Self = toml::from_str(text)?;
+        for sink in &mut config.sink {
+            sink.read_files()?;
+        }
+        sinks::config::check(&config.sink)?;
+        Ok(config)
     }
 }
 

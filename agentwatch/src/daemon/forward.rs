@@ -26,6 +26,7 @@ use crate::{
         Event, Kind, Verdict,
         host::{Host, no_session},
         model::{Loss, SessionRef},
+        redact::Redactor,
     },
     wire::{
         Connection,
@@ -62,6 +63,7 @@ pub fn start(
     inbox: mpsc::Receiver<Event>,
     paths: &Paths,
     max_bytes: u64,
+    redactor: Redactor,
 ) -> Result<(JoinHandle<()>, Arc<Figures>)> {
     let (spool, damage) = Spool::open(&paths.state.join("spool"), max_bytes)?;
     let figures = Arc::new(Figures::default());
@@ -75,6 +77,7 @@ pub fn start(
         not_before: time::Instant::now(),
         losses: BTreeMap::new(),
         host: Host::read()?,
+        redactor,
         figures: figures.clone(),
     };
     if let Some(damage) = damage {
@@ -105,6 +108,7 @@ struct Forwarder {
     /// What could not be kept, by session.
     losses: BTreeMap<String, (SessionRef, Loss)>,
     host: Host,
+    redactor: Redactor,
     figures: Arc<Figures>,
 }
 
@@ -151,7 +155,11 @@ impl Forwarder {
     /// Sends what is pending, or puts it on disk.
     async fn pass_on(&mut self, pending: &mut Vec<Event>) {
         if !pending.is_empty() {
-            let events = std::mem::take(pending);
+            let mut events = std::mem::take(pending);
+            // Before anything is sent or written.
+            for event in &mut events {
+                self.redactor.event(event);
+            }
             // An event can be long (control characters of a name take six bytes each in JSON): by way of the disk,
             // batches are measured in bytes.
             let long = events.iter().map(weight).sum::<usize>() > MOST_BYTES / 8;
@@ -189,7 +197,7 @@ impl Forwarder {
             number: self.number,
             events,
         };
-        let sent = time::timeout(SEND, connection.send(&batch)).await;
+        let sent = time::timeout(SEND, connection.send_frame(batch.frame())).await;
         self.unacknowledged
             .push_back((batch.number, origin, batch.events));
         match sent {

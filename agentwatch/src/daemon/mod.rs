@@ -31,7 +31,10 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use crate::kernel::{Kernel, pin::Pins};
+use crate::{
+    event::redact::Redactor,
+    kernel::{Kernel, pin::Pins},
+};
 use config::Config;
 pub use release::release;
 
@@ -97,7 +100,12 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let collector = supervise::Collector::new(&config, &paths)?;
     let (stop, stopped) = watch::channel(false);
     let (events, inbox) = mpsc::channel(8192);
-    let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes)?;
+    let (forward, figures) = forward::start(
+        inbox,
+        &paths,
+        config.spool.max_bytes,
+        redactor(&config, &paths)?,
+    )?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
     let mut engine = engine::Engine::new(
@@ -147,6 +155,29 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     supervisor.await.context("wait for the collector")?;
     let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
     outcome.context("the engine panicked")?
+}
+
+/// What takes secrets out of events, with this host's key, which is made at the first start.
+fn redactor(config: &Config, paths: &Paths) -> Result<Redactor> {
+    let path = paths.state.join("redact.key");
+    let key = match fs::read(&path) {
+        Ok(bytes) => bytes.try_into().map_err(|bytes: Vec<u8>| {
+            anyhow::anyhow!(
+                "{} has {} bytes and a key has 32; hint: put it aside; marks of before will then not equal those of after",
+                path.display(),
+                bytes.len()
+            )
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut key = [0; 32];
+            getrandom::fill(&mut key).context("make a key for redaction")?;
+            crate::collector::chain::write_through(&path, &key)
+                .with_context(|| format!("write {}", path.display()))?;
+            key
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    Redactor::new(key, &config.redact).map_err(anyhow::Error::msg)
 }
 
 /// One daemon for a pair of directories.

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
@@ -12,10 +13,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Gid, Pid, Uid, User},
 };
-use tokio::{process::Command, sync::watch, time::sleep};
+use serde::Serialize;
+use tokio::{io::AsyncWriteExt as _, process::Command, sync::watch, time::sleep};
 
 use super::{Paths, config::Config};
-use crate::wire::collector::INGEST_SOCKET;
+use crate::{sinks::SinkConfig, wire::collector::INGEST_SOCKET};
 
 /// User that the collector runs as where the host has made one for it.
 const USER: &str = "agentwatch";
@@ -26,12 +28,21 @@ const PID: &str = "collector.pid";
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
+/// What of the configuration the collector is told.
+#[derive(Serialize)]
+struct Handed<'a> {
+    sink: &'a [SinkConfig],
+}
+
 pub struct Collector {
     start: bool,
     state: PathBuf,
     runtime: PathBuf,
     uid: u32,
     gid: u32,
+    keep_days: u64,
+    keep_bytes: u64,
+    sinks: Vec<SinkConfig>,
 }
 
 impl Collector {
@@ -62,6 +73,9 @@ impl Collector {
             runtime: paths.runtime.clone(),
             uid,
             gid,
+            keep_days: config.collector.keep_days,
+            keep_bytes: config.collector.keep_bytes,
+            sinks: config.sink.clone(),
         };
         for (dir, mode) in [
             (collector.state.clone(), 0o700),
@@ -91,7 +105,7 @@ impl Collector {
                 continue;
             }
             let started = std::time::Instant::now();
-            match self.spawn() {
+            match self.spawn().await {
                 Ok(mut child) => {
                     tracing::info!(pid = child.id(), uid = self.uid, "collector started");
                     if let Some(pid) = child.id() {
@@ -139,7 +153,7 @@ impl Collector {
         }
     }
 
-    fn spawn(&self) -> Result<tokio::process::Child> {
+    async fn spawn(&self) -> Result<tokio::process::Child> {
         let program = std::env::current_exe().context("find our own executable")?;
         let mut command = Command::new(&program);
         command
@@ -148,14 +162,29 @@ impl Collector {
             .arg(&self.state)
             .arg("--runtime-dir")
             .arg(&self.runtime)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null());
+            .arg(format!("--keep-days={}", self.keep_days))
+            .arg(format!("--keep-bytes={}", self.keep_bytes))
+            .args(["--config", "-"])
+            .stdin(Stdio::piped());
+        // What the service manager keeps of ours, it keeps of a sink there.
+        command.stdout(if self.sinks.iter().any(|sink| sink.stdout.is_some()) {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        });
         if self.uid != 0 {
             command.uid(self.uid).gid(self.gid);
         }
-        command
+        let mut child = command
             .spawn()
-            .with_context(|| format!("start {} collector", program.display()))
+            .with_context(|| format!("start {} collector", program.display()))?;
+        // Over a pipe: there are secrets in it, which no other process is to see in our arguments or in a file.
+        let handed = toml::to_string(&Handed { sink: &self.sinks }).context("hand the sinks on")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that ends at once says why itself.
+            let _ = stdin.write_all(handed.as_bytes()).await;
+        }
+        Ok(child)
     }
 }
 
@@ -192,8 +221,11 @@ fn give(dir: &Path, uid: u32, gid: u32) -> Result<()> {
         .flatten()
     {
         // Never through a link: the directory was another user's.
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            own(&entry.path())?;
+        match entry.file_type() {
+            Ok(kind) if kind.is_file() => own(&entry.path())?,
+            // The segments; the collector makes no deeper directories.
+            Ok(kind) if kind.is_dir() => give(&entry.path(), uid.as_raw(), gid.as_raw())?,
+            _ => {}
         }
     }
     Ok(())

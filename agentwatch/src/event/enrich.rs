@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::{
     decode::{Decoded, until_nul},
     flags::open_flags,
@@ -139,7 +141,8 @@ impl Enricher {
             self.processes
                 .executed(key, self.executed(decoded, subject));
         }
-        let process = self.process(record, key, subject);
+        let time = wall(record.ktime);
+        let process = self.process(record, key, time, subject);
         let decided = subject
             .decided_by(record.policy)
             .map(|(reference, policy)| (reference.clone(), policy.clone()));
@@ -151,7 +154,7 @@ impl Enricher {
         event.id = format!("{}-{}", reference.id, record.seq);
         event.seq = record.seq;
         event.ktime_ns = record.ktime;
-        event.time = wall(record.ktime);
+        event.time = time;
         // What waits has not ended yet.
         event.errno =
             (record.errno != 0 && record.verdict != verdict::HELD).then_some(record.errno);
@@ -235,7 +238,13 @@ impl Enricher {
         }
     }
 
-    fn process(&mut self, record: &Record, key: ProcessKey, subject: &mut Subject) -> Process {
+    fn process(
+        &mut self,
+        record: &Record,
+        key: ProcessKey,
+        time: Timestamp,
+        subject: &mut Subject,
+    ) -> Process {
         let known = self
             .processes
             .acting(key, (record.ppid, record.parent_start))
@@ -250,7 +259,7 @@ impl Enricher {
             tid: record.tid,
             ppid: record.ppid,
             start_ns: record.start,
-            start: Some(wall(record.start)),
+            start: Some(started(time, record)),
             parent_start_ns: record.parent_start,
             exe: known.exe.to_string(),
             comm: String::from_utf8_lossy(until_nul(&record.comm)).into_owned(),
@@ -317,6 +326,14 @@ impl Enricher {
             },
         }
     }
+}
+
+/// The wall time of a process's start, by the same look at the clocks as its action's, so that the difference of the two is
+/// exactly the kernel's.
+fn started(time: Timestamp, record: &Record) -> Timestamp {
+    let before = i64::try_from(record.ktime.saturating_sub(record.start)).unwrap_or(i64::MAX);
+    time.checked_sub(SignedDuration::from_nanos(before))
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// A name that starts at a directory, made absolute and clean.

@@ -4,10 +4,12 @@ pub mod account;
 pub mod decode;
 pub mod enrich;
 pub mod flags;
+pub mod format;
 pub mod host;
 pub mod model;
 pub mod names;
 pub mod process;
+pub mod redact;
 pub mod samples;
 pub mod schema;
 

@@ -508,7 +508,9 @@ pub struct Loss {
     /// Why: `ring_full` (the kernel's ring had no room), `daemon_killed` (a daemon that was killed had them in memory),
     /// `host_restarted` and `lost` (what a session did after the last event that is known of, when it ended like that),
     /// `record_damaged` (what was known of a session that is still enforced cannot be read), `spool_full` (the collector was away for too long),
-    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew). Where what is gone
+    /// `spool_corrupt` (the spool on disk was damaged), `store_corrupt` (the history was damaged and begun anew), `segment_missing` (a part of the history was removed or cut). To one sink
+    /// only: `sink_behind` (events were gone from the history before it could send them) and `sink_refused` (its receiver does not take
+    /// them). Where what is gone
     /// is not known, `from`, `to` and `events` are 0.
     pub reason: String,
     /// How many events are missing.

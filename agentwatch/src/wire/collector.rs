@@ -6,19 +6,47 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::model::{Counts, Coverage, Event, Kind, Loss, Mode, Verdict};
+use crate::{
+    event::model::{Counts, Coverage, Event, Kind, Loss, Mode, Verdict},
+    sinks::SinkStatus,
+};
 
 /// Name of the ingest socket below `RUNTIME_DIR/collector`.
 pub const INGEST_SOCKET: &str = "ingest.sock";
 /// Name of the query socket below `RUNTIME_DIR/collector`.
 pub const QUERY_SOCKET: &str = "query.sock";
 
-/// Events on their way to the store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Events on their way to the store. Its frame is the number, eight bytes, and what [`super::batch::pack`] makes.
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// Number of the batch on this connection, from 1.
     pub number: u64,
     pub events: Vec<Event>,
+}
+
+impl Batch {
+    #[must_use]
+    pub fn frame(&self) -> bytes::Bytes {
+        let packed = super::batch::pack(&self.events);
+        let mut frame = bytes::BytesMut::with_capacity(8 + packed.len());
+        frame.extend_from_slice(&self.number.to_be_bytes());
+        frame.extend_from_slice(&packed);
+        frame.freeze()
+    }
+
+    /// The number of a frame, and what is packed in it.
+    ///
+    /// # Errors
+    /// When it is too short to have a number.
+    pub fn open(frame: bytes::BytesMut) -> anyhow::Result<(u64, bytes::Bytes)> {
+        let mut frame = frame.freeze();
+        anyhow::ensure!(frame.len() >= 8, "a frame is not a batch: it has no number");
+        let packed = frame.split_off(8);
+        let number = frame
+            .iter()
+            .fold(0, |number, byte| number << 8 | u64::from(*byte));
+        Ok((number, packed))
+    }
 }
 
 /// The collector's answer to a batch.
@@ -56,6 +84,8 @@ pub enum Question {
     /// What the store has of the session with this id, for a daemon that takes it over. Root and the collector's own
     /// user only.
     Account { session: String },
+    /// Has everything sealed that is stored now; answered when that is done. Root and the collector's own user only.
+    Seal,
     /// Figures about the store.
     Status,
 }
@@ -90,6 +120,14 @@ pub enum Answer {
     },
 }
 
+impl Answer {
+    /// The frame of `Rows` whose list is JSON already.
+    #[must_use]
+    pub fn rows_frame(rows: &[u8]) -> bytes::Bytes {
+        [br#"{"answer":"rows","rows":"#, rows, b"}"].concat().into()
+    }
+}
+
 /// A session as the history knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionRow {
@@ -122,8 +160,15 @@ pub struct SessionRow {
 pub struct StoreStatus {
     pub events: u64,
     pub sessions: u64,
+    /// Of the history as a whole: segments and what is not sealed yet.
     pub bytes: u64,
+    /// Sealed segments, and events that are not in one yet.
+    pub segments: u64,
+    pub unsealed: u64,
     pub schema_version: u32,
+    /// How the sinks are; told to root and the collector's own user only.
+    #[serde(default)]
+    pub sinks: Vec<SinkStatus>,
 }
 
 /// A part of a session's account: parts add up.

@@ -1,8 +1,10 @@
-//! The unix sockets between our own processes: frames of a 32-bit big-endian length and that many bytes of JSON.
+//! The unix sockets between our own processes: frames of a 32-bit big-endian length and that many bytes of JSON;
+//! batches of events have a form of their own ([`batch`]).
 //!
 //! Whoever reads treats the other end as hostile: a frame longer than [`MAX_FRAME`] or one that does not parse
 //! ends the connection with an error that says so, and nothing else.
 
+pub mod batch;
 pub mod collector;
 pub mod control;
 
@@ -36,6 +38,16 @@ impl Connection {
             .send(bytes::Bytes::from(bytes))
             .await
             .context("send a frame")
+    }
+
+    /// Sends bytes that are a frame already.
+    pub async fn send_frame(&mut self, frame: bytes::Bytes) -> Result<()> {
+        self.framed.send(frame).await.context("send a frame")
+    }
+
+    /// The next frame as it is, `None` when the other end has closed.
+    pub async fn receive_frame(&mut self) -> Result<Option<bytes::BytesMut>> {
+        self.framed.next().await.transpose().context("read a frame")
     }
 
     /// The next message, `None` when the other end has closed.

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream as StdStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output},
     time::Duration,
 };
@@ -24,22 +24,55 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+/// A Python with what others read segments with and receive events by: `AGENTWATCH_READERS`, or the one that `cargo xtask setup`
+/// makes.
+pub fn python() -> PathBuf {
+    std::env::var_os("AGENTWATCH_READERS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/readers/bin/python"),
+        PathBuf::from,
+    )
+}
+
+/// A program, or `None` with the reason why the test is left out, which is then true.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|directory| directory.join(name))
+        .find(|path| path.exists());
+    if found.is_none() {
+        println!("SKIP: {name} is not installed");
+    }
+    found
+}
+
 /// Longest wait for what must happen at once, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Place {
     pub directory: TempDir,
+    /// Name of the state directory.
+    state: &'static str,
 }
 
 impl Place {
     pub fn new() -> Self {
         Self {
             directory: tempfile::tempdir().expect("a temporary directory"),
+            state: "state",
+        }
+    }
+
+    /// Where the directory itself is a daemon's state directory.
+    pub fn new_as_daemon() -> Self {
+        Self {
+            state: "collector",
+            ..Self::new()
         }
     }
 
     pub fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.directory.path().join(self.state)
     }
 
     pub fn runtime(&self) -> PathBuf {
@@ -72,7 +105,9 @@ impl Place {
             .arg("--state-dir")
             .arg(self.state())
             .arg("--runtime-dir")
-            .arg(self.runtime());
+            .arg(self.runtime())
+            // Sealing happens in every test, between and under what it is about.
+            .args(["--segment-events", "500"]);
         command
     }
 
@@ -92,6 +127,9 @@ impl Place {
         let config = Config {
             state_dir: self.state(),
             runtime_dir: self.runtime(),
+            retention: Default::default(),
+            segment_events: 1000,
+            sinks: Vec::new(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(run_until(config, limits, async move {
@@ -209,7 +247,7 @@ pub async fn answer(connection: &mut Connection) -> BatchAnswer {
 }
 
 pub async fn store(connection: &mut Connection, batch: &Batch) {
-    connection.send(batch).await.expect("sent");
+    connection.send_frame(batch.frame()).await.expect("sent");
     let answer = answer(connection).await;
     assert!(
         matches!(answer, BatchAnswer::Ack { number } if number == batch.number),

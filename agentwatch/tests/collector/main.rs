@@ -2,5 +2,7 @@
 //! killed or where two of them meet.
 
 mod commands;
+mod evidence;
 mod harness;
+mod sinks;
 mod sockets;

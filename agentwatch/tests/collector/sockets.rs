@@ -27,7 +27,7 @@ async fn what_is_acknowledged_survives_kill_9() {
                 .map(|n| event(round * 1_000_000 + number * 1000 + n))
                 .collect();
             connection
-                .send(&Batch { number, events })
+                .send_frame(Batch { number, events }.frame())
                 .await
                 .expect("sent");
         }
@@ -62,7 +62,10 @@ async fn batches_sent_twice_are_stored_once_and_pipelined_ones_are_answered_in_o
     store(&mut connection, &batch(1, 50)).await;
     store(&mut connection, &batch(1, 50)).await;
     for number in 2..30 {
-        connection.send(&batch(number, 20)).await.expect("sent");
+        connection
+            .send_frame(batch(number, 20).frame())
+            .await
+            .expect("sent");
     }
     for expected in 2..30 {
         let answer = answer(&mut connection).await;
@@ -118,7 +121,7 @@ async fn garbage_ends_its_connection_only() {
     let mut mixed = UnixStream::connect(place.socket(INGEST_SOCKET))
         .await
         .expect("a socket");
-    let frame = serde_json::to_vec(&batch(7, 3)).expect("JSON");
+    let frame = batch(7, 3).frame();
     mixed
         .write_all(&u32::try_from(frame.len()).expect("small").to_be_bytes())
         .await
@@ -357,7 +360,10 @@ async fn a_full_disk_refuses_then_recovers() {
     let mut connection = place.ingest().await;
     let (mut number, mut stored) = (1, 0);
     let error = loop {
-        connection.send(&batch(number, 200)).await.expect("sent");
+        connection
+            .send_frame(batch(number, 200).frame())
+            .await
+            .expect("sent");
         match answer(&mut connection).await {
             BatchAnswer::Ack { .. } => stored += 200,
             BatchAnswer::Refused {
@@ -384,7 +390,10 @@ async fn a_full_disk_refuses_then_recovers() {
     fs::write(&filler, vec![1; 1 << 20]).expect("written");
     let mut refused = number + 1;
     loop {
-        connection.send(&batch(refused, 200)).await.expect("sent");
+        connection
+            .send_frame(batch(refused, 200).frame())
+            .await
+            .expect("sent");
         match answer(&mut connection).await {
             BatchAnswer::Ack { .. } => refused += 1,
             BatchAnswer::Refused { .. } => break,
@@ -393,7 +402,7 @@ async fn a_full_disk_refuses_then_recovers() {
     }
     fs::remove_file(&filler).expect("removed");
     connection
-        .send(&batch(refused + 1, 200))
+        .send_frame(batch(refused + 1, 200).frame())
         .await
         .expect("sent");
     let later = answer(&mut connection).await;

@@ -16,108 +16,108 @@ use crate::{
 
 /// A whole session.
 #[derive(Debug, Serialize)]
-pub(super) struct Timeline {
-    pub(super) session: SessionRow,
+pub(in crate::cli) struct Timeline {
+    pub(in crate::cli) session: SessionRow,
     /// What was denied, held, or would have been denied; repetitions are folded.
-    pub(super) refusals: Vec<Refusal>,
+    pub(in crate::cli) refusals: Vec<Refusal>,
     /// What is missing from the record.
-    pub(super) losses: Vec<Lost>,
+    pub(in crate::cli) losses: Vec<Lost>,
     /// Every process, parents before their children, siblings by their first event.
-    pub(super) processes: Vec<Node>,
+    pub(in crate::cli) processes: Vec<Node>,
     /// What the kernel counted, once the session has ended.
-    pub(super) counts: Option<Counts>,
+    pub(in crate::cli) counts: Option<Counts>,
 }
 
 /// One process.
 #[derive(Debug, Serialize)]
-pub(super) struct Node {
-    pub(super) pid: u32,
-    pub(super) start_ns: u64,
-    pub(super) ppid: u32,
+pub(in crate::cli) struct Node {
+    pub(in crate::cli) pid: u32,
+    pub(in crate::cli) start_ns: u64,
+    pub(in crate::cli) ppid: u32,
     /// Index of the parent in the list.
-    pub(super) parent: Option<usize>,
+    pub(in crate::cli) parent: Option<usize>,
     /// How many ancestors it has in the list.
-    pub(super) depth: usize,
-    pub(super) first: Timestamp,
-    pub(super) uid: u32,
+    pub(in crate::cli) depth: usize,
+    pub(in crate::cli) first: Timestamp,
+    pub(in crate::cli) uid: u32,
     /// The executable and arguments as first seen.
-    pub(super) exe: String,
-    pub(super) argv: Vec<String>,
+    pub(in crate::cli) exe: String,
+    pub(in crate::cli) argv: Vec<String>,
     /// The programs that it executed, in order.
-    pub(super) execs: Vec<Exec>,
-    pub(super) files: Vec<FileUse>,
-    pub(super) destinations: Vec<Destination>,
+    pub(in crate::cli) execs: Vec<Exec>,
+    pub(in crate::cli) files: Vec<FileUse>,
+    pub(in crate::cli) destinations: Vec<Destination>,
     /// Other actions (mounts, signals, approvals, tool calls), in order.
-    pub(super) others: Vec<Other>,
+    pub(in crate::cli) others: Vec<Other>,
     /// Indexes of its refusals.
-    pub(super) refusals: Vec<usize>,
-    pub(super) exit: Option<Exit>,
+    pub(in crate::cli) refusals: Vec<usize>,
+    pub(in crate::cli) exit: Option<Exit>,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Exec {
-    pub(super) time: Timestamp,
-    pub(super) exe: String,
-    pub(super) argv: Vec<String>,
-    pub(super) errno: Option<i32>,
+pub(in crate::cli) struct Exec {
+    pub(in crate::cli) time: Timestamp,
+    pub(in crate::cli) exe: String,
+    pub(in crate::cli) argv: Vec<String>,
+    pub(in crate::cli) errno: Option<i32>,
 }
 
 /// What a process did with one file, allowed by the policy.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct FileUse {
-    pub(super) path: String,
+pub(in crate::cli) struct FileUse {
+    pub(in crate::cli) path: String,
     /// Where a rename or a link went.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) target: Option<String>,
-    pub(super) kinds: BTreeSet<Kind>,
-    pub(super) access: BTreeSet<String>,
+    pub(in crate::cli) target: Option<String>,
+    pub(in crate::cli) kinds: BTreeSet<Kind>,
+    pub(in crate::cli) access: BTreeSet<String>,
     /// Whether anything of it changes the file or its name.
-    pub(super) writes: bool,
-    pub(super) count: u64,
+    pub(in crate::cli) writes: bool,
+    pub(in crate::cli) count: u64,
     /// How many of them failed, for reasons of the system's.
-    pub(super) failed: u64,
+    pub(in crate::cli) failed: u64,
 }
 
 /// What a process connected to, listened on or looked up, allowed by the policy.
 #[derive(Debug, Serialize)]
-pub(super) struct Destination {
-    pub(super) kind: Kind,
-    pub(super) destination: String,
-    pub(super) count: u64,
-    pub(super) failed: u64,
+pub(in crate::cli) struct Destination {
+    pub(in crate::cli) kind: Kind,
+    pub(in crate::cli) destination: String,
+    pub(in crate::cli) count: u64,
+    pub(in crate::cli) failed: u64,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Other {
-    pub(super) time: Timestamp,
-    pub(super) kind: Kind,
-    pub(super) what: String,
+pub(in crate::cli) struct Other {
+    pub(in crate::cli) time: Timestamp,
+    pub(in crate::cli) kind: Kind,
+    pub(in crate::cli) what: String,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Refusal {
-    pub(super) time: Timestamp,
-    pub(super) last: Timestamp,
-    pub(super) verdict: Verdict,
-    pub(super) kind: Kind,
-    pub(super) process: Option<String>,
-    pub(super) what: String,
-    pub(super) rule: Option<RuleRef>,
-    pub(super) errno: Option<i32>,
-    pub(super) count: u64,
+pub(in crate::cli) struct Refusal {
+    pub(in crate::cli) time: Timestamp,
+    pub(in crate::cli) last: Timestamp,
+    pub(in crate::cli) verdict: Verdict,
+    pub(in crate::cli) kind: Kind,
+    pub(in crate::cli) process: Option<String>,
+    pub(in crate::cli) what: String,
+    pub(in crate::cli) rule: Option<RuleRef>,
+    pub(in crate::cli) errno: Option<i32>,
+    pub(in crate::cli) count: u64,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Lost {
-    pub(super) time: Timestamp,
+pub(in crate::cli) struct Lost {
+    pub(in crate::cli) time: Timestamp,
     #[serde(flatten)]
-    pub(super) loss: Loss,
+    pub(in crate::cli) loss: Loss,
 }
 
 /// A timeline that is not complete yet.
 #[derive(Default)]
-pub(super) struct Gathering {
-    pub(super) session: Option<SessionRow>,
+pub(in crate::cli) struct Gathering {
+    pub(in crate::cli) session: Option<SessionRow>,
     refusals: Vec<Refusal>,
     known_refusals: HashMap<(Option<usize>, Kind, Verdict, String), usize>,
     losses: Vec<Lost>,
@@ -139,7 +139,7 @@ struct Draft {
 
 impl Gathering {
     /// Adds one event; they come in their order.
-    pub(super) fn add(&mut self, event: &Event) {
+    pub(in crate::cli) fn add(&mut self, event: &Event) {
         let process = event
             .process
             .as_ref()
@@ -165,7 +165,7 @@ impl Gathering {
     }
 
     /// The timeline, `None` if no session was named.
-    pub(super) fn finish(self) -> Option<Timeline> {
+    pub(in crate::cli) fn finish(self) -> Option<Timeline> {
         let session = self.session?;
         let parents: Vec<Option<usize>> = (0..self.drafts.len())
             .map(|index| {

@@ -2,7 +2,7 @@
 //!
 //! Events are gathered as they come and not kept, so a session may be long.
 
-mod gather;
+pub(in crate::cli) mod gather;
 mod show;
 
 use std::{io::Write as _, path::Path, process::ExitCode};

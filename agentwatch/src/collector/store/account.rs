@@ -3,11 +3,8 @@
 
 use rusqlite::OptionalExtension as _;
 
-use super::{Reader, StoreError, Viewer};
-use crate::{
-    event::{account::Numbers, model::Loss},
-    wire::collector::AccountPart,
-};
+use super::{Reader, StoreError, Viewer, read};
+use crate::{event::model::Loss, wire::collector::AccountPart};
 
 /// Entries of one part of the answer.
 const PART: usize = 20_000;
@@ -36,17 +33,13 @@ impl Reader {
             denied,
             ..AccountPart::default()
         }];
-        // Gaps and islands: numbers are stored nearly in their order, so this set stays small.
-        let mut arrived = Numbers::default();
-        let mut statement = self.connection.prepare(
-            "SELECT seq FROM event_rows INDEXED BY event_session WHERE session = ? AND seq > 0",
-        )?;
-        let mut rows = statement.query([session])?;
-        while let Some(row) = rows.next()? {
-            let seq: u64 = row.get(0)?;
-            arrived.insert(seq..=seq);
-        }
-        let runs: Vec<(u64, u64)> = arrived.runs().map(|run| run.into_inner()).collect();
+        let arrived = read::numbers(&self.connection, &self.directory, session, true)?;
+        let runs: Vec<(u64, u64)> = arrived
+            .runs()
+            .map(|run| run.into_inner())
+            .filter(|(_, last)| *last > 0)
+            .map(|(first, last)| (first.max(1), last))
+            .collect();
         parts.extend(runs.chunks(PART).map(|arrived| AccountPart {
             arrived: arrived.to_vec(),
             ..AccountPart::default()
@@ -54,8 +47,8 @@ impl Reader {
 
         let mut statement = self
             .connection
-            .prepare("SELECT json_extract(json, '$.loss') FROM event_rows WHERE session = ? AND kind = 'loss'")?;
-        let mut rows = statement.query([session])?;
+            .prepare("SELECT loss FROM event_rows WHERE session_id = ? AND kind = 'loss'")?;
+        let mut rows = statement.query([id])?;
         let mut lost: Vec<Loss> = Vec::new();
         while let Some(row) = rows.next()? {
             let text: String = row.get(0)?;
@@ -69,10 +62,10 @@ impl Reader {
         }));
 
         let mut statement = self.connection.prepare(
-            "SELECT json_extract(json, '$.fold') AS fold, sum(count) FROM event_rows
-             WHERE session = ? AND seq = 0 AND fold IS NOT NULL GROUP BY fold",
+            "SELECT fold, sum(count) FROM event_rows
+             WHERE session_id = ? AND seq = 0 AND fold IS NOT NULL GROUP BY fold",
         )?;
-        let mut rows = statement.query([session])?;
+        let mut rows = statement.query([id])?;
         let mut told = Vec::new();
         while let Some(row) = rows.next()? {
             let fold: String = row.get(0)?;

@@ -1,80 +1,97 @@
-//! From an event to rows: the event itself, and what it says about its session and its process.
+//! From batches to the history: each is kept as it came until it is sealed, and what it says about sessions, refusals
+//! and destinations is derived at once.
 //!
-//! The event id decides whether an event is new. Sessions and processes are derived from new events only, so a batch
-//! that comes twice changes nothing.
+//! An event's number in its session decides whether it is new, or its id where that is not made of the number. All
+//! else is derived from new events only, so a batch that comes twice changes nothing.
 
 use std::collections::HashMap;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
-use super::{Known, StoreError};
-use crate::event::model::{Event, Kind, Lifecycle, Process, Verdict};
+use super::{
+    Known, StoreError,
+    columns::{C, Row as _, Unsealed},
+    read,
+};
+use crate::{
+    collector::chain::{self, Head, Key},
+    event::model::{Kind, Lifecycle, Verdict},
+    wire::batch::{Batch, Record, clamp, nanoseconds},
+};
 
 /// Added to a boot's largest offset when it grows, so that the jitter between two clocks does not rewrite it each time.
 const OFFSET_SLACK_NS: i64 = 1_000_000_000;
-/// Processes that are remembered as known before the memory is started anew.
-const KNOWN_PROCESSES: usize = 100_000;
-
-const EVENT: &str = "INSERT INTO event_rows (id, session, boot, ktime_ns, seq, time_ns, kind, verdict, errno, count,
-    rule_id, rule_layer, rule_source, pid, tid, ppid, start_ns, exe, comm, argv, cwd, uid, gid, cgroup,
-    path, dev, inode, access, target_path, family, sock_type, addr, port, sock_path, domain, json)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (id) DO NOTHING";
-
-const PROCESS: &str = "INSERT INTO process_rows (session, boot, pid, start_ns, ppid, parent_start_ns, exe, argv, cwd, uid, gid,
-    first_ns, exec_ktime) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (session, boot, pid, start_ns) DO UPDATE
-    SET exe = excluded.exe, argv = excluded.argv, cwd = excluded.cwd, exec_ktime = excluded.exec_ktime
-    WHERE excluded.exec_ktime > process_rows.exec_ktime";
-
-const EXIT: &str =
-    "UPDATE process_rows SET exit_ns = ?, exit_code = ?, exit_signal = ?, duration_ns = ?
-    WHERE session = ? AND boot = ? AND pid = ? AND start_ns = ?";
+/// Sessions whose numbers are remembered before the memory is started anew.
+const KNOWN_SESSIONS: usize = 4096;
 
 const STARTED: &str = "UPDATE session_rows SET name = ?, policy = ?, mode = ?, uid = ?, started_ns = ?, coverage = ?, missing = ?,
     backends = ?, cgroup = ?, command = ?, origin = ? WHERE no = ? AND started_ns IS NULL";
 
+const REFUSAL: &str = "INSERT INTO refusal_rows (no, id, session, time_ns, seq, kind, verdict, errno, count, rule_id, rule_layer,
+    rule_source, pid, start_ns, exe, argv, uid, cgroup, path, access, addr, port, domain)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+const DESTINATION: &str = "INSERT INTO destination_rows (session, kind, verdict, family, sock_type, addr, port, sock_path, domain, exe,
+    count, failed, first_ns, last_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET count = count + excluded.count, failed = failed + excluded.failed,
+    first_ns = min(first_ns, excluded.first_ns), last_ns = max(last_ns, excluded.last_ns)";
+
 /// Stores all batches in one transaction; returns the number of the newest event.
-pub(super) fn insert<'a>(
+pub(super) fn insert(
     connection: &mut Connection,
     known: &mut Known,
-    batches: impl IntoIterator<Item = &'a [Event]>,
+    directory: &std::path::Path,
+    key: &Key,
+    frames: &[&[u8]],
 ) -> Result<i64, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Events and denials to add to each session.
-    let mut tally: HashMap<i64, (u64, u64)> = HashMap::new();
-    for event in batches.into_iter().flatten() {
-        let boot = boot_no(&transaction, known, event)?;
-        let session = session_no(&transaction, known, event, boot)?;
-        if !insert_event(&transaction, event, session, boot)? {
-            continue;
-        }
-        let Some(session) = session else { continue };
-        let counted = tally.entry(session).or_default();
-        counted.0 += 1;
-        counted.1 += u64::from(event.verdict == Verdict::Denied);
-        if let Some(process) = &event.process {
-            record_process(&transaction, known, event, process, session, boot)?;
-        }
-        if let Some(lifecycle) = &event.lifecycle {
-            record_lifecycle(&transaction, event, lifecycle, session)?;
-        }
+    if known.head.is_none() {
+        known.head = Some(head(&transaction)?);
     }
-    {
-        let mut add = transaction.prepare_cached(
-            "UPDATE session_rows SET events = events + ?, denied = denied + ? WHERE no = ?",
-        )?;
-        for (session, (events, denied)) in tally {
-            add.execute(params![events, denied, session])?;
-        }
+    let mut group = Group::default();
+    let mut stored = false;
+    for frame in frames {
+        let batch = Batch::decode(frame).map_err(StoreError::Batch)?;
+        stored |= group.store(&transaction, known, directory, &batch, frame)?;
     }
-    let newest =
-        transaction.query_row("SELECT coalesce(max(no), 0) FROM event_rows", [], |row| {
-            row.get(0)
-        })?;
+    group.finish(&transaction)?;
+    let Some(head) = known.head.as_mut() else {
+        return Err(StoreError::Corrupt("the chain has no head".to_owned()));
+    };
+    if stored {
+        key.sign_head(head);
+        write_head(&transaction, head)?;
+    }
+    let newest = head.newest;
     transaction.commit()?;
     Ok(newest)
+}
+
+/// The end of the chain as it is stored.
+pub(super) fn head(connection: &Connection) -> Result<Head, StoreError> {
+    let json: Option<String> = connection
+        .query_row("SELECT json FROM head_row", [], |row| row.get(0))
+        .optional()?;
+    match json {
+        Some(json) => serde_json::from_str(&json)
+            .map_err(|error| StoreError::Corrupt(format!("the head of the chain: {error}"))),
+        None => Ok(Head {
+            newest: 0,
+            segment: 0,
+            link: chain::GENESIS,
+            tail: chain::GENESIS,
+            key: chain::GENESIS,
+            signature: String::new(),
+        }),
+    }
+}
+
+pub(super) fn write_head(transaction: &Transaction<'_>, head: &Head) -> Result<(), StoreError> {
+    transaction
+        .prepare_cached("INSERT INTO head_row (one, json) VALUES (1, ?) ON CONFLICT DO UPDATE SET json = excluded.json")?
+        .execute([encode(head)])?;
+    Ok(())
 }
 
 /// Wall time minus kernel time, now.
@@ -84,19 +101,273 @@ pub(super) fn offset_now() -> i64 {
         .saturating_add(OFFSET_SLACK_NS)
 }
 
-/// Nanoseconds since 1970, at the limits of 64 bits where a time lies outside (before 1677, after 2262).
-pub(super) fn nanoseconds(time: Timestamp) -> i64 {
-    let nanoseconds = time.as_nanosecond();
-    i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
+/// What one transaction adds up before it writes it.
+#[derive(Default)]
+struct Group {
+    /// Events and denials to add to each session.
+    tally: HashMap<i64, (u64, u64)>,
+    destinations: HashMap<Destination, Uses>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Destination {
+    session: i64,
+    kind: Kind,
+    verdict: Verdict,
+    /// Family, type, address, path, domain, program.
+    texts: [String; 6],
+    port: i64,
+}
+
+struct Uses {
+    count: i64,
+    failed: i64,
+    first_ns: i64,
+    last_ns: i64,
+}
+
+/// The sessions of a batch by their places in it: number, boot.
+type Places = Vec<(Option<i64>, i64)>;
+
+impl Group {
+    /// Stores what is new of a batch; whether anything is.
+    fn store(
+        &mut self,
+        transaction: &Transaction<'_>,
+        known: &mut Known,
+        directory: &std::path::Path,
+        batch: &Batch<'_>,
+        frame: &[u8],
+    ) -> Result<bool, StoreError> {
+        let Some(head) = known.head.as_ref() else {
+            return Ok(false);
+        };
+        let first_no = head.newest + 1;
+        let places = places(transaction, known, batch)?;
+        let new = new_records(transaction, known, directory, batch, &places, first_no)?;
+        // What is there already is taken out; the batch that is kept holds each event once.
+        let rewritten = new.as_ref().map(|new| {
+            let records = new.iter().filter_map(|index| batch.records.get(*index));
+            Batch {
+                strings: batch.strings.clone(),
+                sessions: batch.sessions.clone(),
+                processes: batch.processes.clone(),
+                rules: batch.rules.clone(),
+                base_time_ns: batch.base_time_ns,
+                base_ktime_ns: batch.base_ktime_ns,
+                records: records.cloned().collect(),
+            }
+        });
+        let bytes = rewritten.as_ref().map(Batch::encode);
+        let (batch, frame) = (
+            rewritten.as_ref().unwrap_or(batch),
+            bytes.as_deref().unwrap_or(frame),
+        );
+        if batch.records.is_empty() {
+            return Ok(false);
+        }
+        let (mut min_time, mut max_time) = (i64::MAX, i64::MIN);
+        let mut sessions: Vec<i64> = Vec::new();
+        for (record, no) in batch.records.iter().zip(first_no..) {
+            let row = Unsealed { batch, record, no };
+            let time = row.time();
+            (min_time, max_time) = (min_time.min(time), max_time.max(time));
+            let session = place(&places, record).0;
+            if !sessions.contains(&session.unwrap_or(0)) {
+                sessions.push(session.unwrap_or(0));
+            }
+            self.derive(transaction, &row, session)?;
+        }
+        let Some(head) = known.head.as_mut() else {
+            return Ok(false);
+        };
+        let hash = chain::batch(&head.tail, frame);
+        let sessions: Vec<u8> = sessions.into_iter().flat_map(i64::to_le_bytes).collect();
+        transaction
+            .prepare_cached("INSERT INTO tail_rows (no, events, min_time, max_time, sessions, previous, hash, frame) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?
+            .execute(params![
+                first_no,
+                batch.records.len(),
+                min_time,
+                max_time,
+                sessions,
+                head.tail,
+                hash,
+                frame
+            ])?;
+        head.tail = hash;
+        head.newest += batch.records.len() as i64;
+        known.unsealed += batch.records.len();
+        known
+            .unsealed_since
+            .get_or_insert_with(std::time::Instant::now);
+        Ok(true)
+    }
+
+    /// What one new event says beside itself.
+    fn derive(
+        &mut self,
+        transaction: &Transaction<'_>,
+        row: &Unsealed<'_>,
+        session: Option<i64>,
+    ) -> Result<(), StoreError> {
+        let (kind, verdict) = (row.kind(), row.verdict());
+        if verdict != Verdict::Allowed {
+            refuse(transaction, row, session)?;
+        }
+        let Some(session) = session else {
+            return Ok(());
+        };
+        let counted = self.tally.entry(session).or_default();
+        counted.0 += 1;
+        counted.1 += u64::from(verdict == Verdict::Denied);
+        if matches!(kind, Kind::Connect | Kind::Bind | Kind::Dns) {
+            self.destination(row, session);
+        }
+        if let Some(json) = row.text(C::Lifecycle) {
+            let lifecycle = serde_json::from_str(json).map_err(|error| {
+                StoreError::Batch(format!("a change of a session's life: {error}"))
+            })?;
+            record_lifecycle(transaction, row, &lifecycle, session)?;
+        }
+        Ok(())
+    }
+
+    fn destination(&mut self, row: &Unsealed<'_>, session: i64) {
+        let text = |column| row.text(column).unwrap_or_default().to_owned();
+        let key = Destination {
+            session,
+            kind: row.kind(),
+            verdict: row.verdict(),
+            texts: [
+                text(C::Family),
+                text(C::SockType),
+                text(C::Addr),
+                text(C::SockPath),
+                text(C::Domain),
+                text(C::Exe),
+            ],
+            port: row.number(C::Port).unwrap_or(-1),
+        };
+        let (time, count) = (row.time(), clamp(row.record.count));
+        let uses = self.destinations.entry(key).or_insert(Uses {
+            count: 0,
+            failed: 0,
+            first_ns: time,
+            last_ns: time,
+        });
+        uses.count = uses.count.saturating_add(count);
+        if row.record.errno.is_some() {
+            uses.failed = uses.failed.saturating_add(count);
+        }
+        uses.first_ns = uses.first_ns.min(time);
+        uses.last_ns = uses.last_ns.max(time);
+    }
+
+    fn finish(self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
+        let mut add = transaction.prepare_cached(
+            "UPDATE session_rows SET events = events + ?, denied = denied + ? WHERE no = ?",
+        )?;
+        for (session, (events, denied)) in self.tally {
+            add.execute(params![events, denied, session])?;
+        }
+        let mut use_ = transaction.prepare_cached(DESTINATION)?;
+        for (key, uses) in self.destinations {
+            let [family, sock_type, addr, sock_path, domain, exe] = &key.texts;
+            use_.execute(params![
+                key.session,
+                key.kind.name(),
+                key.verdict.name(),
+                family,
+                sock_type,
+                addr,
+                key.port,
+                sock_path,
+                domain,
+                exe,
+                uses.count,
+                uses.failed,
+                uses.first_ns,
+                uses.last_ns
+            ])?;
+        }
+        Ok(())
+    }
+}
+
+fn place(places: &Places, record: &Record) -> (Option<i64>, i64) {
+    places
+        .get(record.session as usize)
+        .copied()
+        .unwrap_or_default()
+}
+
+/// The numbers of a batch's sessions and boots, made where they are new.
+fn places(
+    transaction: &Transaction<'_>,
+    known: &mut Known,
+    batch: &Batch<'_>,
+) -> Result<Places, StoreError> {
+    let mut offsets: Vec<Option<(i64, i64)>> = vec![None; batch.sessions.len()];
+    for record in &batch.records {
+        let row = Unsealed {
+            batch,
+            record,
+            no: 0,
+        };
+        let offset = row.time().saturating_sub(row.ktime());
+        if let Some(slot) = offsets.get_mut(record.session as usize) {
+            let (largest, _) = slot.get_or_insert((offset, row.time()));
+            *largest = offset.max(*largest);
+        }
+    }
+    let mut places = Vec::with_capacity(offsets.len());
+    for (session, offset) in batch.sessions.iter().zip(offsets) {
+        let Some((offset, time)) = offset else {
+            places.push((None, 0));
+            continue;
+        };
+        let text = |index| batch.text(index).unwrap_or_default();
+        let boot = boot_no(transaction, known, text(session.boot_id), offset)?;
+        let id = text(session.id);
+        if id.is_empty() {
+            places.push((None, boot));
+            continue;
+        }
+        let no = match known.sessions.get(id) {
+            Some(no) => *no,
+            None => {
+                let mode = if session.monitor {
+                    "monitor"
+                } else {
+                    "enforce"
+                };
+                let (no, is_new) = session_no(
+                    transaction,
+                    id,
+                    (text(session.name), text(session.policy), mode),
+                    boot,
+                    time,
+                )?;
+                known.sessions.insert(id.to_owned(), no);
+                if is_new {
+                    known.numbers.insert(no, Default::default());
+                }
+                no
+            }
+        };
+        places.push((Some(no), boot));
+    }
+    Ok(places)
 }
 
 fn boot_no(
     transaction: &Transaction<'_>,
     known: &mut Known,
-    event: &Event,
+    boot_id: &str,
+    offset: i64,
 ) -> Result<i64, StoreError> {
-    let offset = nanoseconds(event.time).saturating_sub(clamp(event.ktime_ns));
-    if let Some((no, largest)) = known.boots.get(&event.boot_id)
+    if let Some((no, largest)) = known.boots.get(boot_id)
         && offset <= *largest
     {
         return Ok(*no);
@@ -106,163 +377,160 @@ fn boot_no(
          SET max_offset = max(max_offset, excluded.max_offset) RETURNING no, max_offset",
     )?;
     let row: (i64, i64) = statement.query_row(
-        params![event.boot_id, offset.saturating_add(OFFSET_SLACK_NS)],
+        params![boot_id, offset.saturating_add(OFFSET_SLACK_NS)],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    known.boots.insert(event.boot_id.clone(), row);
+    known.boots.insert(boot_id.to_owned(), row);
     Ok(row.0)
 }
 
-/// The number of the event's session, `None` for an event that belongs to none.
+/// The number of a session, and whether it was made now.
 fn session_no(
     transaction: &Transaction<'_>,
-    known: &mut Known,
-    event: &Event,
+    id: &str,
+    (name, policy, mode): (&str, &str, &str),
     boot: i64,
-) -> Result<Option<i64>, StoreError> {
-    let session = &event.session;
-    if session.id.is_empty() {
-        return Ok(None);
-    }
-    if let Some(no) = known.sessions.get(&session.id) {
-        return Ok(Some(*no));
-    }
+    time: i64,
+) -> Result<(i64, bool), StoreError> {
     let mut find = transaction.prepare_cached("SELECT no FROM session_rows WHERE id = ?")?;
-    let no = match find.query_row([&session.id], |row| row.get(0)).optional()? {
-        Some(no) => no,
-        None => {
-            let mut insert = transaction.prepare_cached(
-                "INSERT INTO session_rows (id, name, policy, mode, boot, first_ns) VALUES (?, ?, ?, ?, ?, ?)",
-            )?;
-            insert.insert(params![
-                session.id,
-                session.name,
-                session.policy,
-                session.mode.name(),
-                boot,
-                nanoseconds(event.time)
-            ])?
-        }
-    };
-    known.sessions.insert(session.id.clone(), no);
-    Ok(Some(no))
+    if let Some(no) = find.query_row([id], |row| row.get(0)).optional()? {
+        return Ok((no, false));
+    }
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO session_rows (id, name, policy, mode, boot, first_ns) VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
+    Ok((
+        insert.insert(params![id, name, policy, mode, boot, time])?,
+        true,
+    ))
 }
 
-/// Whether the event was new.
-fn insert_event(
-    transaction: &Transaction<'_>,
-    event: &Event,
-    session: Option<i64>,
-    boot: i64,
-) -> Result<bool, StoreError> {
-    let (rule, process, file, net) = (
-        event.rule.as_ref(),
-        event.process.as_ref(),
-        event.file.as_ref(),
-        event.net.as_ref(),
-    );
-    let mut statement = transaction.prepare_cached(EVENT)?;
-    let inserted = statement.execute(params![
-        event.id,
-        session,
-        boot,
-        clamp(event.ktime_ns),
-        bits(event.seq),
-        nanoseconds(event.time),
-        event.kind.name(),
-        event.verdict.name(),
-        event.errno,
-        clamp(event.count),
-        rule.map(|rule| &rule.id),
-        rule.map(|rule| rule.layer.name()),
-        rule.map(|rule| &rule.source),
-        process.map(|process| process.pid),
-        process.map(|process| process.tid),
-        process.map(|process| process.ppid),
-        process.map(|process| clamp(process.start_ns)),
-        process.map(|process| &process.exe),
-        process.map(|process| &process.comm),
-        process.map(|process| list(&process.argv)),
-        process.map(|process| &process.cwd),
-        process.map(|process| process.uid),
-        process.map(|process| process.gid),
-        process.map(|process| &process.cgroup),
-        file.map(|file| &file.path),
-        file.map(|file| bits(file.dev)),
-        file.map(|file| bits(file.inode)),
-        file.map(|file| file.access.join(",")),
-        event.target.as_ref().map(|target| &target.path),
-        net.map(|net| &net.family),
-        net.map(|net| &net.socket_type),
-        net.and_then(|net| net.addr.as_ref()),
-        net.and_then(|net| net.port),
-        net.and_then(|net| net.path.as_ref()),
-        net.and_then(|net| net.domain.as_ref()),
-        encode(event),
-    ])?;
-    Ok(inserted == 1)
-}
-
-fn record_process(
+/// The places of the records that are not in the history; `None` where all are new.
+fn new_records(
     transaction: &Transaction<'_>,
     known: &mut Known,
-    event: &Event,
-    process: &Process,
-    session: i64,
-    boot: i64,
-) -> Result<(), StoreError> {
-    let key = (session, boot, process.pid, process.start_ns);
-    // An exec that was refused or failed leaves the process what it was.
-    let executed = event.kind == Kind::Exec
-        && event.errno.is_none()
-        && matches!(event.verdict, Verdict::Allowed | Verdict::Audited);
-    if executed || !known.processes.contains(&key) {
-        let mut statement = transaction.prepare_cached(PROCESS)?;
-        statement.execute(params![
-            session,
-            boot,
-            process.pid,
-            clamp(process.start_ns),
-            process.ppid,
-            clamp(process.parent_start_ns),
-            process.exe,
-            list(&process.argv),
-            process.cwd,
-            process.uid,
-            process.gid,
-            nanoseconds(event.time),
-            if executed { clamp(event.ktime_ns) } else { 0 },
-        ])?;
-        if known.processes.len() >= KNOWN_PROCESSES {
-            known.processes.clear();
+    directory: &std::path::Path,
+    batch: &Batch<'_>,
+    places: &Places,
+    first_no: i64,
+) -> Result<Option<Vec<usize>>, StoreError> {
+    let mut new = Vec::with_capacity(batch.records.len());
+    // The run that grows, and its session: numbers mostly follow each other.
+    let mut run: Option<(i64, u64, u64)> = None;
+    for (index, record) in batch.records.iter().enumerate() {
+        let is_new = match (record.id, place(places, record).0) {
+            (0, Some(session)) => match &mut run {
+                Some((of, _, last))
+                    if *of == session
+                        && record.seq == *last + 1
+                        && !numbers(transaction, known, directory, session)?
+                            .contains(record.seq) =>
+                {
+                    *last = record.seq;
+                    true
+                }
+                _ => {
+                    settle(known, &mut run);
+                    let numbers = numbers(transaction, known, directory, session)?;
+                    let is_new = !numbers.contains(record.seq);
+                    if is_new {
+                        run = Some((session, record.seq, record.seq));
+                    }
+                    is_new
+                }
+            },
+            _ => {
+                let row = Unsealed {
+                    batch,
+                    record,
+                    no: 0,
+                };
+                let id = row.text(C::Id).unwrap_or_default();
+                let no = first_no + new.len() as i64;
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO id_rows (id, no) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                    )?
+                    .execute(params![id, no])?
+                    == 1
+            }
+        };
+        if is_new {
+            new.push(index);
         }
-        known.processes.insert(key);
     }
-    if event.kind == Kind::Exit
-        && let Some(exit) = &event.exit
-    {
-        let mut statement = transaction.prepare_cached(EXIT)?;
-        statement.execute(params![
-            nanoseconds(event.time),
-            exit.code,
-            exit.signal,
-            clamp(exit.duration_ns),
-            session,
-            boot,
-            process.pid,
-            clamp(process.start_ns)
-        ])?;
+    settle(known, &mut run);
+    Ok((new.len() < batch.records.len()).then_some(new))
+}
+
+fn settle(known: &mut Known, run: &mut Option<(i64, u64, u64)>) {
+    if let Some((session, first, last)) = run.take() {
+        known
+            .numbers
+            .entry(session)
+            .or_default()
+            .insert(first..=last);
     }
+}
+
+/// The numbers of a session that are stored, read when it is first met.
+fn numbers<'k>(
+    transaction: &Transaction<'_>,
+    known: &'k mut Known,
+    directory: &std::path::Path,
+    session: i64,
+) -> Result<&'k crate::event::account::Numbers, StoreError> {
+    if !known.numbers.contains_key(&session) {
+        if known.numbers.len() >= KNOWN_SESSIONS {
+            known.numbers.clear();
+        }
+        let stored = read::numbers(transaction, directory, session, false)?;
+        known.numbers.insert(session, stored);
+    }
+    Ok(known.numbers.entry(session).or_default())
+}
+
+fn refuse(
+    transaction: &Transaction<'_>,
+    row: &Unsealed<'_>,
+    session: Option<i64>,
+) -> Result<(), StoreError> {
+    transaction.prepare_cached(REFUSAL)?.execute(params![
+        row.no,
+        row.text(C::Id),
+        session,
+        row.time(),
+        row.number(C::Seq),
+        row.kind().name(),
+        row.verdict().name(),
+        row.number(C::Errno),
+        row.number(C::Count),
+        row.text(C::RuleId),
+        row.text(C::RuleLayer),
+        row.text(C::RuleSource),
+        row.number(C::Pid),
+        row.number(C::Start),
+        row.text(C::Exe),
+        row.text(C::Argv),
+        row.number(C::Uid),
+        row.text(C::Cgroup),
+        row.text(C::Path),
+        row.text(C::Access),
+        row.text(C::Addr),
+        row.number(C::Port),
+        row.text(C::Domain),
+    ])?;
     Ok(())
 }
 
 fn record_lifecycle(
     transaction: &Transaction<'_>,
-    event: &Event,
+    row: &Unsealed<'_>,
     lifecycle: &Lifecycle,
     session: i64,
 ) -> Result<(), StoreError> {
-    let (reference, time) = (&event.session, nanoseconds(event.time));
+    let (name, policy, mode) = (row.text(C::Session), row.text(C::Policy), row.text(C::Mode));
+    let time = row.time();
     match lifecycle {
         Lifecycle::Started {
             coverage,
@@ -275,9 +543,9 @@ fn record_lifecycle(
             ..
         } => {
             transaction.prepare_cached(STARTED)?.execute(params![
-                reference.name,
-                reference.policy,
-                reference.mode.name(),
+                name,
+                policy,
+                mode,
                 uid,
                 time,
                 coverage.name(),
@@ -294,12 +562,7 @@ fn record_lifecycle(
                 .prepare_cached(
                     "UPDATE session_rows SET policy = ?, mode = ?, coverage = ? WHERE no = ?",
                 )?
-                .execute(params![
-                    reference.policy,
-                    reference.mode.name(),
-                    coverage.name(),
-                    session
-                ])?;
+                .execute(params![policy, mode, coverage.name(), session])?;
         }
         Lifecycle::Reloaded {
             policy,
@@ -340,14 +603,4 @@ fn list(values: &[String]) -> String {
 /// JSON of a value of the model: types without maps of odd keys and without failing serialisers, so it cannot fail.
 fn encode<T: serde::Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("the model's types always serialise")
-}
-
-/// A time or a count, at most what SQLite's integers hold (292 years of nanoseconds).
-fn clamp(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// An identity: the same bits, so that equal stays equal.
-fn bits(value: u64) -> i64 {
-    value.cast_signed()
 }

@@ -1,17 +1,28 @@
-//! The history on disk: the only code that knows SQLite.
+//! The history on disk: the only code that knows SQLite and Parquet.
+//!
+//! Events come in batches, which SQLite keeps as they came: the tail. When enough have gathered they are sealed into a
+//! [`segment`], a Parquet file that is never changed again. SQLite also holds what is derived: sessions, refusals,
+//! destinations, and where in which segment a session's events are. [`table`] is all events as one table of SQL.
 //!
 //! One [`Store`] owns the connection that writes; every question gets a [`Reader`] of its own, so that reads go on
 //! while events are stored. What [`Store::insert`] has returned from is on disk. A damaged file is set aside and
 //! never repaired in place or deleted, because it may be evidence.
 
 mod account;
+mod columns;
+pub(crate) mod feed;
+mod hash;
 mod insert;
 mod quarantine;
 mod read;
+mod seal;
+mod segment;
 mod sql;
+mod table;
+pub mod verify;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -21,18 +32,21 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 pub use read::{Page, Reader, Scan, Viewer};
+pub use seal::{Order, Retention, SEGMENT_EVENTS, Sealed, build};
+pub use segment::DIRECTORY as SEGMENTS;
 pub use sql::{Part, SqlLimits, run as run_sql};
 
-use crate::event::Event;
+use super::chain::{Head, Key};
+use crate::{event::Event, event::account::Numbers};
 
 /// File name of the history below the state directory.
 pub const FILE: &str = "history.db";
 
 /// Version of the tables and views, kept as SQLite's `user_version`.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
-/// What turns a store of version N into one of version N + 1, from an empty file on.
-const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+/// The tables of an empty history. Version 1 was never released.
+const SCHEMA: &str = include_str!("schema.sql");
 
 /// How long a statement waits for another connection's lock.
 const BUSY: Duration = Duration::from_secs(10);
@@ -50,7 +64,13 @@ pub enum StoreError {
     #[error("the history has version {found} and this agentwatch knows up to {SCHEMA_VERSION}")]
     Newer { found: u32 },
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
+    /// A segment cannot be read or written; the text names it.
+    #[error("a segment of the history: {0}\nhint: `agentwatch verify` says what is damaged")]
+    Segment(String),
+    /// What was sent is no batch.
+    #[error("what was sent is not a batch of events: {0}")]
+    Batch(String),
     #[error("{0}")]
     Sql(rusqlite::Error),
     #[error("event {id} in the history is not one that is known here: {error}")]
@@ -71,13 +91,44 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full,
+            _ => StoreError::Io(error),
+        }
+    }
+}
+
 pub use crate::event::host::Host;
+
+/// Has SQLite keep what a question sorts on disk, in `directory`, instead of in memory without bound. Once for a process, and
+/// before it opens a history.
+pub fn sort_in(directory: &Path) -> Result<(), StoreError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let path = directory.join("sort");
+    std::fs::create_dir_all(&path)?;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| StoreError::Io(error.into()))?;
+    ONCE.call_once(|| {
+        // SAFETY: the variable is written once, and SQLite's documentation asks for memory of its own allocator in it.
+        unsafe {
+            rusqlite::ffi::sqlite3_temp_directory =
+                rusqlite::ffi::sqlite3_mprintf(c"%s".as_ptr(), path.as_ptr());
+        }
+    });
+    Ok(())
+}
 
 /// The connection that writes.
 pub struct Store {
     connection: Connection,
     directory: PathBuf,
     host: Host,
+    key: std::sync::Arc<Key>,
+    /// Events of a segment.
+    pub segment_events: usize,
     /// What the tables are known to hold already. Forgotten when a transaction fails.
     known: Known,
 }
@@ -87,7 +138,12 @@ struct Known {
     sessions: HashMap<String, i64>,
     /// By boot id: number and largest offset of the boot.
     boots: HashMap<String, (i64, i64)>,
-    processes: HashSet<(i64, i64, u32, u64)>,
+    /// By session: the numbers of the events that are stored.
+    numbers: HashMap<i64, Numbers>,
+    head: Option<Head>,
+    /// Events in the tail, and since when there are any.
+    unsealed: usize,
+    unsealed_since: Option<std::time::Instant>,
 }
 
 impl Store {
@@ -106,15 +162,49 @@ impl Store {
 
     /// Stores events in one transaction and returns when they are on disk, with the number of the newest event. An
     /// event whose id is there already is left as it is. After an error nothing of `batches` is stored.
-    pub fn insert<'a>(
-        &mut self,
-        batches: impl IntoIterator<Item = &'a [Event]>,
-    ) -> Result<i64, StoreError> {
-        let result = insert::insert(&mut self.connection, &mut self.known, batches);
+    pub fn insert(&mut self, frames: &[&[u8]]) -> Result<i64, StoreError> {
+        let result = insert::insert(
+            &mut self.connection,
+            &mut self.known,
+            &self.directory,
+            &self.key,
+            frames,
+        );
         if result.is_err() {
             self.known = Known::default();
+            self.recount()?;
         }
         result
+    }
+
+    /// As [`Store::insert`], of events that are not packed yet.
+    pub fn insert_events(&mut self, events: &[Event]) -> Result<i64, StoreError> {
+        self.insert(&[&crate::wire::batch::pack(events)])
+    }
+
+    /// The key that signs this history.
+    pub fn key(&self) -> std::sync::Arc<Key> {
+        std::sync::Arc::clone(&self.key)
+    }
+
+    /// Events that are not in a segment yet.
+    pub fn unsealed(&self) -> usize {
+        self.known.unsealed
+    }
+
+    fn recount(&mut self) -> Result<(), StoreError> {
+        let events: i64 = self.connection.query_row(
+            "SELECT coalesce(sum(events), 0) FROM tail_rows",
+            [],
+            |row| row.get(0),
+        )?;
+        self.known.unsealed = usize::try_from(events).unwrap_or(0);
+        self.known.unsealed_since = (events > 0).then(|| {
+            self.known
+                .unsealed_since
+                .unwrap_or_else(std::time::Instant::now)
+        });
+        Ok(())
     }
 
     /// Opens the file afresh after an error; what turned out to be damaged is set aside first.
@@ -129,7 +219,9 @@ impl Store {
             }
             _ => Self::open(&directory, &host)?,
         };
+        let segment_events = self.segment_events;
         *self = store;
+        self.segment_events = segment_events;
         Ok(aside)
     }
 
@@ -168,12 +260,46 @@ impl Store {
              ON CONFLICT (boot_id) DO UPDATE SET opened = excluded.opened",
             (&host.boot_id, insert::offset_now()),
         )?;
-        Ok(Self {
+        let mut store = Self {
             connection,
             directory: directory.to_owned(),
             host: host.clone(),
+            key: std::sync::Arc::new(Key::open(directory)?),
+            segment_events: SEGMENT_EVENTS,
             known: Known::default(),
-        })
+        };
+        let missing = store.tidy()?;
+        store.recount()?;
+        if !missing.is_empty() {
+            store.declare_missing(&missing)?;
+        }
+        Ok(store)
+    }
+
+    /// Records that segments are gone, or have another length than they had, and asks them no more.
+    fn declare_missing(&mut self, segments: &[i64]) -> Result<(), StoreError> {
+        for segment in segments {
+            let (first, last, events): (u64, u64, u64) = self.connection.query_row(
+                "SELECT first_no, last_no, events FROM segment_rows WHERE no = ?",
+                [segment],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )?;
+            tracing::error!(
+                file = %segment::path(&self.directory, *segment).display(), first, last, events,
+                "a segment of the history is gone or was cut; hint: agentwatch verify"
+            );
+            let mut loss = quarantine::loss(&self.host);
+            if let Some(loss) = &mut loss.loss {
+                loss.reason = "segment_missing".to_owned();
+                loss.events = events;
+            }
+            let transaction = self.connection.transaction()?;
+            transaction.execute("DELETE FROM segment_rows WHERE no = ?", [segment])?;
+            transaction.execute("DELETE FROM run_rows WHERE segment = ?", [segment])?;
+            transaction.commit()?;
+            self.insert_events(&[loss])?;
+        }
+        Ok(())
     }
 
     fn begin_anew(
@@ -188,7 +314,7 @@ impl Store {
         );
         let mut store = Self::open_as_is(directory, host)?;
         let loss = quarantine::loss(host);
-        store.insert([std::slice::from_ref(&loss)])?;
+        store.insert_events(&[loss])?;
         Ok((store, aside))
     }
 
@@ -205,14 +331,24 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     if found > SCHEMA_VERSION {
         return Err(StoreError::Newer { found });
     }
-    for (version, step) in (1u32..).zip(MIGRATIONS).skip(found as usize) {
-        let transaction =
-            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        transaction.execute_batch(step)?;
-        transaction.pragma_update(None, "user_version", version)?;
-        transaction.commit()?;
+    match found {
+        SCHEMA_VERSION => Ok(()),
+        0 => {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            transaction.execute_batch(SCHEMA)?;
+            transaction.execute(
+                "INSERT INTO history_row (one, id) VALUES (1, ?)",
+                [uuid::Uuid::now_v7().to_string()],
+            )?;
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            transaction.commit()?;
+            Ok(())
+        }
+        _ => Err(StoreError::Corrupt(format!(
+            "it has version {found}, which no release wrote"
+        ))),
     }
-    Ok(())
 }
 
 /// Looks for damage: everywhere in a small file, at the ends of tables and indexes in a large one.
@@ -226,12 +362,14 @@ fn check(connection: &Connection, bytes: u64) -> Result<(), StoreError> {
         };
     }
     for probe in [
-        "SELECT max(no), min(no), max(id), min(id) FROM event_rows",
-        "SELECT max(boot), min(boot), max(session), min(session) FROM event_rows",
-        "SELECT max(time_ns), min(time_ns) FROM event_rows WHERE verdict = 'denied'",
+        "SELECT max(no), min(no) FROM tail_rows",
+        "SELECT max(no), min(no) FROM segment_rows",
+        "SELECT max(session), min(session) FROM run_rows",
+        "SELECT max(time_ns), min(time_ns), max(no), min(no) FROM refusal_rows",
+        "SELECT max(session), min(session) FROM destination_rows",
         "SELECT count(*) FROM session_rows",
         "SELECT count(*) FROM boot_rows",
-        "SELECT max(session), min(session) FROM process_rows",
+        "SELECT count(*) FROM head_row",
     ] {
         connection.query_row(probe, [], |_| Ok(()))?;
     }

@@ -39,7 +39,12 @@ pub(super) fn set_aside(directory: &Path) -> io::Result<PathBuf> {
             result => result?,
         }
     }
-    Ok(free)
+    // The segments go along: without the file that knew them they are still readable, and still verify.
+    let segments = directory.join(super::SEGMENTS);
+    match std::fs::rename(segments, with_suffix(&free, ".segments")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(free),
+    }
 }
 
 /// The record of it in the new history. It belongs to no session, so its session has no id; how many events are gone

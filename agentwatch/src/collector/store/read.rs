@@ -1,24 +1,45 @@
 //! Reading events and sessions, a page at a time.
 //!
-//! No read transaction outlives a page, so a slow asker holds neither the log back nor more than a page in memory; a
-//! [`Scan`] remembers where the next one begins. What an asker may see is part of every statement.
+//! Events are read in windows: the keys of what a question asks for, from segments and tail, in their order, and the
+//! rows of the first thousands. No read transaction outlives a window, so a slow asker holds neither the log back nor
+//! more than a window in memory; a [`Scan`] remembers where the next one begins, and sealing in between changes nothing. What an asker
+//! may see is part of every window.
 
-use std::path::Path;
+use std::{
+    collections::{HashSet, VecDeque},
+    path::{Path, PathBuf},
+};
 
-use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, Row, types::Value};
+use rusqlite::{Connection, OpenFlags, Row as SqlRow, types::Value};
 use serde::de::DeserializeOwned;
 
-use super::{BUSY, FILE, StoreError, insert::nanoseconds};
+use super::{
+    BUSY, FILE, StoreError,
+    columns::{ALL, C, Row as _, Unsealed, event, timestamp},
+    segment::{self, Segment},
+    table,
+};
 use crate::{
-    event::model::{Coverage, Event, Mode},
-    wire::collector::{Filter, SessionRow, StoreStatus},
+    event::{
+        account::Numbers,
+        model::{Coverage, Event, Kind, Mode, Verdict},
+    },
+    wire::{
+        batch::{Batch, nanoseconds},
+        collector::{Filter, SessionRow, StoreStatus},
+    },
 };
 
 /// Most events or sessions in a page.
 const PAGE_ROWS: usize = 500;
-/// A page ends before the row that would bring it beyond this, in bytes of JSON. A larger row makes a page of its own.
+/// A page ends before the event that would bring it beyond this, in bytes of JSON, estimated. A larger one makes a page of its own.
 const PAGE_BYTES: usize = 1 << 20;
+/// Events of a window.
+const WINDOW: usize = 8192;
+/// And their bytes, about.
+const WINDOW_BYTES: usize = 16 << 20;
+/// Rows that are held as columns at once.
+const MATERIAL: usize = 4096;
 
 /// What an asker may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,24 +54,62 @@ pub enum Viewer {
 pub struct Reader {
     pub(super) connection: Connection,
     pub(super) viewer: Viewer,
+    pub(super) directory: PathBuf,
 }
 
 /// A walk over the events that a filter selects, in the order of kernel time within each boot.
 pub struct Scan {
-    session: Option<i64>,
-    since_ns: Option<i64>,
-    kinds: Vec<&'static str>,
-    verdicts: Vec<&'static str>,
+    wanted: Wanted,
     /// Boots still to walk, the next one last.
-    boots: Vec<Boot>,
+    boots: Vec<i64>,
+    /// What the walk has passed in the boot that it is in.
+    passed: Key,
     /// Events with a larger number came after the question and are not part of the walk.
     until: i64,
+    window: VecDeque<Event>,
+    /// Whether the window reaches the end of its boot.
+    complete: bool,
 }
 
-struct Boot {
-    no: i64,
-    /// Kernel time, sequence number and event number that the walk has passed.
-    passed: (i64, i64, i64),
+/// What a filter asks for.
+#[derive(Clone, Debug)]
+struct Wanted {
+    session: Option<i64>,
+    since_ns: Option<i64>,
+    kinds: u32,
+    verdicts: u32,
+}
+
+impl Wanted {
+    fn new(filter: &Filter, session: Option<i64>) -> Self {
+        let all = |mask: u32| if mask == 0 { u32::MAX } else { mask };
+        Self {
+            session,
+            since_ns: filter.since.map(nanoseconds),
+            kinds: all(filter
+                .kinds
+                .iter()
+                .fold(0, |mask, kind| mask | 1 << *kind as u32)),
+            verdicts: all(filter
+                .verdicts
+                .iter()
+                .fold(0, |mask, verdict| mask | 1 << *verdict as u32)),
+        }
+    }
+}
+
+/// The place of an event in the order of a walk: kernel time, sequence number, number.
+type Key = (i64, i64, i64);
+
+const BEFORE_ALL: Key = (i64::MIN, i64::MIN, i64::MIN);
+
+/// Events in the order of their numbers.
+pub(super) struct Arrived {
+    pub(super) events: Vec<(i64, Event)>,
+    /// Up to this number, `events` is all that is wanted.
+    pub(super) upto: i64,
+    /// How many events up to there are not in the history any more.
+    pub(super) missing: u64,
 }
 
 /// Some events.
@@ -66,6 +125,16 @@ impl Reader {
         Ok(Self {
             connection: connect(directory)?,
             viewer,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// As [`Reader::open`], for who sees everything and asks no SQL.
+    pub(super) fn open_bare(directory: &Path) -> Result<Self, StoreError> {
+        Ok(Self {
+            connection: connect_bare(directory)?,
+            viewer: Viewer::All,
+            directory: directory.to_owned(),
         })
     }
 
@@ -76,115 +145,99 @@ impl Reader {
             .as_deref()
             .map(|wanted| self.resolve(wanted))
             .transpose()?;
-        let since_ns = filter.since.map(nanoseconds);
-        let until = self.newest()?;
         let mut statement = self
             .connection
-            .prepare("SELECT no, max_offset FROM boot_rows ORDER BY max_offset DESC, no DESC")?;
+            .prepare("SELECT no FROM boot_rows ORDER BY max_offset DESC, no DESC")?;
         let boots = statement
-            .query_map([], |row| {
-                let (no, max_offset): (i64, i64) = (row.get(0)?, row.get(1)?);
-                // An event of wall time >= since has kernel time >= since - offset, for any offset up to the largest.
-                let from = since_ns.map_or(i64::MIN, |since| {
-                    since.saturating_sub(max_offset).saturating_sub(1)
-                });
-                Ok(Boot {
-                    no,
-                    passed: (from, i64::MAX, i64::MAX),
-                })
-            })?
+            .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         Ok(Scan {
-            session,
-            since_ns,
-            kinds: filter.kinds.iter().map(|kind| kind.name()).collect(),
-            verdicts: filter
-                .verdicts
-                .iter()
-                .map(|verdict| verdict.name())
-                .collect(),
+            wanted: Wanted::new(filter, session),
             boots,
-            until,
+            passed: BEFORE_ALL,
+            until: newest(&self.connection)?,
+            window: VecDeque::new(),
+            complete: false,
         })
     }
 
     /// The next events of a walk.
     pub fn page(&self, scan: &mut Scan) -> Result<Page, StoreError> {
-        let mut pack = Pack::default();
-        while let Some(boot) = scan.boots.last() {
-            let index = if scan.session.is_some() {
-                "event_session"
-            } else if scan.verdicts == ["denied"] {
-                "event_denied"
-            } else {
-                "event_order"
-            };
-            let (restriction, mut values) = scan.restriction(self.viewer);
-            let sql = format!(
-                "SELECT no, json, ktime_ns, seq FROM event_rows INDEXED BY {index}
-                 WHERE boot = ? AND (ktime_ns, seq, no) > (?, ?, ?) AND no <= ? {restriction}
-                 ORDER BY ktime_ns, seq, no LIMIT {PAGE_ROWS}"
-            );
-            let (ktime, seq, no) = boot.passed;
-            let mut all: Vec<Value> = [boot.no, ktime, seq, no, scan.until]
-                .map(Value::Integer)
-                .into();
-            all.append(&mut values);
-            let mut statement = self.connection.prepare_cached(&sql)?;
-            let mut rows = statement.query(rusqlite::params_from_iter(all))?;
-            let mut passed = boot.passed;
-            let mut more = false;
-            while let Some(row) = rows.next()? {
-                more = !pack.add(row)?;
-                if more {
-                    break;
-                }
-                passed = (row.get(2)?, row.get(3)?, row.get(0)?);
-            }
-            if more || pack.events.len() == PAGE_ROWS {
-                if let Some(boot) = scan.boots.last_mut() {
-                    boot.passed = passed;
-                }
-            } else {
+        while scan.window.is_empty()
+            && let Some(boot) = scan.boots.last().copied()
+        {
+            if scan.complete {
                 scan.boots.pop();
+                (scan.passed, scan.complete) = (BEFORE_ALL, false);
+                continue;
             }
-            if !pack.events.is_empty() {
-                break;
-            }
+            let part = Part {
+                boot: Some(boot),
+                after: scan.passed,
+                numbers: (1, scan.until),
+            };
+            let Window { events, last, .. } = self.window(&scan.wanted, &part)?;
+            scan.complete = last.is_none();
+            scan.passed = last.unwrap_or(scan.passed);
+            scan.window = events.into_iter().map(|(_, event)| event).collect();
+        }
+        let events = pack(&mut scan.window);
+        if scan.window.is_empty() && scan.complete {
+            scan.boots.pop();
+            (scan.passed, scan.complete) = (BEFORE_ALL, false);
         }
         Ok(Page {
-            events: pack.events,
-            last: scan.boots.is_empty(),
+            events,
+            last: scan.window.is_empty() && scan.boots.is_empty(),
         })
     }
 
     /// Events that were stored after the walk, or after the last call, in the order in which they came. `last` says
     /// that there are no more for now.
     pub fn newer(&self, scan: &mut Scan) -> Result<Page, StoreError> {
-        let newest = self.newest()?;
-        let (restriction, mut values) = scan.restriction(self.viewer);
-        let sql = format!(
-            "SELECT no, json FROM event_rows NOT INDEXED WHERE no > ? AND no <= ? {restriction} ORDER BY no LIMIT {PAGE_ROWS}"
-        );
-        let mut all: Vec<Value> = [scan.until, newest].map(Value::Integer).into();
-        all.append(&mut values);
-        let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(all))?;
-        let mut pack = Pack::default();
-        let mut passed = scan.until;
-        let mut last = true;
-        while let Some(row) = rows.next()? {
-            if !pack.add(row)? {
-                last = false;
-                break;
-            }
-            passed = row.get(0)?;
+        if scan.window.is_empty() {
+            let newest = newest(&self.connection)?;
+            let part = Part {
+                boot: None,
+                after: (scan.until, i64::MAX, i64::MAX),
+                numbers: (scan.until + 1, newest),
+            };
+            let Window { events, last, .. } = self.window(&scan.wanted, &part)?;
+            scan.until = last.map_or(newest, |(no, ..)| no);
+            scan.complete = last.is_none();
+            scan.window = events.into_iter().map(|(_, event)| event).collect();
         }
-        last &= pack.events.len() < PAGE_ROWS;
-        scan.until = if last { newest } else { passed };
+        let events = pack(&mut scan.window);
         Ok(Page {
-            events: pack.events,
-            last,
+            events,
+            last: scan.window.is_empty() && scan.complete,
+        })
+    }
+
+    /// Events with numbers above `after` and up to `newest`, in their order, some thousands at the most.
+    pub(super) fn arrived(
+        &self,
+        filter: &Filter,
+        after: i64,
+        newest: i64,
+    ) -> Result<Arrived, StoreError> {
+        let part = Part {
+            boot: None,
+            after: (after, i64::MAX, i64::MAX),
+            numbers: (after + 1, newest),
+        };
+        let window = self.window(&Wanted::new(filter, None), &part)?;
+        let upto = window.last.map_or(newest, |(no, ..)| no);
+        let missing = window
+            .gaps
+            .iter()
+            .map(|(first, last)| (upto.min(*last) - first + 1).max(0).cast_unsigned())
+            .sum();
+        let events = window.events.into_iter();
+        Ok(Arrived {
+            events: events.map(|((no, ..), event)| (no, event)).collect(),
+            upto,
+            missing,
         })
     }
 
@@ -238,30 +291,19 @@ impl Reader {
 
     /// Figures about the store.
     pub fn status(&self) -> Result<StoreStatus, StoreError> {
-        let sessions =
-            self.connection
-                .query_row("SELECT count(*) FROM session_rows", [], |row| row.get(0))?;
-        let bytes = self.connection.query_row(
-            "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
-            [],
-            |row| row.get(0),
-        )?;
-        // Nothing deletes events, so the newest number is how many there are.
-        let events = u64::try_from(self.newest()?).unwrap_or(0);
+        let count = |sql: &str| -> Result<u64, StoreError> {
+            Ok(self.connection.query_row(sql, [], |row| row.get(0))?)
+        };
+        let unsealed = count("SELECT coalesce(sum(events), 0) FROM tail_rows")?;
         Ok(StoreStatus {
-            events,
-            sessions,
-            bytes,
+            events: unsealed + count("SELECT coalesce(sum(events), 0) FROM segment_rows")?,
+            sessions: count("SELECT count(*) FROM session_rows")?,
+            bytes: bytes(&self.connection)?,
+            segments: count("SELECT count(*) FROM segment_rows")?,
+            unsealed,
             schema_version: super::SCHEMA_VERSION,
+            sinks: Vec::new(),
         })
-    }
-
-    fn newest(&self) -> Result<i64, StoreError> {
-        Ok(self
-            .connection
-            .query_row("SELECT coalesce(max(no), 0) FROM event_rows", [], |row| {
-                row.get(0)
-            })?)
     }
 
     /// A session by its id, by a beginning of one that no other has, or by name (then the newest).
@@ -296,70 +338,554 @@ impl Reader {
             ))),
         }
     }
-}
 
-impl Scan {
-    /// What the filter and the viewer ask of an event, as SQL to put after other conditions. Names of kinds and
-    /// verdicts are constants of the model and stand in the text, so that SQLite can use the partial indexes.
-    fn restriction(&self, viewer: Viewer) -> (String, Vec<Value>) {
-        let (mut sql, mut values) = (String::new(), Vec::new());
-        if let Some(session) = self.session {
-            sql.push_str(" AND session = ?");
-            values.push(Value::Integer(session));
+    /// The next window of a part.
+    fn window(&self, wanted: &Wanted, part: &Part) -> Result<Window, StoreError> {
+        // One transaction for the lists, so that an event that is sealed meanwhile is in one of them and not in both.
+        let transaction = self.connection.unchecked_transaction()?;
+        let visible = self.visible_sessions(wanted)?;
+        let runs = runs(&transaction, wanted, part, visible.as_ref())?;
+        let mut found = tail_keys(&transaction, wanted, part, visible.as_ref())?;
+        let gaps = match part.boot {
+            Some(_) => Vec::new(),
+            None => gaps(&transaction, part.numbers)?,
+        };
+        transaction.finish()?;
+        let mut cut = None;
+        let mut opened: Vec<Segment> = Vec::new();
+        for (index, (no, of_segment)) in runs.iter().enumerate() {
+            // Runs come by their earliest event, so once there is a window's worth before that, the rest is for later.
+            if let Some(next) = of_segment.iter().map(|run| run.earliest(part)).min()
+                && found.iter().filter(|found| found.key.0 < next).count() >= WINDOW
+            {
+                cut = Some(index);
+                break;
+            }
+            let segment = Segment::open(&segment::path(&self.directory, *no))?;
+            segment_keys(&segment, opened.len(), of_segment, wanted, part, &mut found)?;
+            opened.push(segment);
+            if found.len() > 4 * WINDOW {
+                found.sort_unstable_by_key(|found| found.key);
+            }
         }
-        if let Some(since) = self.since_ns {
-            sql.push_str(" AND time_ns >= ?");
-            values.push(Value::Integer(since));
+        found.sort_unstable_by_key(|found| found.key);
+        let more = found.len() > WINDOW || cut.is_some();
+        found.truncate(WINDOW);
+        let (events, all) = self.materialise(found, &opened)?;
+        let last = events.last().map(|(key, _)| *key);
+        Ok(Window {
+            events,
+            last: if more || !all { last } else { None },
+            gaps,
+        })
+    }
+
+    /// The events of keys in their order, and whether that is all of them: large ones make a shorter window.
+    fn materialise(
+        &self,
+        found: Vec<Found>,
+        opened: &[Segment],
+    ) -> Result<(Vec<(Key, Event)>, bool), StoreError> {
+        let mut made: Vec<Option<Event>> = Vec::new();
+        made.resize_with(found.len(), || None);
+        let (mut bytes, mut kept) = (0, found.len());
+        // One segment after the other, so that only one is in memory as columns.
+        for (index, segment) in opened.iter().enumerate() {
+            let mut rows: Vec<(u32, usize)> = found
+                .iter()
+                .take(kept)
+                .enumerate()
+                .filter_map(|(at, found)| match &found.place {
+                    Place::Sealed { segment, row } if *segment == index => Some((*row, at)),
+                    _ => None,
+                })
+                .collect();
+            rows.sort_unstable();
+            for rows in rows.chunks(MATERIAL) {
+                let numbers: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
+                let chunk = segment.read(ALL, &numbers)?;
+                for (place, (_, at)) in rows.iter().enumerate() {
+                    let event = event(&chunk.row(place)).map_err(|error| {
+                        let no = found.get(*at).map_or(0, |found| found.key.2);
+                        StoreError::Segment(format!("event {no} is not one: {error}"))
+                    })?;
+                    bytes += weight(&event);
+                    if let Some(slot) = made.get_mut(*at) {
+                        *slot = Some(event);
+                    }
+                }
+                // So much that it cannot all be held: the window is made shorter, and the rest is for the next one.
+                if bytes > WINDOW_BYTES && kept > PAGE_ROWS {
+                    kept = (kept / 2).max(PAGE_ROWS);
+                    made.truncate(kept);
+                    bytes = made.iter().flatten().map(weight).sum();
+                }
+            }
         }
-        match self.verdicts.as_slice() {
-            [] => {}
-            [one] => sql.push_str(&format!(" AND verdict = '{one}'")),
-            several => sql.push_str(&format!(" AND verdict IN ('{}')", several.join("', '"))),
+        let all = kept == found.len();
+        let mut events = Vec::with_capacity(kept);
+        for (Found { key, place }, made) in found.into_iter().zip(made) {
+            match (place, made) {
+                (Place::Unsealed(event), _) => events.push((key, *event)),
+                (Place::Sealed { .. }, Some(event)) => events.push((key, event)),
+                (Place::Sealed { .. }, None) => {}
+            }
         }
-        if !self.kinds.is_empty() {
-            sql.push_str(&format!(" AND kind IN ('{}')", self.kinds.join("', '")));
-        }
-        if let Viewer::User(uid) = viewer {
-            sql.push_str(" AND session IN (SELECT no FROM session_rows WHERE uid = ?)");
-            values.push(Value::Integer(uid.into()));
-        }
-        (sql, values)
+        Ok((events, all))
+    }
+
+    /// The sessions that the viewer may see, `None` for all.
+    fn visible_sessions(&self, wanted: &Wanted) -> Result<Option<HashSet<i64>>, StoreError> {
+        let sessions = match (wanted.session, self.viewer) {
+            // Who may not see it was told so when the session was looked up.
+            (Some(session), _) => [session].into(),
+            (None, Viewer::All) => return Ok(None),
+            (None, Viewer::User(uid)) => {
+                let mut statement = self
+                    .connection
+                    .prepare_cached("SELECT no FROM session_rows WHERE uid = ?")?;
+                let found = statement.query_map([uid], |row| row.get(0))?;
+                found.collect::<Result<_, _>>()?
+            }
+        };
+        Ok(Some(sessions))
     }
 }
 
-/// Events on their way into a page.
-#[derive(Default)]
-struct Pack {
-    events: Vec<Event>,
-    bytes: usize,
+/// Some events of a part.
+struct Window {
+    events: Vec<(Key, Event)>,
+    /// The key of the last one, where more may follow.
+    last: Option<Key>,
+    /// Numbers of a part in the order of arrival that are not in the history any more: first and last of each run.
+    gaps: Vec<(i64, i64)>,
 }
 
-impl Pack {
-    /// Adds the row, `false` where it is for the next page.
-    fn add(&mut self, row: &Row<'_>) -> Result<bool, StoreError> {
-        let json = row
-            .get_ref(1)?
-            .as_str()
-            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        if !self.events.is_empty() && self.bytes + json.len() > PAGE_BYTES {
-            return Ok(false);
+/// Which part of the events a window is of.
+struct Part {
+    /// A boot, in the order of kernel time; `None` is all boots in the order of arrival.
+    boot: Option<i64>,
+    after: Key,
+    /// First and last number.
+    numbers: (i64, i64),
+}
+
+impl Part {
+    fn key(&self, ktime: i64, seq: i64, no: i64) -> Key {
+        match self.boot {
+            Some(_) => (ktime, seq, no),
+            None => (no, 0, 0),
         }
-        self.bytes += json.len();
-        let event = serde_json::from_str(json).map_err(|error| StoreError::Decode {
-            id: row.get(0).unwrap_or_default(),
-            error,
-        })?;
-        self.events.push(event);
-        Ok(true)
     }
+}
+
+/// An event that was found.
+struct Found {
+    key: Key,
+    place: Place,
+}
+
+enum Place {
+    Sealed { segment: usize, row: u32 },
+    Unsealed(Box<Event>),
+}
+
+/// Rows of one session in a segment.
+pub(super) struct Run {
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    min_ktime: i64,
+    first_no: i64,
+}
+
+impl Run {
+    fn earliest(&self, part: &Part) -> i64 {
+        match part.boot {
+            Some(_) => self.min_ktime,
+            None => self.first_no,
+        }
+    }
+}
+
+/// The runs that may hold what is wanted, by segment, the segment with the earliest event first.
+fn runs(
+    connection: &Connection,
+    wanted: &Wanted,
+    part: &Part,
+    visible: Option<&HashSet<i64>>,
+) -> Result<Vec<(i64, Vec<Run>)>, StoreError> {
+    let (ktime, boot) = match part.boot {
+        Some(boot) => (part.after.0, boot),
+        None => (i64::MIN, 0),
+    };
+    let session = match visible {
+        Some(visible) if visible.len() == 1 => visible.iter().next().copied(),
+        _ => None,
+    };
+    // Written out, because SQLite takes no index for a condition that may not hold.
+    let of_session = match session {
+        Some(_) => "r.session = ?1",
+        None => "?1 IS NULL",
+    };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT r.segment, r.first_row, r.rows, r.min_ktime, g.first_no, r.session FROM run_rows r JOIN segment_rows g ON g.no = r.segment
+         WHERE {of_session} AND (?2 = 0 OR r.boot = ?2) AND r.max_ktime >= ?3 AND (?4 IS NULL OR r.max_time >= ?4)
+           AND r.kinds & ?5 AND r.verdicts & ?6 AND g.last_no >= ?7 AND g.first_no <= ?8
+         ORDER BY r.segment, r.first_row",
+    ))?;
+    let mut rows = statement.query(rusqlite::params![
+        session,
+        boot,
+        ktime,
+        wanted.since_ns,
+        wanted.kinds,
+        wanted.verdicts,
+        part.numbers.0,
+        part.numbers.1
+    ])?;
+    let mut segments: Vec<(i64, Vec<Run>)> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let of: Option<i64> = row.get(5)?;
+        if visible.is_some_and(|visible| of.is_none_or(|of| !visible.contains(&of))) {
+            continue;
+        }
+        let segment: i64 = row.get(0)?;
+        let run = Run {
+            first_row: row.get(1)?,
+            rows: row.get(2)?,
+            min_ktime: row.get(3)?,
+            first_no: row.get(4)?,
+        };
+        match segments.last_mut() {
+            Some((last, runs)) if *last == segment => runs.push(run),
+            _ => segments.push((segment, vec![run])),
+        }
+    }
+    segments.sort_by_key(|(_, runs)| runs.iter().map(|run| run.earliest(part)).min());
+    Ok(segments)
+}
+
+/// Runs of numbers that neither a segment nor the tail has.
+fn gaps(connection: &Connection, (first, last): (i64, i64)) -> Result<Vec<(i64, i64)>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT first_no, last_no FROM segment_rows WHERE last_no >= ?1 AND first_no <= ?2
+         UNION ALL SELECT no, no + events - 1 FROM tail_rows WHERE no + events > ?1 AND no <= ?2 ORDER BY 1",
+    )?;
+    let mut rows = statement.query([first, last])?;
+    let (mut gaps, mut next) = (Vec::new(), first);
+    while let Some(row) = rows.next()? {
+        let (from, to): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if from > next {
+            gaps.push((next, from - 1));
+        }
+        next = next.max(to + 1);
+    }
+    if next <= last {
+        gaps.push((next, last));
+    }
+    Ok(gaps)
+}
+
+fn segment_keys(
+    segment: &Segment,
+    index: usize,
+    runs: &[Run],
+    wanted: &Wanted,
+    part: &Part,
+    found: &mut Vec<Found>,
+) -> Result<(), StoreError> {
+    let mut columns = vec![C::No, C::Ktime, C::Seq];
+    if wanted.since_ns.is_some() {
+        columns.push(C::Time);
+    }
+    if wanted.kinds != u32::MAX {
+        columns.push(C::Kind);
+    }
+    if wanted.verdicts != u32::MAX {
+        columns.push(C::Verdict);
+    }
+    let rows: Vec<u32> = runs
+        .iter()
+        .flat_map(|run| run.first_row as u32..(run.first_row + run.rows) as u32)
+        .collect();
+    let chunk = segment.read(&columns, &rows)?;
+    for (place, row_no) in rows.into_iter().enumerate() {
+        let row = chunk.row(place);
+        let number = |column| row.number(column).unwrap_or_default();
+        let no = number(C::No);
+        let key = part.key(number(C::Ktime), number(C::Seq), no);
+        if key <= part.after || no < part.numbers.0 || no > part.numbers.1 {
+            continue;
+        }
+        if wanted.since_ns.is_some_and(|since| number(C::Time) < since)
+            || !names(wanted.kinds, &Kind::ALL, Kind::name, row.text(C::Kind))
+            || !names(
+                wanted.verdicts,
+                &Verdict::ALL,
+                Verdict::name,
+                row.text(C::Verdict),
+            )
+        {
+            continue;
+        }
+        found.push(Found {
+            key,
+            place: Place::Sealed {
+                segment: index,
+                row: row_no,
+            },
+        });
+    }
+    Ok(())
+}
+
+/// Whether a mask has the bit of the value with this name.
+fn names<T: Copy>(mask: u32, all: &[T], name: fn(T) -> &'static str, text: Option<&str>) -> bool {
+    mask == u32::MAX
+        || all
+            .iter()
+            .zip(0u32..)
+            .any(|(value, bit)| mask & (1 << bit) != 0 && Some(name(*value)) == text)
+}
+
+fn tail_keys(
+    connection: &Connection,
+    wanted: &Wanted,
+    part: &Part,
+    visible: Option<&HashSet<i64>>,
+) -> Result<Vec<Found>, StoreError> {
+    let boot_id: Option<String> = match part.boot {
+        Some(boot) => Some(connection.query_row(
+            "SELECT boot_id FROM boot_rows WHERE no = ?",
+            [boot],
+            |row| row.get(0),
+        )?),
+        None => None,
+    };
+    let mut found: Vec<Found> = Vec::new();
+    let mut frames = Tail::new(connection, part.numbers, wanted.since_ns)?;
+    frames.each(visible, |first_no, batch| {
+        let shown: Vec<bool> = batch
+            .sessions
+            .iter()
+            .map(|session| {
+                let text = |index| batch.text(index).unwrap_or_default();
+                boot_id
+                    .as_deref()
+                    .is_none_or(|boot| boot == text(session.boot_id))
+                    && visible.is_none_or(|visible| {
+                        session_no(connection, text(session.id))
+                            .is_some_and(|no| visible.contains(&no))
+                    })
+            })
+            .collect();
+        for (record, no) in batch.records.iter().zip(first_no..) {
+            if shown.get(record.session as usize) != Some(&true)
+                || wanted.kinds & (1 << record.kind) == 0
+                || wanted.verdicts & (1 << record.verdict) == 0
+            {
+                continue;
+            }
+            let row = Unsealed { batch, record, no };
+            let key = part.key(row.ktime(), record.seq.cast_signed(), no);
+            if key <= part.after
+                || no < part.numbers.0
+                || no > part.numbers.1
+                || wanted.since_ns.is_some_and(|since| row.time() < since)
+            {
+                continue;
+            }
+            let event = event(&row)
+                .map_err(|error| StoreError::Corrupt(format!("event {no} of the tail: {error}")))?;
+            found.push(Found {
+                key,
+                place: Place::Unsealed(Box::new(event)),
+            });
+        }
+        // Only the first of them can be in the window.
+        if found.len() > 2 * WINDOW {
+            found.sort_unstable_by_key(|found| found.key);
+            found.truncate(WINDOW + 1);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn session_no(connection: &Connection, id: &str) -> Option<i64> {
+    let mut statement = connection
+        .prepare_cached("SELECT no FROM session_rows WHERE id = ?")
+        .ok()?;
+    statement.query_row([id], |row| row.get(0)).ok()
+}
+
+/// The unsealed batches, one after the other.
+pub(super) struct Tail<'c> {
+    statement: rusqlite::CachedStatement<'c>,
+    numbers: (i64, i64),
+    since_ns: i64,
+}
+
+impl<'c> Tail<'c> {
+    pub(super) fn new(
+        connection: &'c Connection,
+        numbers: (i64, i64),
+        since_ns: Option<i64>,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            statement: connection.prepare_cached(
+                "SELECT no, sessions, frame FROM tail_rows WHERE no + events > ? AND no <= ? AND max_time >= ? ORDER BY no",
+            )?,
+            numbers,
+            since_ns: since_ns.unwrap_or(i64::MIN),
+        })
+    }
+
+    /// Hands on each batch that may hold an event of `sessions`, with the number of its first event.
+    pub(super) fn each(
+        &mut self,
+        sessions: Option<&HashSet<i64>>,
+        mut use_: impl FnMut(i64, &Batch<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut rows = self
+            .statement
+            .query([self.numbers.0, self.numbers.1, self.since_ns])?;
+        while let Some(row) = rows.next()? {
+            if let Some(wanted) = sessions {
+                let bytes = row
+                    .get_ref(1)?
+                    .as_blob()
+                    .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+                let held = bytes.chunks_exact(8).any(|bytes| {
+                    bytes
+                        .try_into()
+                        .is_ok_and(|bytes| wanted.contains(&i64::from_le_bytes(bytes)))
+                });
+                if !held {
+                    continue;
+                }
+            }
+            let frame = row
+                .get_ref(2)?
+                .as_blob()
+                .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            let batch = Batch::decode(frame)
+                .map_err(|error| StoreError::Corrupt(format!("a batch of the tail: {error}")))?;
+            use_(row.get(0)?, &batch)?;
+        }
+        Ok(())
+    }
+}
+
+/// The sequence numbers of a session's events; with `named` also of those whose id is not made of it.
+pub(super) fn numbers(
+    connection: &Connection,
+    directory: &Path,
+    session: i64,
+    named: bool,
+) -> Result<Numbers, StoreError> {
+    let mut numbers = Numbers::default();
+    let mut add = |seq: u64, id: Option<&str>| {
+        if named || id.is_none() {
+            numbers.insert(seq..=seq);
+        }
+    };
+    let mut statement = connection.prepare_cached(
+        "SELECT segment, first_row, rows FROM run_rows WHERE session = ? ORDER BY segment",
+    )?;
+    let mut rows = statement.query([session])?;
+    while let Some(row) = rows.next()? {
+        let (no, first, count): (i64, usize, usize) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let segment = Segment::open(&segment::path(directory, no))?;
+        let chunk = segment.read_range(&[C::Seq, C::Id], first, first + count)?;
+        for index in 0..chunk.rows {
+            let row = chunk.row(index);
+            add(
+                row.number(C::Seq).unwrap_or_default().cast_unsigned(),
+                row.text(C::Id),
+            );
+        }
+    }
+    let only = HashSet::from([session]);
+    Tail::new(connection, (1, i64::MAX), None)?.each(Some(&only), |_, batch| {
+        let own: Vec<bool> = batch
+            .sessions
+            .iter()
+            .map(|held| {
+                session_no(connection, batch.text(held.id).unwrap_or_default()) == Some(session)
+            })
+            .collect();
+        for record in &batch.records {
+            if own.get(record.session as usize) == Some(&true) {
+                add(record.seq, batch.text(record.id));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(numbers)
+}
+
+/// Bytes on disk: segments with their manifests, about, and what SQLite holds.
+pub(super) fn bytes(connection: &Connection) -> Result<u64, StoreError> {
+    Ok(connection.query_row(
+        "SELECT page_count * page_size + (SELECT coalesce(sum(bytes + events), 0) FROM segment_rows)
+         FROM pragma_page_count, pragma_page_size",
+        [],
+        |row| row.get(0),
+    )?)
+}
+
+pub(super) fn newest(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(super::insert::head(connection)?.newest)
+}
+
+/// The next events that fit a page.
+fn pack(window: &mut VecDeque<Event>) -> Vec<Event> {
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    while events.len() < PAGE_ROWS
+        && let Some(event) = window.front()
+    {
+        bytes += weight(event);
+        if !events.is_empty() && bytes > PAGE_BYTES {
+            break;
+        }
+        events.extend(window.pop_front());
+    }
+    events
+}
+
+/// About the bytes that an event takes as JSON.
+pub(crate) fn weight(event: &Event) -> usize {
+    // Control characters take six bytes each; a path that holds so many is met by the limit on frames.
+    let text = |text: &str| text.len() + text.bytes().filter(|byte| *byte < 0x20).count() * 5;
+    let file = event.file.as_ref().map_or(0, |file| text(&file.path));
+    let target = event.target.as_ref().map_or(0, |file| text(&file.path));
+    let process = event.process.as_ref().map_or(0, |process| {
+        process
+            .argv
+            .iter()
+            .map(|argument| text(argument) + 3)
+            .sum::<usize>()
+            + text(&process.exe)
+            + text(&process.cwd)
+    });
+    700 + file + target + process
+}
+
+/// A connection that can only read, without the tables and views of responders.
+pub(super) fn connect_bare(directory: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "temp_store", "FILE")?;
+    Ok(connection)
 }
 
 /// A connection that can only read.
 pub(super) fn connect(directory: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
-    connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    let connection = connect_bare(directory)?;
+    table::register(&connection, directory)?;
+    connection.execute_batch(include_str!("views.sql"))?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
 }
@@ -367,7 +893,6 @@ pub(super) fn connect(directory: &Path) -> Result<Connection, StoreError> {
 const SESSION_COLUMNS: &str =
     "no, id, name, uid, policy, mode, coverage, missing, backends, cgroup, command, origin, state,
     started_ns, ended_ns, reason, exit_code, events, denied, counts";
-
 /// A condition for what `viewer` may see, with its value.
 fn visible(viewer: Viewer, column: &str) -> (String, Vec<Value>) {
     match viewer {
@@ -385,7 +910,7 @@ fn unknown_session(wanted: &str) -> StoreError {
     ))
 }
 
-fn session_row(row: &Row<'_>) -> Result<SessionRow, StoreError> {
+fn session_row(row: &SqlRow<'_>) -> Result<SessionRow, StoreError> {
     let mode: String = row.get("mode")?;
     let coverage: Option<String> = row.get("coverage")?;
     let begun = coverage.is_some();
@@ -426,15 +951,11 @@ fn session_row(row: &Row<'_>) -> Result<SessionRow, StoreError> {
 }
 
 /// A column that holds JSON.
-fn column<T: DeserializeOwned>(row: &Row<'_>, name: &str) -> Result<Option<T>, StoreError> {
+fn column<T: DeserializeOwned>(row: &SqlRow<'_>, name: &str) -> Result<Option<T>, StoreError> {
     let text: Option<String> = row.get(name)?;
     text.map(|text| {
         serde_json::from_str(&text)
             .map_err(|error| StoreError::Corrupt(format!("{name} of a session: {error}")))
     })
     .transpose()
-}
-
-fn timestamp(nanoseconds: i64) -> Timestamp {
-    Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default()
 }

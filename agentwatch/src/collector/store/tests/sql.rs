@@ -10,7 +10,7 @@ fn views_answer_responders() {
         .zip(1..)
         .map(|(kind, n)| event("s", n, kind))
         .collect();
-    store.insert([events.as_slice()]).expect("stored");
+    store.insert_events(&events).expect("stored");
     let rows = sql(
         directory.path(),
         "SELECT time, path, rule_id, access FROM denials WHERE kind = 'open'",
@@ -56,15 +56,13 @@ fn views_answer_responders() {
     }
     let plan = "EXPLAIN QUERY PLAN SELECT path FROM denials WHERE time_ns > (unixepoch() - 3600) * 1000000000";
     let plan = format!("{:?}", sql(directory.path(), plan).expect("a plan"));
-    assert!(plan.contains("event_denied_time"), "{plan}");
+    assert!(plan.contains("refusal_time"), "{plan}");
 }
 
 #[test]
 fn sql_that_is_no_reading_is_refused() {
     let (directory, mut store) = store();
-    store
-        .insert([[started("s", 1)].as_slice()])
-        .expect("stored");
+    store.insert_events(&[started("s", 1)]).expect("stored");
     let other = directory.path().join("other.db");
     for statement in [
         "DELETE FROM event_rows",

@@ -1,0 +1,65 @@
+//! The history in the order in which it was stored, for those who pass it on.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+pub(crate) use super::read::weight;
+use super::{StoreError, read};
+use crate::{
+    event::{Event, Kind, Verdict},
+    wire::collector::Filter,
+};
+
+/// Some events, and how far they go.
+pub(crate) struct Fed {
+    /// Which history it is.
+    pub(crate) history: String,
+    /// Events that are wanted, with their numbers.
+    pub(crate) events: Vec<(i64, Event)>,
+    /// Up to this number, `events` is all that is wanted.
+    pub(crate) upto: i64,
+    /// How many events up to there are not in the history any more.
+    pub(crate) missing: u64,
+    /// The number of the newest event.
+    pub(crate) newest: i64,
+}
+
+/// Which history is in `directory`, and the number of its newest event.
+pub(crate) fn end(directory: &Path) -> Result<(String, i64), StoreError> {
+    let connection = read::connect_bare(directory)?;
+    Ok((history(&connection)?, read::newest(&connection)?))
+}
+
+/// Events with numbers above `after`, a few thousand at the most. Empty lists do not restrict.
+pub(crate) fn after(
+    directory: &Path,
+    after: i64,
+    kinds: &[Kind],
+    verdicts: &[Verdict],
+) -> Result<Fed, StoreError> {
+    let reader = read::Reader::open_bare(directory)?;
+    let filter = Filter {
+        kinds: kinds.to_vec(),
+        verdicts: verdicts.to_vec(),
+        ..Filter::default()
+    };
+    let history = history(&reader.connection)?;
+    let newest = read::newest(&reader.connection)?;
+    let read::Arrived {
+        events,
+        upto,
+        missing,
+    } = reader.arrived(&filter, after, newest)?;
+    Ok(Fed {
+        history,
+        events,
+        upto,
+        missing,
+        newest,
+    })
+}
+
+fn history(connection: &Connection) -> Result<String, StoreError> {
+    Ok(connection.query_row("SELECT id FROM history_row", [], |row| row.get(0))?)
+}

@@ -1,0 +1,461 @@
+//! Sealing: what has gathered in the tail becomes a segment, in three steps of which each leaves a whole history behind.
+//!
+//! 1. The writer says what is to be sealed, which is then no longer changed by anyone.
+//! 2. Anyone builds the segment and its manifest, beside the history.
+//! 3. The writer enters the segment and takes its events out of the tail, in one transaction.
+//!
+//! A stop between 2 and 3 leaves files that nothing knows; they are removed at the next start.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+
+use super::{
+    Store, StoreError,
+    columns::{C, Row as _, Unsealed},
+    hash::GROUP_ROWS,
+    insert, read, segment,
+};
+use crate::{
+    collector::chain::{self, Hash, Key, Manifest},
+    event::Verdict,
+    wire::batch::Batch,
+};
+
+/// Events of a segment.
+pub const SEGMENT_EVENTS: usize = 1 << 17;
+/// What has waited for so long is sealed although it is less.
+const OLDEST_UNSEALED: Duration = Duration::from_secs(6 * 3600);
+
+/// How much is kept. Segments are the unit: one goes when all of it is too old, or when the whole is too large.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    pub age: Option<Duration>,
+    pub bytes: Option<u64>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            age: Some(Duration::from_secs(90 * 24 * 3600)),
+            bytes: Some(20 << 30),
+        }
+    }
+}
+
+/// The verdicts of a run of events that were allowed.
+const ALLOWED: u32 = 1 << Verdict::Allowed as u32;
+
+/// What is to be sealed.
+pub struct Order {
+    directory: PathBuf,
+    segment: i64,
+    last_no: i64,
+    previous: Hash,
+}
+
+/// A segment that is on disk and not yet known.
+pub struct Sealed {
+    segment: i64,
+    first_no: i64,
+    last_no: i64,
+    events: usize,
+    bytes: u64,
+    times: (i64, i64),
+    link: Hash,
+    runs: Vec<Run>,
+}
+
+struct Run {
+    first_row: usize,
+    rows: usize,
+    session: String,
+    boot: String,
+    ktimes: (i64, i64),
+    times: (i64, i64),
+    kinds: u32,
+    verdicts: u32,
+}
+
+impl Store {
+    /// What is to be sealed now, if anything: a full segment, or with `all` whatever there is.
+    pub fn order(&self, all: bool) -> Result<Option<Order>, StoreError> {
+        let old = self
+            .known
+            .unsealed_since
+            .is_some_and(|since| since.elapsed() > OLDEST_UNSEALED);
+        if self.known.unsealed == 0 || (self.known.unsealed < self.segment_events && !all && !old) {
+            return Ok(None);
+        }
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT no, events FROM tail_rows ORDER BY no")?;
+        let mut rows = statement.query([])?;
+        let (mut events, mut last_no) = (0usize, 0i64);
+        while events < self.segment_events
+            && let Some(row) = rows.next()?
+        {
+            let (no, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+            events += usize::try_from(count).unwrap_or(0);
+            last_no = no + count - 1;
+        }
+        let head = insert::head(&self.connection)?;
+        Ok((events > 0).then(|| Order {
+            directory: self.directory.clone(),
+            segment: head.segment + 1,
+            last_no,
+            previous: head.link,
+        }))
+    }
+
+    /// Enters a segment.
+    pub fn enter(&mut self, sealed: &Sealed) -> Result<(), StoreError> {
+        let result = self.enter_in_one(sealed);
+        // The head may have moved, and the tail is shorter.
+        self.recount()?;
+        result
+    }
+
+    fn enter_in_one(&mut self, sealed: &Sealed) -> Result<(), StoreError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute(
+            "INSERT INTO segment_rows (no, first_no, last_no, events, bytes, min_time, max_time, link) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                sealed.segment,
+                sealed.first_no,
+                sealed.last_no,
+                sealed.events,
+                sealed.bytes,
+                sealed.times.0,
+                sealed.times.1,
+                sealed.link
+            ],
+        )?;
+        {
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO run_rows (segment, first_row, rows, session, boot, min_ktime, max_ktime, min_time, max_time, kinds, verdicts)
+                 VALUES (?, ?, ?, (SELECT no FROM session_rows WHERE id = ?), (SELECT no FROM boot_rows WHERE boot_id = ?), ?, ?, ?, ?, ?, ?)",
+            )?;
+            for run in &sealed.runs {
+                insert.execute(params![
+                    sealed.segment,
+                    run.first_row,
+                    run.rows,
+                    run.session,
+                    run.boot,
+                    run.ktimes.0,
+                    run.ktimes.1,
+                    run.times.0,
+                    run.times.1,
+                    run.kinds,
+                    run.verdicts
+                ])?;
+            }
+        }
+        transaction.execute("DELETE FROM tail_rows WHERE no <= ?", [sealed.last_no])?;
+        let mut head = insert::head(&transaction)?;
+        head.segment = sealed.segment;
+        head.link = sealed.link;
+        self.key.sign_head(&mut head);
+        insert::write_head(&transaction, &head)?;
+        transaction.commit()?;
+        self.known.head = Some(head);
+        Ok(())
+    }
+
+    /// Seals everything at once; for tests, and before an export.
+    pub fn seal_all(&mut self) -> Result<(), StoreError> {
+        while let Some(order) = self.order(true)? {
+            let sealed = build(&order, &self.key)?;
+            self.enter(&sealed)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is older, or more, than what is to be kept; returns how many segments went.
+    pub fn retain(&mut self, retention: &Retention) -> Result<usize, StoreError> {
+        let now = crate::wire::batch::nanoseconds(Timestamp::now());
+        let mut gone = 0;
+        loop {
+            let oldest: Option<(i64, i64, i64)> = self
+                .connection
+                .query_row(
+                    "SELECT no, max_time, last_no FROM segment_rows ORDER BY no LIMIT 1",
+                    [],
+                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                )
+                .optional()?;
+            let Some((segment, max_time, last_no)) = oldest else {
+                return Ok(gone);
+            };
+            let age = retention
+                .age
+                .map(|age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
+            let reason = if age.is_some_and(|age| now.saturating_sub(max_time) > age) {
+                "age"
+            } else if retention
+                .bytes
+                .is_some_and(|most| read::bytes(&self.connection).is_ok_and(|held| held > most))
+            {
+                "size"
+            } else {
+                return Ok(gone);
+            };
+            self.retire(segment, last_no, reason)?;
+            gone += 1;
+        }
+    }
+
+    fn retire(&mut self, segment: i64, last_no: i64, reason: &str) -> Result<(), StoreError> {
+        // The signed note comes first, so that nobody sees a segment missing without a word.
+        let manifest_path = manifest_path(&self.directory, segment);
+        match read_manifest(&manifest_path) {
+            Ok(manifest) => {
+                let retired = self.key.retire(&manifest, reason);
+                chain::write_through(&manifest_path, &json(&retired))?;
+            }
+            Err(error) => {
+                tracing::error!(
+                    segment,
+                    error = error.to_string(),
+                    "the manifest of a segment that is too old cannot be read"
+                );
+            }
+        }
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute("DELETE FROM segment_rows WHERE no = ?", [segment])?;
+        transaction.execute("DELETE FROM run_rows WHERE segment = ?", [segment])?;
+        transaction.execute("DELETE FROM refusal_rows WHERE no <= ?", [last_no])?;
+        transaction.execute("DELETE FROM id_rows WHERE no <= ?", [last_no])?;
+        // A session of which nothing is left goes with its roll-up, unless it lives.
+        transaction.execute_batch(
+            "CREATE TEMP TABLE gone AS SELECT no FROM session_rows s
+               WHERE NOT EXISTS (SELECT 1 FROM run_rows r WHERE r.session = s.no)
+                 AND NOT EXISTS (SELECT 1 FROM tail_rows)
+                 AND (s.ended_ns IS NOT NULL OR s.boot <> (SELECT no FROM boot_rows ORDER BY opened DESC LIMIT 1));
+             DELETE FROM destination_rows WHERE session IN (SELECT no FROM temp.gone);
+             DELETE FROM session_rows WHERE no IN (SELECT no FROM temp.gone);
+             DROP TABLE temp.gone;",
+        )?;
+        transaction.commit()?;
+        match fs::remove_file(segment::path(&self.directory, segment)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.known = super::Known::default();
+        self.recount()?;
+        tracing::info!(segment, reason, "a segment was retired");
+        Ok(())
+    }
+
+    /// Removes what a stop in the midst of sealing left, and says what of the history is not there.
+    pub(super) fn tidy(&self) -> Result<Vec<i64>, StoreError> {
+        let directory = self.directory.join(segment::DIRECTORY);
+        fs::create_dir_all(&directory)?;
+        let last: i64 = self.connection.query_row(
+            "SELECT coalesce(max(no), 0) FROM segment_rows",
+            [],
+            |row| row.get(0),
+        )?;
+        let head = insert::head(&self.connection)?.segment.max(last);
+        for entry in fs::read_dir(&directory)?.flatten() {
+            let path = entry.path();
+            let number: Option<i64> = path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .and_then(|stem| stem.split('.').next())
+                .and_then(|stem| stem.parse().ok());
+            let half = path.extension().is_some_and(|extension| extension == "tmp");
+            if half || number.is_some_and(|number| number > head) {
+                tracing::info!(file = %path.display(), "removed what was left of a sealing that did not end; its events are in the tail");
+                fs::remove_file(&path)?;
+            }
+        }
+        let mut statement = self
+            .connection
+            .prepare("SELECT no, bytes FROM segment_rows ORDER BY no")?;
+        let known: Vec<(i64, u64)> = statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        Ok(known
+            .into_iter()
+            .filter(|(no, bytes)| {
+                fs::metadata(segment::path(&self.directory, *no))
+                    .map_or(true, |found| found.len() != *bytes)
+            })
+            .map(|(no, _)| no)
+            .collect())
+    }
+}
+
+/// Builds the segment of an order.
+pub fn build(order: &Order, key: &Key) -> Result<Sealed, StoreError> {
+    let connection = read::connect_bare(&order.directory)?;
+    let frames = frames(&connection, order.last_no)?;
+    let batches: Vec<(i64, Batch<'_>)> = frames
+        .iter()
+        .map(|(no, frame)| Ok((*no, Batch::decode(frame).map_err(StoreError::Batch)?)))
+        .collect::<Result<_, StoreError>>()?;
+    let rows = ordered(&batches);
+    let (Some(first_no), events) = (batches.first().map(|(no, _)| *no), rows.len()) else {
+        return Err(StoreError::Corrupt(
+            "what was to be sealed is gone".to_owned(),
+        ));
+    };
+    let runs = runs(&rows);
+    let path = segment::path(&order.directory, order.segment);
+    let groups = segment::write(&path, &rows)?;
+    let mut manifest = Manifest {
+        v: 1,
+        segment: order.segment,
+        first_no,
+        last_no: order.last_no,
+        rows: events as u64,
+        sealed: Timestamp::now(),
+        file: chain::file(&path)?,
+        group_rows: GROUP_ROWS,
+        groups_hash: chain::hash_of_groups(&groups),
+        groups,
+        previous: order.previous,
+        link: chain::GENESIS,
+        key: chain::GENESIS,
+        signature: String::new(),
+        retired: None,
+    };
+    key.seal(&mut manifest);
+    chain::write_through(
+        &manifest_path(&order.directory, order.segment),
+        &json(&manifest),
+    )?;
+    let bounds = |get: fn(&Run) -> (i64, i64)| {
+        runs.iter().map(get).fold((i64::MAX, i64::MIN), |all, run| {
+            (all.0.min(run.0), all.1.max(run.1))
+        })
+    };
+    Ok(Sealed {
+        segment: order.segment,
+        first_no,
+        last_no: order.last_no,
+        events,
+        bytes: fs::metadata(&path)?.len(),
+        times: bounds(|run| run.times),
+        link: manifest.link,
+        runs,
+    })
+}
+
+/// The path of a segment's manifest.
+pub(super) fn manifest_path(directory: &Path, segment: i64) -> PathBuf {
+    segment::path(directory, segment).with_extension("json")
+}
+
+/// Reads a manifest.
+pub(super) fn read_manifest(path: &Path) -> Result<Manifest, StoreError> {
+    let text = fs::read(path)
+        .map_err(|error| StoreError::Segment(format!("{}: {error}", path.display())))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| StoreError::Segment(format!("{}: {error}", path.display())))
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain types always serialise")
+}
+
+fn frames(connection: &Connection, last_no: i64) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
+    let mut statement =
+        connection.prepare("SELECT no, frame FROM tail_rows WHERE no <= ? ORDER BY no")?;
+    let rows = statement.query_map([last_no], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// All records: first those that were refused, then the others, each by session, boot, kernel time and number.
+fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> Vec<Unsealed<'a>> {
+    // Sessions and boots by numbers, which compare faster than their ids.
+    let mut ranks: HashMap<(&str, &str), u32> = HashMap::new();
+    for (_, batch) in batches {
+        for session in &batch.sessions {
+            let text = |index| batch.text(index).unwrap_or_default();
+            let next = ranks.len() as u32;
+            ranks
+                .entry((text(session.id), text(session.boot_id)))
+                .or_insert(next);
+        }
+    }
+    let mut keys: Vec<(u32, i64, i64, u32, u32)> = Vec::new();
+    for (place, (first, batch)) in batches.iter().enumerate() {
+        let own: Vec<u32> = batch
+            .sessions
+            .iter()
+            .map(|session| {
+                let text = |index| batch.text(index).unwrap_or_default();
+                let key = (text(session.id), text(session.boot_id));
+                ranks.get(&key).copied().unwrap_or_default()
+            })
+            .collect();
+        for (index, record) in batch.records.iter().enumerate() {
+            keys.push((
+                own.get(record.session as usize)
+                    .copied()
+                    .unwrap_or_default(),
+                batch.base_ktime_ns.wrapping_add(record.ktime),
+                first + index as i64,
+                place as u32,
+                index as u32,
+            ));
+        }
+    }
+    keys.sort_unstable();
+    keys.into_iter()
+        .filter_map(|(_, _, no, place, index)| {
+            let (_, batch) = batches.get(place as usize)?;
+            let record = batch.records.get(index as usize)?;
+            Some(Unsealed { batch, record, no })
+        })
+        .collect()
+}
+
+fn runs(rows: &[Unsealed<'_>]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let (session, boot) = (
+            row.text(C::SessionId).unwrap_or_default(),
+            row.text(C::BootId).unwrap_or_default(),
+        );
+        let (ktime, time) = (row.ktime(), row.time());
+        let record = row.record.verdict;
+        match runs.last_mut() {
+            Some(run)
+                if run.session == session
+                    && run.boot == boot
+                    && (run.verdicts == ALLOWED) == (1 << record == ALLOWED) =>
+            {
+                run.rows += 1;
+                run.ktimes.1 = ktime;
+                run.times = (run.times.0.min(time), run.times.1.max(time));
+                run.kinds |= 1 << row.record.kind;
+                run.verdicts |= 1 << row.record.verdict;
+            }
+            _ => runs.push(Run {
+                first_row: index,
+                rows: 1,
+                session: session.to_owned(),
+                boot: boot.to_owned(),
+                ktimes: (ktime, ktime),
+                times: (time, time),
+                kinds: 1 << row.record.kind,
+                verdicts: 1 << row.record.verdict,
+            }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,649 @@
+//! What is sealed answers as what is not, survives a stop at any point, and shows when it was touched.
+
+use super::*;
+use crate::collector::store::verify::{Expected, Report, export, verify};
+
+/// A few sessions of two boots, all kinds, in an order that no segment keeps.
+fn mixed(count: u64) -> Vec<Event> {
+    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Session);
+    let mut events: Vec<Event> = kinds
+        .cycle()
+        .zip(1..=count)
+        .map(|(kind, n)| {
+            let mut event = event(&format!("s{}", n % 5), n, kind);
+            event.id = format!("s{}-{n}", n % 5);
+            if n % 7 == 0 {
+                event.boot_id = "earlier".to_owned();
+                event.time -= SignedDuration::from_hours(48);
+            }
+            event
+        })
+        .collect();
+    events.extend((0..5).map(|n| started(&format!("s{n}"), 1000 + n)));
+    let half = events.len() / 2;
+    events.rotate_left(half);
+    events
+}
+
+fn ids(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| event.id.as_str()).collect()
+}
+
+#[test]
+fn sealed_and_unsealed_answer_alike() {
+    let events = mixed(2000);
+    let (plain, mut unsealed) = store();
+    unsealed.insert_events(&events).expect("stored");
+    let (other, mut sealed) = store();
+    for part in events.chunks(300) {
+        sealed.insert_events(part).expect("stored");
+        sealed.seal_all().expect("sealed");
+    }
+    // The last part stays in the tail.
+    let (third, mut halves) = store();
+    halves.insert_events(&events[..1200]).expect("stored");
+    halves.seal_all().expect("sealed");
+    halves.insert_events(&events[1200..]).expect("stored");
+
+    let questions = [
+        Filter::default(),
+        filter("s3"),
+        Filter {
+            kinds: vec![Kind::Open, Kind::Exit],
+            ..filter("s1")
+        },
+        Filter {
+            verdicts: vec![Verdict::Denied],
+            ..Filter::default()
+        },
+        Filter {
+            since: events.get(900).map(|event| event.time),
+            ..Filter::default()
+        },
+    ];
+    for question in &questions {
+        for viewer in [Viewer::All, Viewer::User(1003)] {
+            let asked = |directory: &Path| all(directory, viewer, question);
+            match (
+                asked(plain.path()),
+                asked(other.path()),
+                asked(third.path()),
+            ) {
+                (Ok(first), Ok(second), Ok(third)) => {
+                    assert!(
+                        first == second,
+                        "{question:?} {viewer:?}: {} {}",
+                        first.len(),
+                        second.len()
+                    );
+                    assert!(
+                        first == third,
+                        "{question:?} {viewer:?}: {} {}",
+                        first.len(),
+                        third.len()
+                    );
+                }
+                (Err(first), Err(_), Err(_)) => {
+                    assert!(first.to_string().contains("no session"), "{first}");
+                }
+                _ => panic!("{question:?} {viewer:?}"),
+            }
+        }
+    }
+    for statement in [
+        "SELECT count(*), sum(count), min(time_ns), max(ktime_ns) FROM events",
+        "SELECT id, json FROM events WHERE session_id = 's2' ORDER BY id",
+        "SELECT kind, verdict, count(*) FROM events GROUP BY kind, verdict ORDER BY 1, 2",
+        "SELECT id FROM events WHERE path = '/etc/shadow' ORDER BY id",
+        "SELECT id FROM events WHERE path = '/etc/shado' ORDER BY id",
+        "SELECT id FROM events WHERE kind IN ('rename', 'bind') AND session_id <> 's1' ORDER BY id",
+        "SELECT session_id, path, sum(count) FROM files WHERE session_id = 's4' GROUP BY 1, 2 ORDER BY 1, 2",
+        "SELECT * FROM destinations ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12",
+        "SELECT * FROM denials ORDER BY id",
+        "SELECT pid, exe, exit_code, events FROM processes WHERE session_id = 's0'",
+        "SELECT count(*) FROM approvals",
+        "SELECT s.name, count(*) FROM sessions s JOIN events e ON e.session_id = s.id GROUP BY 1 ORDER BY 1",
+        "SELECT id, events, denied FROM sessions ORDER BY id",
+        "SELECT id FROM events WHERE time_ns > (SELECT max(time_ns) - 50000000 FROM events) ORDER BY id",
+    ] {
+        let first = sql(plain.path(), statement).expect(statement);
+        assert!(
+            !first.is_empty() || statement.contains("shado'"),
+            "{statement}"
+        );
+        assert_eq!(
+            first,
+            sql(other.path(), statement).expect(statement),
+            "{statement}"
+        );
+        assert_eq!(
+            first,
+            sql(third.path(), statement).expect(statement),
+            "{statement}"
+        );
+    }
+}
+
+#[test]
+fn what_is_sealed_is_not_stored_again() {
+    let events = mixed(500);
+    let (directory, mut store) = store();
+    store.insert_events(&events).expect("stored");
+    store.seal_all().expect("sealed");
+    store.insert_events(&events).expect("stored again");
+    drop(store);
+    // Another collector knows of the segments only what it reads.
+    let (mut store, _) = Store::open(directory.path(), &host()).expect("opened");
+    store.insert_events(&events).expect("stored again");
+    let found = all(directory.path(), Viewer::All, &Filter::default()).expect("read");
+    assert_eq!(found.len(), events.len());
+    let rows = sql(directory.path(), "SELECT sum(events) FROM sessions").expect("rows");
+    assert_eq!(rows, [[json!(505)]]);
+}
+
+#[test]
+fn a_stop_between_the_steps_of_sealing_loses_and_doubles_nothing() {
+    let events = mixed(700);
+    let (directory, mut store) = store();
+    store.insert_events(&events).expect("stored");
+    let order = store
+        .order(true)
+        .expect("an order")
+        .expect("something is there");
+    // Built and not entered; and half a file of another attempt.
+    let _ = build(&order, &store.key()).expect("built");
+    std::fs::write(
+        directory.path().join("segments/0000000002.parquet.tmp"),
+        b"PAR1",
+    )
+    .expect("written");
+    drop(store);
+    let (mut store, _) = Store::open(directory.path(), &host()).expect("opened");
+    assert_eq!(
+        std::fs::read_dir(directory.path().join("segments"))
+            .expect("a directory")
+            .count(),
+        0
+    );
+    assert_eq!(
+        all(directory.path(), Viewer::All, &Filter::default())
+            .expect("read")
+            .len(),
+        705
+    );
+    store.seal_all().expect("sealed");
+    assert_eq!(
+        all(directory.path(), Viewer::All, &Filter::default())
+            .expect("read")
+            .len(),
+        705
+    );
+    assert!(checked(directory.path()).findings.is_empty());
+}
+
+#[test]
+fn a_walk_goes_on_while_its_events_are_sealed() {
+    let (directory, mut store) = store();
+    let events: Vec<Event> = (1..=1700).map(|n| event("s", n, Kind::Open)).collect();
+    store.insert_events(&events).expect("stored");
+    let reader = Reader::open(directory.path(), Viewer::All).expect("a reader");
+    let mut scan = reader.scan(&Filter::default()).expect("a walk");
+    let mut found = reader.page(&mut scan).expect("a page").events;
+    store.seal_all().expect("sealed");
+    let later: Vec<Event> = (1701..=1800).map(|n| event("s", n, Kind::Open)).collect();
+    store.insert_events(&later).expect("stored");
+    loop {
+        let page = reader.page(&mut scan).expect("a page");
+        found.extend(page.events);
+        if page.last {
+            break;
+        }
+    }
+    assert_eq!(ids(&found), ids(&events));
+    store.seal_all().expect("sealed");
+    let mut newer = Vec::new();
+    loop {
+        let page = reader.newer(&mut scan).expect("newer");
+        newer.extend(page.events);
+        if page.last {
+            break;
+        }
+    }
+    assert_eq!(ids(&newer), ids(&later));
+}
+
+#[test]
+fn whole_segments_are_let_go_of_by_age_and_by_size() {
+    let (directory, mut store) = store();
+    for round in 0..3u64 {
+        let events: Vec<Event> = (1..=200)
+            .map(|n| {
+                let mut event = event("s", round * 200 + n, Kind::Open);
+                event.time = Timestamp::now() - SignedDuration::from_hours(72 - 24 * round as i64);
+                event
+            })
+            .collect();
+        store.insert_events(&events).expect("stored");
+        store.seal_all().expect("sealed");
+    }
+    let count = || {
+        all(directory.path(), Viewer::All, &Filter::default())
+            .expect("read")
+            .len()
+    };
+    assert_eq!(count(), 600);
+    let age = Retention {
+        age: Some(Duration::from_secs(60 * 3600)),
+        bytes: None,
+    };
+    assert_eq!(store.retain(&age).expect("let go"), 1);
+    assert_eq!(count(), 400);
+    assert_eq!(
+        sql(directory.path(), "SELECT count(*) FROM denials").expect("rows"),
+        [[json!(400)]]
+    );
+    let report = checked(directory.path());
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert_eq!((report.retired, report.segments), (1, 2));
+    let size = Retention {
+        age: None,
+        bytes: Some(1),
+    };
+    assert_eq!(store.retain(&size).expect("let go"), 2);
+    assert_eq!(count(), 0);
+    store
+        .insert_events(&[event("t", 1, Kind::Open)])
+        .expect("it goes on");
+    store.seal_all().expect("sealed");
+    assert!(checked(directory.path()).findings.is_empty());
+    assert_eq!(count(), 1);
+}
+
+#[test]
+fn a_segment_that_is_gone_is_declared_and_the_rest_answers() {
+    let (directory, mut store) = store();
+    for part in mixed(600).chunks(300) {
+        store.insert_events(part).expect("stored");
+        store.seal_all().expect("sealed");
+    }
+    drop(store);
+    std::fs::remove_file(directory.path().join("segments/0000000001.parquet")).expect("removed");
+    let (_store, _) = Store::open(directory.path(), &host()).expect("opened");
+    let found = all(directory.path(), Viewer::All, &Filter::default()).expect("read");
+    let losses: Vec<_> = found
+        .iter()
+        .filter_map(|event| event.loss.as_ref())
+        .filter(|loss| loss.reason == "segment_missing")
+        .collect();
+    assert_eq!((losses.len(), losses[0].events), (1, 300));
+    assert!(
+        checked(directory.path())
+            .findings
+            .iter()
+            .any(|finding| finding.what == "missing")
+    );
+}
+
+#[test]
+fn flipped_bytes_end_in_words_never_in_a_panic() {
+    let (directory, mut store) = store();
+    store.insert_events(&mixed(800)).expect("stored");
+    store.seal_all().expect("sealed");
+    let path = directory.path().join("segments/0000000001.parquet");
+    let content = std::fs::read(&path).expect("the file");
+    for at in (0..content.len()).step_by(content.len() / 60) {
+        let mut damaged = content.clone();
+        damaged[at] ^= 0x55;
+        std::fs::write(&path, &damaged).expect("written");
+        // It may read as something else, which is what verify is for.
+        if let Err(error) = all(directory.path(), Viewer::All, &Filter::default()) {
+            assert!(
+                error.to_string().contains("hint: `agentwatch verify`"),
+                "{error}"
+            );
+        }
+        let _ = sql(
+            directory.path(),
+            "SELECT count(*), max(path), max(argv) FROM events",
+        );
+        let report = checked(directory.path());
+        assert!(!report.findings.is_empty(), "byte {at}");
+    }
+}
+
+fn checked(directory: &Path) -> Report {
+    verify(directory, &Expected::default()).expect("it can be checked")
+}
+
+/// A history of three segments and a tail.
+fn chained() -> (tempfile::TempDir, Store) {
+    let (directory, mut store) = store();
+    for part in mixed(900).chunks(240) {
+        store.insert_events(part).expect("stored");
+        if part.len() == 240 {
+            store.seal_all().expect("sealed");
+        }
+    }
+    (directory, store)
+}
+
+/// Writes a segment anew with other rows, as somebody would who edits it.
+fn rewritten(directory: &Path, no: i64, edit: impl FnOnce(&mut Vec<(i64, Event)>)) {
+    let path = super::super::segment::path(directory, no);
+    let segment = super::super::segment::Segment::open(&path).expect("a segment");
+    let chunk = segment
+        .read_range(super::super::columns::ALL, 0, segment.rows())
+        .expect("its rows");
+    let mut rows: Vec<(i64, Event)> = (0..chunk.rows)
+        .map(|index| {
+            use super::super::columns::{C, Row as _, event};
+            let row = chunk.row(index);
+            (
+                row.number(C::No).expect("a number"),
+                event(&row).expect("an event"),
+            )
+        })
+        .collect();
+    edit(&mut rows);
+    let frames: Vec<(i64, Vec<u8>)> = rows
+        .iter()
+        .map(|(no, event)| (*no, pack(std::slice::from_ref(event))))
+        .collect();
+    let batches: Vec<_> = frames
+        .iter()
+        .map(|(no, frame)| {
+            (
+                *no,
+                crate::wire::batch::Batch::decode(frame).expect("a batch"),
+            )
+        })
+        .collect();
+    let unsealed: Vec<_> = batches
+        .iter()
+        .map(|(no, batch)| super::super::columns::Unsealed {
+            batch,
+            record: &batch.records[0],
+            no: *no,
+        })
+        .collect();
+    super::super::segment::write(&path, &unsealed).expect("written");
+}
+
+fn found(report: &Report, what: &str, segment: i64, detail: &str) {
+    assert!(
+        report.findings.iter().any(|finding| finding.what == what
+            && finding.segment == segment
+            && finding.detail.contains(detail)),
+        "{what} {segment} {detail}: {:#?}",
+        report.findings
+    );
+}
+
+#[test]
+fn an_untouched_history_and_its_export_verify() {
+    let (directory, mut store) = chained();
+    let report = checked(directory.path());
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert_eq!(
+        (report.segments, report.events, report.unsealed),
+        (3, 720, 185)
+    );
+    store.seal_all().expect("sealed");
+    let out = tempfile::tempdir().expect("a temporary directory");
+    let out = out.path().join("export");
+    assert_eq!(export(directory.path(), &out).expect("exported"), 4);
+    let report = checked(&out);
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert_eq!((report.segments, report.events), (4, 905));
+    let text = report.head.expect("a head");
+    let (segment, link) = text.split_once(':').expect("two parts");
+    let mut hash = [0; 32];
+    hex::decode_to_slice(link, &mut hash).expect("a hash");
+    let noted = Expected {
+        key: None,
+        head: Some((segment.parse().expect("a number"), hash)),
+    };
+    assert!(verify(&out, &noted).expect("checked").findings.is_empty());
+    let noted = Expected {
+        key: None,
+        head: Some((3, [7; 32])),
+    };
+    found(&verify(&out, &noted).expect("checked"), "cut", 3, "noted");
+    let other = Expected {
+        key: Some([9; 32]),
+        head: None,
+    };
+    found(
+        &verify(&out, &other).expect("checked"),
+        "signature",
+        1,
+        "another key",
+    );
+}
+
+#[test]
+fn an_edited_segment_says_which_events() {
+    type Edit = fn(&mut Vec<(i64, Event)>);
+    let cases: [(Edit, &str, &str); 4] = [
+        (
+            |rows| drop(rows.remove(100)),
+            "removed",
+            "1 event was removed",
+        ),
+        (|rows| rows.swap(100, 101), "reordered", "out of"),
+        (
+            |rows| rows[130].1.host = "another".to_owned(),
+            "changed",
+            "rows 128 to 191 of segment 2",
+        ),
+        (
+            |rows| {
+                let row = rows[3].clone();
+                rows.insert(4, row);
+            },
+            "added",
+            "1 event was added",
+        ),
+    ];
+    for (edit, what, detail) in cases {
+        let (directory, _store) = chained();
+        rewritten(directory.path(), 2, edit);
+        found(&checked(directory.path()), what, 2, detail);
+    }
+}
+
+#[test]
+fn missing_cut_and_exchanged_segments_are_named() {
+    let path = |directory: &Path, name: &str| directory.join("segments").join(name);
+    let (directory, _store) = chained();
+    std::fs::remove_file(path(directory.path(), "0000000002.parquet")).expect("removed");
+    found(&checked(directory.path()), "missing", 2, "is gone");
+    std::fs::remove_file(path(directory.path(), "0000000002.json")).expect("removed");
+    found(
+        &checked(directory.path()),
+        "missing",
+        2,
+        "nothing says that this was on purpose",
+    );
+
+    let (directory, _store) = chained();
+    for name in ["0000000003.parquet", "0000000003.json"] {
+        std::fs::remove_file(path(directory.path(), name)).expect("removed");
+    }
+    found(&checked(directory.path()), "cut", 2, "cut off");
+
+    let (directory, _store) = chained();
+    std::fs::copy(
+        path(directory.path(), "0000000001.parquet"),
+        path(directory.path(), "0000000003.parquet"),
+    )
+    .expect("copied");
+    found(
+        &checked(directory.path()),
+        "exchanged",
+        3,
+        "that of segment 1",
+    );
+
+    // A manifest that is made to fit is not signed.
+    let (directory, _store) = chained();
+    let manifest = path(directory.path(), "0000000002.json");
+    let text = std::fs::read_to_string(&manifest).expect("a manifest");
+    std::fs::write(&manifest, text.replace("\"rows\":240", "\"rows\":239")).expect("written");
+    found(&checked(directory.path()), "signature", 2, "edited");
+
+    // One with a key of its own.
+    let (directory, _store) = chained();
+    let (other, _other_store) = chained();
+    for name in ["0000000002.parquet", "0000000002.json"] {
+        std::fs::copy(path(other.path(), name), path(directory.path(), name)).expect("copied");
+    }
+    found(&checked(directory.path()), "signature", 2, "another key");
+}
+
+#[test]
+fn an_edited_tail_is_seen() {
+    for (statement, what) in [
+        (
+            "DELETE FROM tail_rows WHERE no = (SELECT max(no) FROM tail_rows)",
+            "cut",
+        ),
+        (
+            "DELETE FROM tail_rows WHERE no = (SELECT min(no) FROM tail_rows)",
+            "removed",
+        ),
+        (
+            "UPDATE tail_rows SET frame = frame || x'00' WHERE no = (SELECT min(no) FROM tail_rows)",
+            "changed",
+        ),
+    ] {
+        let (directory, mut store) = chained();
+        store
+            .insert_events(&[event("s1", 5000, Kind::Open)])
+            .expect("stored");
+        store.connection.execute(statement, []).expect("edited");
+        let report = checked(directory.path());
+        assert!(
+            report.findings.iter().any(|finding| finding.what == what),
+            "{statement}: {:?}",
+            report.findings
+        );
+    }
+    let (directory, store) = chained();
+    store
+        .connection
+        .execute(
+            "UPDATE head_row SET json = replace(json, '\"newest\":9', '\"newest\":8')",
+            [],
+        )
+        .expect("edited");
+    found(&checked(directory.path()), "signature", 0, "not signed");
+}
+
+/// A directory as it could be after the power was cut: a copy of files, for a change to what was not on disk yet.
+fn copied(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().expect("a temporary directory");
+    for part in ["", "segments"] {
+        std::fs::create_dir_all(to.path().join(part)).expect("made");
+        for entry in std::fs::read_dir(from.join(part)).expect("a directory") {
+            let entry = entry.expect("an entry");
+            // The index of the log is memory that is shared, and made anew.
+            let index = entry.file_name().to_string_lossy().ends_with("-shm");
+            if entry.path().is_file() && !index {
+                let there = to.path().join(part).join(entry.file_name());
+                std::fs::copy(entry.path(), there).expect("copied");
+            }
+        }
+    }
+    to
+}
+
+/// Opens what a power cut left: which events are there, with the chain unbroken.
+fn after_cut(directory: &Path, what: &str) -> Vec<String> {
+    let (store, aside) = Store::open(directory, &host()).expect(what);
+    assert_eq!(aside, None, "{what}: nothing is set aside");
+    let report = checked(directory);
+    assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+    let found = all(directory, Viewer::All, &Filter::default()).expect(what);
+    drop(store);
+    let mut found: Vec<String> = found.into_iter().map(|event| event.id).collect();
+    found.sort();
+    found
+}
+
+/// What was acknowledged is there, whatever a power cut made of what was written after it: cut at any byte, zeroes, or other bytes.
+#[test]
+fn a_power_cut_takes_nothing_that_was_acknowledged() {
+    let (directory, mut store) = store();
+    let log = |directory: &Path| directory.join("history.db-wal");
+    let events = mixed(900);
+    store.insert_events(&events[..300]).expect("stored");
+    store.seal_all().expect("sealed");
+    store.insert_events(&events[300..600]).expect("stored");
+    let mut acknowledged: Vec<String> =
+        events[..600].iter().map(|event| event.id.clone()).collect();
+    acknowledged.sort();
+    let kept = std::fs::metadata(log(directory.path()))
+        .expect("a log")
+        .len();
+
+    // In the middle of storing more.
+    store.insert_events(&events[600..]).expect("stored");
+    let written = std::fs::read(log(directory.path())).expect("the log");
+    let kept = usize::try_from(kept).expect("small");
+    assert!(written.len() > kept + 10_000, "the log only grew");
+    for cut in (kept..written.len()).step_by((written.len() - kept) / 12) {
+        for fill in [None, Some(0u8), Some(0xa5)] {
+            let there = copied(directory.path());
+            let mut torn = written.clone();
+            match fill {
+                None => torn.truncate(cut),
+                Some(byte) => torn[cut..].fill(byte),
+            }
+            std::fs::write(log(there.path()), torn).expect("written");
+            let found = after_cut(there.path(), &format!("cut at {cut}, {fill:?}"));
+            assert_eq!(found, acknowledged, "cut at {cut}, {fill:?}");
+        }
+    }
+
+    // In the middle of sealing: the segment and its manifest, one of them, half of them, none.
+    let order = store.order(true).expect("an order").expect("something");
+    let sealed = build(&order, &store.key()).expect("built");
+    let mut whole: Vec<String> = events.iter().map(|event| event.id.clone()).collect();
+    whole.sort();
+    for (segment, manifest) in [(0, 0), (50, 0), (100, 0), (100, 50), (0, 100), (100, 100)] {
+        let there = copied(directory.path());
+        for (name, part) in [
+            ("0000000002.parquet", segment),
+            ("0000000002.json", manifest),
+        ] {
+            let path = there.path().join("segments").join(name);
+            let content = std::fs::read(&path).expect("built");
+            std::fs::write(&path, &content[..content.len() * part / 100]).expect("written");
+        }
+        let what = format!("segment {segment} %, manifest {manifest} %");
+        assert_eq!(after_cut(there.path(), &what), whole, "{what}");
+    }
+
+    // In the middle of moving the log into the file: any of its pages may be the old or the new one, or torn.
+    store.enter(&sealed).expect("entered");
+    let there = copied(directory.path());
+    store.close().expect("closed");
+    let old = std::fs::read(there.path().join(FILE)).expect("the file");
+    let new = std::fs::read(directory.path().join(FILE)).expect("the file");
+    for pattern in 0..6usize {
+        let there = copied(there.path());
+        let mut mixed_up = new.clone();
+        for (number, page) in mixed_up.chunks_mut(4096).enumerate() {
+            let was = old.get(number * 4096..number * 4096 + page.len());
+            match ((number * 7 + pattern) % 3, was) {
+                (0, Some(was)) => page.copy_from_slice(was),
+                (1, Some(was)) => page[..512].copy_from_slice(&was[..512]),
+                _ => {}
+            }
+        }
+        std::fs::write(there.path().join(FILE), mixed_up).expect("written");
+        let what = format!("pages mixed, {pattern}");
+        assert_eq!(after_cut(there.path(), &what), whole, "{what}");
+    }
+}

@@ -1,0 +1,669 @@
+//! Checking a history, or an export of one, against its chain: what was removed, reordered, changed, cut or exchanged.
+//!
+//! Everything that is read here may have been made by somebody else, so nothing is believed before it is checked, and every
+//! disagreement becomes a finding that says where and what; only a directory that cannot be read is an error.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    FILE, StoreError,
+    columns::{ALL, C, Row as _},
+    hash::Groups,
+    insert, read, seal,
+    segment::{self, Segment},
+};
+use crate::collector::chain::{self, Hash, Head, Manifest, PUBLIC_KEY};
+
+/// File name of the end of the chain in an export.
+pub const HEAD: &str = "head.json";
+/// Events that a finding names one by one.
+const NAMED: usize = 10;
+
+/// What was found.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Segments that are there and agree with the chain, and their events.
+    pub segments: u64,
+    pub events: u64,
+    /// Segments that were deleted on purpose, with a signed note.
+    pub retired: u64,
+    /// Events that are not in a segment, and agree with the chain.
+    pub unsealed: u64,
+    /// Public key that signed it.
+    pub key: Option<String>,
+    /// Where the chain ends: to be noted elsewhere, and asked for later.
+    pub head: Option<String>,
+    pub findings: Vec<Finding>,
+}
+
+/// One disagreement.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// `missing`, `changed`, `removed`, `reordered`, `added`, `exchanged`, `cut`, `signature`, `unreadable`.
+    pub what: String,
+    /// Segment, 0 for what is not in one.
+    pub segment: i64,
+    pub detail: String,
+}
+
+/// What is known from elsewhere.
+#[derive(Debug, Default)]
+pub struct Expected {
+    pub key: Option<Hash>,
+    /// A head that was noted: segment, link.
+    pub head: Option<(i64, Hash)>,
+}
+
+/// Checks the history or export in `directory`.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn verify(directory: &Path, expected: &Expected) -> Result<Report, StoreError> {
+    let mut check = Check {
+        directory,
+        key: expected.key.or_else(|| public_key(directory)),
+        report: Report::default(),
+        manifests: BTreeMap::new(),
+    };
+    check.read_manifests()?;
+    check.report.key = check.key.map(hex::encode);
+    let last = check.chain();
+    check.files()?;
+    check.end(last)?;
+    if let Some((segment, link)) = expected.head
+        && segment != 0
+        && check.manifests.get(&segment).map(|manifest| manifest.link) != Some(link)
+    {
+        check.find(
+            "cut",
+            segment,
+            "the head that was noted is not in this chain: it was cut and made anew".to_owned(),
+        );
+    }
+    Ok(check.report)
+}
+
+/// The public key beside a history.
+#[must_use]
+pub fn public_key(directory: &Path) -> Option<Hash> {
+    let text = fs::read_to_string(directory.join(PUBLIC_KEY)).ok()?;
+    hex::decode(text.trim()).ok()?.try_into().ok()
+}
+
+/// Copies what is sealed of a history to a new directory, where it can be checked and read by itself.
+///
+/// # Errors
+/// When something cannot be read or written, or the directory is not empty.
+pub fn export(from: &Path, to: &Path) -> Result<u64, StoreError> {
+    fs::create_dir_all(to.join(segment::DIRECTORY))?;
+    if fs::read_dir(to.join(segment::DIRECTORY))?.next().is_some() {
+        return Err(StoreError::Question(format!(
+            "{} holds an export already\nhint: name a new directory",
+            to.display()
+        )));
+    }
+    let mut head = insert::head(&read::connect_bare(from)?)?;
+    let mut segments = 0;
+    for entry in fs::read_dir(from.join(segment::DIRECTORY))?.flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(number);
+        // What is being built is not part of the history yet.
+        if number.is_none_or(|number| number > head.segment) {
+            continue;
+        }
+        match fs::copy(entry.path(), to.join(segment::DIRECTORY).join(&name)) {
+            Ok(_) => {
+                segments += u64::from(name.to_str().is_some_and(|name| name.ends_with(".parquet")))
+            }
+            // Retired in between; its manifest says so.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match fs::copy(from.join(PUBLIC_KEY), to.join(PUBLIC_KEY)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    // The signed head also speaks of the tail, which an export does not have: its signature is kept as it is.
+    head.key = if head.signature.is_empty() {
+        chain::GENESIS
+    } else {
+        head.key
+    };
+    let json = serde_json::to_vec_pretty(&head).expect("plain types always serialise");
+    chain::write_through(&to.join(HEAD), &json)?;
+    Ok(segments)
+}
+
+struct Check<'a> {
+    directory: &'a Path,
+    key: Option<Hash>,
+    report: Report,
+    manifests: BTreeMap<i64, Manifest>,
+}
+
+impl Check<'_> {
+    fn find(&mut self, what: &str, segment: i64, detail: String) {
+        self.report.findings.push(Finding {
+            what: what.to_owned(),
+            segment,
+            detail,
+        });
+    }
+
+    fn read_manifests(&mut self) -> Result<(), StoreError> {
+        for no in self.numbers("json")? {
+            match seal::read_manifest(&seal::manifest_path(self.directory, no)) {
+                Ok(manifest) if manifest.segment == no => {
+                    self.manifests.insert(no, manifest);
+                }
+                Ok(manifest) => self.find(
+                    "exchanged",
+                    no,
+                    format!("its manifest is that of segment {}", manifest.segment),
+                ),
+                Err(error) => self.find("unreadable", no, error.to_string()),
+            }
+        }
+        if self.key.is_none() {
+            self.key = self.manifests.values().next().map(|manifest| manifest.key);
+        }
+        Ok(())
+    }
+
+    fn numbers(&self, extension: &str) -> Result<Vec<i64>, StoreError> {
+        let directory = self.directory.join(segment::DIRECTORY);
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::Question(format!(
+                    "{} has no directory {}: it is neither a history nor an export\nhint: name the directory that holds it",
+                    self.directory.display(),
+                    segment::DIRECTORY
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut numbers: Vec<i64> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let name = name.to_str()?;
+                name.ends_with(&format!(".{extension}"))
+                    .then(|| number(name))?
+            })
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Follows the links; returns the last manifest that belongs to the history.
+    fn chain(&mut self) -> Option<Manifest> {
+        let manifests: Vec<Manifest> = self.manifests.values().cloned().collect();
+        let mut before: Option<&Manifest> = None;
+        for manifest in &manifests {
+            let no = manifest.segment;
+            if let Some(objection) = manifest.objection(self.key.as_ref()) {
+                self.find(
+                    "signature",
+                    no,
+                    format!("the manifest of segment {no}: {objection}"),
+                );
+            }
+            let (next, link) = before.map_or((1, chain::GENESIS), |before| {
+                (before.segment + 1, before.link)
+            });
+            if no > next {
+                let gone = if no == next + 1 {
+                    format!("segment {next} is")
+                } else {
+                    format!("segments {next} to {} are", no - 1)
+                };
+                self.find(
+                    "missing",
+                    next,
+                    format!(
+                        "{gone} gone, with the manifest; nothing says that this was on purpose"
+                    ),
+                );
+            } else if manifest.previous != link {
+                self.find(
+                    "exchanged",
+                    no,
+                    format!(
+                        "segment {no} does not follow segment {}: one of them is not the original",
+                        next - 1
+                    ),
+                );
+            }
+            before = Some(manifest);
+        }
+        manifests.last().cloned()
+    }
+
+    fn files(&mut self) -> Result<(), StoreError> {
+        let there = self.numbers("parquet")?;
+        for no in &there {
+            if !self.manifests.contains_key(no) {
+                self.find("added", *no, format!("segment {no} has no manifest"));
+            }
+        }
+        for manifest in self.manifests.values().cloned().collect::<Vec<_>>() {
+            let no = manifest.segment;
+            let path = segment::path(self.directory, no);
+            if manifest.retired.is_some() {
+                self.report.retired += 1;
+                continue;
+            }
+            let hash = match chain::file(&path) {
+                Ok(hash) => hash,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.find(
+                        "missing",
+                        no,
+                        format!(
+                            "segment {no}, events {} to {}, is gone",
+                            manifest.first_no, manifest.last_no
+                        ),
+                    );
+                    continue;
+                }
+                Err(error) => {
+                    self.find("unreadable", no, format!("{}: {error}", path.display()));
+                    continue;
+                }
+            };
+            if hash == manifest.file {
+                self.report.segments += 1;
+                self.report.events += manifest.rows;
+                continue;
+            }
+            let original = self
+                .manifests
+                .values()
+                .find(|other| other.file == hash)
+                .map(|other| other.segment);
+            match original {
+                Some(other) => self.find(
+                    "exchanged",
+                    no,
+                    format!("the file of segment {no} is that of segment {other}"),
+                ),
+                None => self.compare(&manifest, &path),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what differs in a segment that is not what it was.
+    fn compare(&mut self, manifest: &Manifest, path: &Path) {
+        let no = manifest.segment;
+        let before = self.report.findings.len();
+        if let Err(error) = self.compare_rows(manifest, path) {
+            self.find(
+                "unreadable",
+                no,
+                format!("the file of segment {no}, events {} to {}, was changed and cannot be read: {error}", manifest.first_no, manifest.last_no),
+            );
+        }
+        if self.report.findings.len() == before {
+            self.find(
+                "changed",
+                no,
+                format!("the file of segment {no} is not the one that was signed, though all its events are"),
+            );
+        }
+    }
+
+    fn compare_rows(&mut self, manifest: &Manifest, path: &Path) -> Result<(), StoreError> {
+        let segment = Segment::open(path)?;
+        let rows = segment.rows();
+        let mut groups = Groups::default();
+        let mut named: Vec<Named> = Vec::with_capacity(rows);
+        let mut from = 0;
+        while from < rows {
+            let to = rows.min(from + 8192);
+            let chunk = segment.read_range(ALL, from, to)?;
+            for index in 0..chunk.rows {
+                let row = chunk.row(index);
+                groups.add(&row);
+                named.push(Named {
+                    no: row.number(C::No).unwrap_or_default(),
+                    ktime: row.number(C::Ktime).unwrap_or_default(),
+                    seq: row.number(C::Seq).unwrap_or_default(),
+                    session: row.text(C::SessionId).unwrap_or_default().to_owned(),
+                    boot: row.text(C::BootId).unwrap_or_default().to_owned(),
+                    allowed: row.text(C::Verdict) == Some("allowed"),
+                });
+            }
+            from = to;
+        }
+        let no = manifest.segment;
+        let mut numbers: Vec<i64> = named.iter().map(|row| row.no).collect();
+        numbers.sort_unstable();
+        let mut gone: Vec<i64> = Vec::new();
+        let mut next = manifest.first_no;
+        for number in &numbers {
+            gone.extend(next.max(manifest.first_no)..(*number).min(manifest.last_no + 1));
+            next = next.max(number + 1);
+        }
+        gone.extend(next..=manifest.last_no);
+        if !gone.is_empty() {
+            self.find(
+                "removed",
+                no,
+                format!(
+                    "{} of segment {no}: {}",
+                    count(gone.len(), "event was removed", "events were removed"),
+                    listed(&gone)
+                ),
+            );
+        }
+        let strange: Vec<i64> = numbers
+            .windows(2)
+            .filter(|pair| pair[0] == pair[1])
+            .map(|pair| pair[0])
+            .chain(
+                numbers
+                    .iter()
+                    .copied()
+                    .filter(|number| !(manifest.first_no..=manifest.last_no).contains(number)),
+            )
+            .collect();
+        if !strange.is_empty() {
+            self.find(
+                "added",
+                no,
+                format!(
+                    "{} to segment {no}: {}",
+                    count(strange.len(), "event was added", "events were added"),
+                    listed(&strange)
+                ),
+            );
+        }
+        let disordered: Vec<i64> = named
+            .windows(2)
+            .filter(|pair| {
+                let (first, second) = (&pair[0], &pair[1]);
+                first.allowed == second.allowed
+                    && first.session == second.session
+                    && first.boot == second.boot
+                    && (first.ktime, first.no) > (second.ktime, second.no)
+            })
+            .map(|pair| pair[1].no)
+            .collect();
+        if !disordered.is_empty() {
+            self.find(
+                "reordered",
+                no,
+                format!(
+                    "{} in segment {no}: {}",
+                    count(
+                        disordered.len(),
+                        "event is out of its order",
+                        "events are out of their order"
+                    ),
+                    listed(&disordered)
+                ),
+            );
+        }
+        // With all rows in their places, the group hashes say where one was changed.
+        if gone.is_empty() && strange.is_empty() {
+            let found = groups.finish();
+            let (was, is) = (manifest.groups.as_bytes(), found.as_bytes());
+            for (index, (was, is)) in was.chunks(64).zip(is.chunks(64)).enumerate() {
+                if was == is {
+                    continue;
+                }
+                let first = index * manifest.group_rows.max(1);
+                let of: Vec<&Named> = named.iter().skip(first).take(manifest.group_rows).collect();
+                let numbers: Vec<i64> = of.iter().map(|row| row.no).collect();
+                let sessions: BTreeMap<&str, (i64, i64)> =
+                    of.iter().fold(BTreeMap::new(), |mut all, row| {
+                        let range = all
+                            .entry(row.session.as_str())
+                            .or_insert((row.seq, row.seq));
+                        *range = (range.0.min(row.seq), range.1.max(row.seq));
+                        all
+                    });
+                let sessions: Vec<String> = sessions
+                    .into_iter()
+                    .map(|(session, (first, last))| {
+                        format!("session {session}, numbers {first} to {last}")
+                    })
+                    .collect();
+                self.find(
+                    "changed",
+                    no,
+                    format!(
+                        "rows {first} to {} of segment {no} were changed: one or more of events {} ({})",
+                        first + of.len().saturating_sub(1),
+                        listed(&numbers),
+                        sessions.join("; ")
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the chain: what the signed head says against what is there.
+    fn end(&mut self, last: Option<Manifest>) -> Result<(), StoreError> {
+        let exported = self.directory.join(HEAD);
+        let database = self.directory.join(FILE);
+        let (head, live): (Head, bool) = if exported.exists() {
+            match serde_json::from_slice(&fs::read(&exported)?) {
+                Ok(head) => (head, false),
+                Err(error) => {
+                    self.find("unreadable", 0, format!("{}: {error}", exported.display()));
+                    return Ok(());
+                }
+            }
+        } else if database.exists() {
+            match read::connect_bare(self.directory)
+                .and_then(|connection| insert::head(&connection))
+            {
+                Ok(head) => (head, true),
+                Err(error) => {
+                    self.find("unreadable", 0, format!("{}: {error}", database.display()));
+                    return Ok(());
+                }
+            }
+        } else {
+            self.find(
+                "cut",
+                0,
+                format!("neither {HEAD} nor {FILE} is there, so nothing says where the chain ends"),
+            );
+            return Ok(());
+        };
+        if head.newest == 0 && head.signature.is_empty() && last.is_none() {
+            return Ok(());
+        }
+        if !head.is_signed() || self.key.is_some_and(|key| key != head.key) {
+            self.find(
+                "signature",
+                0,
+                "the head of the chain is not signed by its key".to_owned(),
+            );
+        }
+        self.report.head = Some(format!("{}:{}", head.segment, hex::encode(head.link)));
+        match last {
+            // One that was being entered.
+            Some(last) if live && last.segment == head.segment + 1 => {}
+            Some(last) if last.segment == head.segment && last.link == head.link => {}
+            Some(last) if last.segment < head.segment => self.find(
+                "cut",
+                last.segment,
+                format!(
+                    "the chain ends with segment {} and its head says {}: the end was cut off",
+                    last.segment, head.segment
+                ),
+            ),
+            None if head.segment == 0 => {}
+            None => self.find(
+                "cut",
+                0,
+                format!(
+                    "no segment is there, and the head of the chain says {}",
+                    head.segment
+                ),
+            ),
+            Some(last) => self.find(
+                "exchanged",
+                last.segment,
+                "the last segment is not the one that the head of the chain names".to_owned(),
+            ),
+        }
+        if live {
+            self.tail(&head)?;
+        }
+        Ok(())
+    }
+
+    fn tail(&mut self, head: &Head) -> Result<(), StoreError> {
+        let connection = read::connect_bare(self.directory)?;
+        let transaction = connection.unchecked_transaction()?;
+        // The head may have moved since; within one transaction all agrees.
+        let head = &insert::head(&transaction).unwrap_or_else(|_| head.clone());
+        let sealed: i64 = transaction.query_row(
+            "SELECT coalesce(max(last_no), 0) FROM segment_rows",
+            [],
+            |row| row.get(0),
+        )?;
+        let mut statement = transaction
+            .prepare("SELECT no, events, previous, hash, frame FROM tail_rows ORDER BY no")?;
+        let mut rows = statement.query([])?;
+        let mut next = (sealed > 0).then_some(sealed + 1);
+        let mut hash: Option<Hash> = None;
+        let mut findings = Vec::new();
+        let mut unsealed = 0;
+        while let Some(row) = rows.next()? {
+            let (no, events): (i64, i64) = (row.get(0)?, row.get(1)?);
+            // Whatever type somebody has written there: it is compared as bytes.
+            let bytes = |column| row.get_ref(column).map(|value| bytes_of(value).to_vec());
+            let hash_of = |bytes: Vec<u8>| Hash::try_from(bytes).unwrap_or([0xff; 32]);
+            let (previous, stored, frame) = (hash_of(bytes(2)?), hash_of(bytes(3)?), bytes(4)?);
+            if let Some(next) = next
+                && no != next
+            {
+                findings.push((
+                    "removed",
+                    format!("unsealed events {next} to {} are gone", no - 1),
+                ));
+            }
+            if hash.is_some_and(|hash| hash != previous) {
+                findings.push((
+                    "reordered",
+                    format!(
+                        "the unsealed batch of events {no} to {} does not follow the one before it",
+                        no + events - 1
+                    ),
+                ));
+            }
+            if chain::batch(&previous, &frame) == stored {
+                unsealed += u64::try_from(events).unwrap_or(0);
+            } else {
+                findings.push((
+                    "changed",
+                    format!(
+                        "the unsealed batch of events {no} to {} was changed",
+                        no + events - 1
+                    ),
+                ));
+            }
+            (next, hash) = (Some(no + events), Some(stored));
+        }
+        if next.is_some_and(|next| next != head.newest + 1) {
+            findings.push((
+                "cut",
+                format!(
+                    "events up to {} are there, and the head of the chain says {}",
+                    next.unwrap_or(1) - 1,
+                    head.newest
+                ),
+            ));
+        }
+        if hash.is_some_and(|hash| hash != head.tail) {
+            findings.push((
+                "changed",
+                "the last unsealed batch is not the one that the head of the chain names"
+                    .to_owned(),
+            ));
+        }
+        self.report.unsealed = unsealed;
+        for (what, detail) in findings {
+            self.find(what, 0, detail);
+        }
+        Ok(())
+    }
+}
+
+fn bytes_of(value: rusqlite::types::ValueRef<'_>) -> &[u8] {
+    match value {
+        rusqlite::types::ValueRef::Blob(bytes) | rusqlite::types::ValueRef::Text(bytes) => bytes,
+        _ => &[],
+    }
+}
+
+struct Named {
+    no: i64,
+    ktime: i64,
+    seq: i64,
+    session: String,
+    boot: String,
+    allowed: bool,
+}
+
+/// The number in a segment's file name.
+fn number(name: &str) -> Option<i64> {
+    let stem = name.split('.').next()?;
+    if name.ends_with(".tmp") {
+        return None;
+    }
+    stem.parse().ok()
+}
+
+fn count(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// Numbers as ranges, the first few of them.
+fn listed(numbers: &[i64]) -> String {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for number in sorted {
+        match ranges.last_mut() {
+            Some((_, last)) if number <= *last + 1 => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let mut text: Vec<String> = ranges
+        .iter()
+        .take(NAMED)
+        .map(|(first, last)| {
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first} to {last}")
+            }
+        })
+        .collect();
+    if ranges.len() > NAMED {
+        text.push(format!("and {} more", ranges.len() - NAMED));
+    }
+    text.join(", ")
+}
+
+/// Where a history is that `agentwatch daemon --state-dir` keeps.
+#[must_use]
+pub fn of_daemon(state: &Path) -> PathBuf {
+    state.join("collector")
+}

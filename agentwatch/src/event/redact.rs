@@ -1,0 +1,739 @@
+//! Secrets are taken out of events before anything is stored or sent.
+//!
+//! A secret becomes a mark: `[redacted:<what>:<digest>]`, where the digest is a BLAKE3 hash keyed with a key of this host. The same
+//! secret has the same mark on this host, so that its use can be followed, and the mark cannot be turned back or
+//! guessed by whoever lacks the key. What is looked for is documented in docs/redaction.md, which a test compares with
+//! [`KNOWN`]. Redaction knows forms, not meanings: a secret that looks like any word is found only by its context.
+
+use std::borrow::Cow;
+
+use regex::{Captures, Regex, RegexSet};
+use serde::Deserialize;
+
+use super::model::{Event, Lifecycle, PolicyRecord};
+
+/// A pattern of the administrator's.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Custom {
+    /// What stands in the mark: lower-case letters, digits and `-`.
+    pub name: String,
+    /// Regular expression; what its group `secret` matches is the secret, or the whole where there is none.
+    pub regex: String,
+}
+
+/// What is found by its form, wherever it stands. The group `secret` is the secret, or the whole where there is none.
+pub const KNOWN: [(&str, &str); 34] = [
+    (
+        "private-key",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z)",
+    ),
+    (
+        "github",
+        r"\b(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
+    ),
+    (
+        "gitlab",
+        r"\bgl(?:pat|ptt|dt|rt|cbt|ft|soat|oas)-[A-Za-z0-9_-]{20,}",
+    ),
+    ("anthropic", r"\bsk-ant-[A-Za-z0-9_-]{20,}"),
+    (
+        "openai",
+        r"\bsk-(?:proj-|svcacct-|admin-|None-)?[A-Za-z0-9_-]{20,}",
+    ),
+    ("aws-key-id", r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}\b"),
+    (
+        "aws-secret",
+        r#"(?i)aws_?(?:secret)?_?(?:access)?_?key["'\s:=]{1,5}(?P<secret>[A-Za-z0-9/+]{40})"#,
+    ),
+    (
+        "slack",
+        r"\b(?:xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[0-9]-[A-Za-z0-9-]{10,})",
+    ),
+    (
+        "slack-webhook",
+        r"hooks\.slack\.com/(?:services|workflows|triggers)/(?P<secret>[A-Za-z0-9+/]{20,})",
+    ),
+    (
+        "discord-webhook",
+        r"discord(?:app)?\.com/api/webhooks/(?P<secret>[0-9]{15,}/[A-Za-z0-9_-]{30,})",
+    ),
+    ("gcp-api-key", r"\bAIza[0-9A-Za-z_-]{35}"),
+    (
+        "gcp-oauth",
+        r"\b(?:ya29\.[0-9A-Za-z_-]{20,}|GOCSPX-[A-Za-z0-9_-]{28})",
+    ),
+    (
+        "jwt",
+        r"\beyJ[A-Za-z0-9_-]{5,}\.eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*",
+    ),
+    (
+        "stripe",
+        r"\b(?:[sr]k_(?:live|test|prod)_[A-Za-z0-9]{10,}|whsec_[A-Za-z0-9+/=]{24,})",
+    ),
+    ("npm", r"\bnpm_[A-Za-z0-9]{36}"),
+    ("pypi", r"\bpypi-[A-Za-z0-9_-]{50,}"),
+    ("crates-io", r"\bcio[A-Za-z0-9]{32}\b"),
+    ("huggingface", r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"),
+    ("sendgrid", r"\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{30,}"),
+    ("twilio", r"\bSK[0-9a-f]{32}\b"),
+    ("digitalocean", r"\bdo[por]_v1_[a-f0-9]{64}"),
+    ("docker", r"\bdckr_(?:pat|oat)_[A-Za-z0-9_-]{24,}"),
+    ("vault", r"\bhv[sbr]\.[A-Za-z0-9_-]{24,}"),
+    ("telegram", r"\b[0-9]{8,10}:AA[A-Za-z0-9_-]{33}\b"),
+    ("age", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}"),
+    ("groq", r"\bgsk_[A-Za-z0-9]{40,}"),
+    ("xai", r"\bxai-[A-Za-z0-9]{40,}"),
+    (
+        "azure",
+        r"(?i)(?:AccountKey|SharedAccessKey)=(?P<secret>[A-Za-z0-9+/=]{20,})",
+    ),
+    ("databricks", r"\bdapi[a-f0-9]{32}"),
+    ("linear", r"\blin_(?:api|oauth)_[A-Za-z0-9]{32,}"),
+    (
+        "url",
+        r#"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/\s:@'"]*:(?P<secret>[^/\s@'"]+)|(?P<user>[^/\s:@'"]{16,}))@"#,
+    ),
+    (
+        "url-parameter",
+        r#"(?i)[?&;](?:access_token|refresh_token|id_token|token|api[_-]?key|key|secret|client_secret|password|passwd|auth|sig|signature|x-amz-signature|x-amz-security-token|x-goog-signature)=(?P<secret>[^&#;\s'"]+)"#,
+    ),
+    (
+        "header",
+        r#"(?i)\b(?:(?:proxy-)?authorization|x-[a-z-]*(?:key|token|secret)|api-key|apikey|private-token|job-token|cookie|set-cookie)['"]?\s*:\s*['"]?(?:(?:bearer|basic|token|digest|negotiate|aws4-hmac-sha256)\s+)?(?P<secret>[^\s'"][^'"\r\n]*)"#,
+    ),
+    (
+        "bearer",
+        r"(?i)\bbearer\s+(?P<secret>[A-Za-z0-9._~+/=-]{8,})",
+    ),
+];
+
+/// What is found by the name that stands before it; not in paths, where such names are ordinary.
+const NAMED: (&str, &str) = (
+    "value",
+    r#"(?i)(?:^|[^A-Za-z0-9])(?:[A-Za-z0-9_.-]*[_.-])?(?:password|passwd|pwd|passphrase|passcode|secret|token|api[_-]?key|apikey|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?)['"]?(?:\s*=\s*['"]?:*|\s*:\s*['"]?|\s+['"]?)(?P<secret>[^\s'"&;,|<>():][^\s'"&;,|<>()]*)"#,
+);
+
+/// Options whose value, the next argument, is a secret.
+const OPTION: &str = r"(?i)^--?(?:[a-z0-9_.-]*[_.-])?(?:password|passwd|pwd|pass|passphrase|secret|token|api[_-]?key|apikey|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?|oauth2-bearer)$";
+
+/// Takes secrets out.
+pub struct Redactor {
+    key: [u8; 32],
+    set: RegexSet,
+    patterns: Vec<(String, Regex)>,
+    named: Regex,
+    option: Regex,
+}
+
+impl Redactor {
+    /// With the host's key and the administrator's patterns, which come first.
+    ///
+    /// # Errors
+    /// When a pattern of the administrator's is no regular expression, or has a name that cannot stand in a mark.
+    pub fn new(key: [u8; 32], custom: &[Custom]) -> Result<Self, String> {
+        let mut patterns = Vec::new();
+        for Custom { name, regex } in custom {
+            let fits =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            if name.is_empty() || name.len() > 32 || !name.bytes().all(fits) {
+                return Err(format!(
+                    "redact: {name:?} cannot be the name of a pattern: up to 32 lower-case letters, digits and `-`"
+                ));
+            }
+            let regex =
+                Regex::new(regex).map_err(|error| format!("redact: pattern {name:?}: {error}"))?;
+            if regex.is_match("") {
+                return Err(format!(
+                    "redact: pattern {name:?} matches the empty text, so it would match everywhere"
+                ));
+            }
+            patterns.push((name.clone(), regex));
+        }
+        let built = |(name, regex): &(&str, &str)| {
+            let regex = Regex::new(regex).map_err(|error| format!("redact: {name}: {error}"))?;
+            Ok::<_, String>(((*name).to_owned(), regex))
+        };
+        for known in &KNOWN {
+            patterns.push(built(known)?);
+        }
+        let set = RegexSet::new(patterns.iter().map(|(_, regex)| regex.as_str()))
+            .map_err(|error| format!("redact: {error}"))?;
+        let option = Regex::new(OPTION).map_err(|error| format!("redact: {error}"))?;
+        Ok(Self {
+            key,
+            set,
+            patterns,
+            named: built(&NAMED)?.1,
+            option,
+        })
+    }
+
+    /// Takes the secrets out of everything in an event that an agent can put one into.
+    pub fn event(&self, event: &mut Event) {
+        if let Some(process) = &mut event.process {
+            self.arguments(&mut process.argv);
+            for path in [&mut process.exe, &mut process.cwd] {
+                self.in_place(path, false);
+            }
+        }
+        for file in [&mut event.file, &mut event.target].into_iter().flatten() {
+            self.in_place(&mut file.path, false);
+        }
+        if let Some(net) = &mut event.net {
+            for text in [&mut net.path, &mut net.domain].into_iter().flatten() {
+                self.in_place(text, false);
+            }
+        }
+        self.in_place(&mut event.session.name, false);
+        if let Some(detail) = event.guard.as_mut().and_then(|guard| guard.detail.as_mut()) {
+            self.in_place(detail, false);
+        }
+        match &mut event.lifecycle {
+            Some(Lifecycle::Started {
+                command, policy, ..
+            }) => {
+                self.arguments(command);
+                self.record(policy.as_deref_mut());
+            }
+            Some(Lifecycle::Reloaded { rules, .. }) => self.record(rules.as_deref_mut()),
+            _ => {}
+        }
+    }
+
+    /// What a policy says of its task, and its rules.
+    fn record(&self, record: Option<&mut PolicyRecord>) {
+        let Some(record) = record else { return };
+        let task = &mut record.task;
+        // In prose a word that follows `token` is no secret.
+        for text in [&mut task.goal, &mut task.owner, &mut task.ticket]
+            .into_iter()
+            .flatten()
+        {
+            self.in_place(text, false);
+        }
+        for command in &mut task.acceptance {
+            self.in_place(command, true);
+        }
+        for rule in &mut record.rules {
+            self.in_place(&mut rule.text, false);
+        }
+    }
+
+    /// Arguments of a command.
+    pub fn arguments(&self, argv: &mut [String]) {
+        let program = argv.first().map(|first| basename(first).to_owned());
+        let mut next_is_secret = false;
+        for argument in argv.iter_mut() {
+            let is_option = self.option.is_match(argument);
+            if next_is_secret && !argument.is_empty() && !argument.starts_with('-') {
+                if !is_mark(argument) {
+                    *argument = self.mark("value", argument);
+                }
+                next_is_secret = false;
+                continue;
+            }
+            next_is_secret = is_option;
+            self.in_place(argument, true);
+        }
+        if let Some(program) = program {
+            self.by_program(&program, argv);
+        }
+    }
+
+    /// Options that say nothing of what follows them, of programs that are known.
+    fn by_program(&self, program: &str, argv: &mut [String]) {
+        match program {
+            "curl" | "wget" | "http" | "https" | "xh" => {
+                for index in 1..argv.len() {
+                    let follows = argv.get(index - 1).is_some_and(|before| {
+                        matches!(
+                            before.as_str(),
+                            "-u" | "--user" | "-U" | "--proxy-user" | "-a" | "--auth"
+                        )
+                    });
+                    if let Some(argument) = argv.get_mut(index) {
+                        let attached =
+                            ["-u", "--user=", "--proxy-user="]
+                                .into_iter()
+                                .find(|option| {
+                                    argument.starts_with(option) && argument.len() > option.len()
+                                });
+                        let from = if follows {
+                            0
+                        } else {
+                            attached.map_or(usize::MAX, str::len)
+                        };
+                        if let Some((user, password)) = argument
+                            .get(from..)
+                            .and_then(|credentials| credentials.split_once(':'))
+                            && !password.is_empty()
+                            && !password.starts_with("//")
+                            && !is_mark(password)
+                        {
+                            let kept = argument.get(..from).unwrap_or_default();
+                            *argument = format!("{kept}{user}:{}", self.mark("value", password));
+                        }
+                    }
+                }
+            }
+            "mysql" | "mysqldump" | "mysqladmin" | "mariadb" | "mariadb-dump" | "sshpass" => {
+                for index in 1..argv.len() {
+                    let follows = program == "sshpass"
+                        && argv.get(index - 1).is_some_and(|before| before == "-p");
+                    if let Some(argument) = argv.get_mut(index)
+                        && !is_mark(argument)
+                    {
+                        if follows {
+                            *argument = self.mark("value", argument);
+                        } else if let Some(secret) = argument.strip_prefix("-p")
+                            && !secret.is_empty()
+                            && !is_mark(secret)
+                        {
+                            *argument = format!("-p{}", self.mark("value", secret));
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn in_place(&self, text: &mut String, named: bool) {
+        if let Cow::Owned(redacted) = self.text(text, named) {
+            *text = redacted;
+        }
+    }
+
+    /// A text without the secrets in it; `named` also looks for names like `password=`.
+    #[must_use]
+    pub fn text<'t>(&self, text: &'t str, named: bool) -> Cow<'t, str> {
+        let mut text = Cow::Borrowed(text);
+        let found = self.set.matches(&text);
+        if found.matched_any() {
+            for index in found.iter() {
+                if let Some((name, regex)) = self.patterns.get(index) {
+                    text = Cow::Owned(self.replaced(name, regex, &text));
+                }
+            }
+        }
+        if named && self.named.is_match(&text) {
+            text = Cow::Owned(self.replaced(NAMED.0, &self.named, &text));
+        }
+        text
+    }
+
+    fn replaced(&self, name: &str, regex: &Regex, text: &str) -> String {
+        regex
+            .replace_all(text, |captures: &Captures<'_>| {
+                let Some(whole) = captures.get(0) else {
+                    return String::new();
+                };
+                let secret = captures
+                    .name("secret")
+                    .or_else(|| captures.name("user"))
+                    .unwrap_or(whole);
+                // What another pattern has found before stays as it is.
+                if is_mark(secret.as_str()) {
+                    return whole.as_str().to_owned();
+                }
+                let text = whole.as_str();
+                let (from, to) = (secret.start() - whole.start(), secret.end() - whole.start());
+                format!(
+                    "{}{}{}",
+                    text.get(..from).unwrap_or_default(),
+                    self.mark(name, secret.as_str()),
+                    text.get(to..).unwrap_or_default()
+                )
+            })
+            .into_owned()
+    }
+
+    fn mark(&self, what: &str, secret: &str) -> String {
+        let digest = blake3::keyed_hash(&self.key, secret.as_bytes()).to_hex();
+        format!("[redacted:{what}:{}]", digest.get(..12).unwrap_or_default())
+    }
+}
+
+/// Whether a text begins with a mark, so that it was looked at before.
+fn is_mark(text: &str) -> bool {
+    text.starts_with("[redacted:")
+}
+
+fn basename(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, samples::sample};
+
+    fn redactor() -> Redactor {
+        Redactor::new([7; 32], &[]).expect("the built-in patterns")
+    }
+
+    fn argv(arguments: &[&str]) -> Vec<String> {
+        let mut argv: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+        redactor().arguments(&mut argv);
+        argv
+    }
+
+    /// Token formats as their makers document them, put together here so that no scanner takes this file for a leak.
+    fn tokens() -> Vec<(&'static str, String)> {
+        let of = |length: usize, alphabet: &str| -> String {
+            alphabet
+                .chars()
+                .cycle()
+                .skip(3)
+                .step_by(7)
+                .take(length)
+                .collect()
+        };
+        let mixed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+        let digits = "0123456789abcdef";
+        let upper = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+        let mut all: Vec<(&str, String)> = Vec::new();
+        for prefix in ["ghp_", "gho_", "ghu_", "ghs_", "ghr_"] {
+            all.push(("github", prefix.to_owned() + &of(36, mixed)));
+        }
+        let [pat, glpat] = ["github_pat_", "glpat-"];
+        all.push((
+            "github",
+            format!("{pat}{}_{}", of(22, mixed), of(59, mixed)),
+        ));
+        all.push(("gitlab", glpat.to_owned() + &of(20, mixed)));
+        for prefix in ["AKIA", "ASIA"] {
+            all.push(("aws-key-id", prefix.to_owned() + &of(16, upper)));
+        }
+        for prefix in ["xoxb-", "xoxp-", "xoxe-"] {
+            all.push((
+                "slack",
+                format!("{prefix}{}-{}", of(12, "1234567890"), of(24, mixed)),
+            ));
+        }
+        all.push((
+            "slack",
+            format!("xapp-1-A{}-{}", of(10, upper), of(40, digits)),
+        ));
+        all.push(("anthropic", format!("sk-ant-api03-{}-AA", of(93, mixed))));
+        for prefix in ["sk-", "sk-proj-", "sk-svcacct-"] {
+            all.push(("openai", prefix.to_owned() + &of(48, mixed)));
+        }
+        all.push(("gcp-api-key", "AIza".to_owned() + &of(35, mixed)));
+        all.push(("gcp-oauth", "ya29.".to_owned() + &of(60, mixed)));
+        all.push(("gcp-oauth", "GOCSPX-".to_owned() + &of(28, mixed)));
+        all.push((
+            "jwt",
+            format!(
+                "eyJ{}.eyJ{}.{}",
+                of(20, mixed),
+                of(40, mixed),
+                of(43, mixed)
+            ),
+        ));
+        for prefix in ["sk_live_", "rk_test_"] {
+            all.push(("stripe", prefix.to_owned() + &of(24, mixed)));
+        }
+        all.push(("npm", "npm_".to_owned() + &of(36, mixed)));
+        all.push(("pypi", "pypi-AgEIcHlwaS5vcmc".to_owned() + &of(60, mixed)));
+        all.push(("crates-io", "cio".to_owned() + &of(32, mixed)));
+        all.push(("huggingface", "hf_".to_owned() + &of(34, mixed)));
+        all.push((
+            "sendgrid",
+            format!("SG.{}.{}", of(22, mixed), of(43, mixed)),
+        ));
+        all.push(("twilio", "SK".to_owned() + &of(32, digits)));
+        all.push(("digitalocean", "dop_v1_".to_owned() + &of(64, digits)));
+        all.push(("docker", "dckr_pat_".to_owned() + &of(27, mixed)));
+        all.push(("vault", "hvs.".to_owned() + &of(90, mixed)));
+        all.push((
+            "telegram",
+            format!("{}:AA{}", of(10, "1234567890"), of(33, mixed)),
+        ));
+        all.push(("age", "AGE-SECRET-KEY-1".to_owned() + &of(58, upper)));
+        all.push(("groq", "gsk_".to_owned() + &of(52, mixed)));
+        all.push(("xai", "xai-".to_owned() + &of(80, mixed)));
+        all.push(("databricks", "dapi".to_owned() + &of(32, digits)));
+        all.push(("linear", "lin_api_".to_owned() + &of(40, mixed)));
+        all
+    }
+
+    #[test]
+    fn tokens_of_known_forms_are_found_wherever_they_stand() {
+        let redactor = redactor();
+        for (what, token) in tokens() {
+            for place in [
+                token.clone(),
+                format!("run {token} now"),
+                format!("sh -c 'echo \"{token}\" | x'"),
+                format!("/home/dev/{token}/notes"),
+                format!("K={token}"),
+            ] {
+                let text = redactor.text(&place, true);
+                assert!(!text.contains(&token), "{what}: {text}");
+                assert!(
+                    text.contains(&format!("[redacted:{what}:")),
+                    "{what}: {text}"
+                );
+                // Looking twice changes nothing.
+                assert_eq!(redactor.text(&text, true), text);
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_are_found_by_what_stands_around_them() {
+        for (arguments, shown) in [
+            (
+                &["mysql", "--password=hunter2", "db"][..],
+                &["--password=["][..],
+            ),
+            (
+                &["tool", "--password", "hunter2"],
+                &["--password", "[redacted:value:"],
+            ),
+            (&["tool", "--db-password", "hunter2", "rest"], &["rest"]),
+            (&["tool", "--api-key=hunter2"], &["--api-key=["]),
+            (
+                &["env", "DB_PASSWORD=hunter2", "tool"],
+                &["DB_PASSWORD=[", "tool"],
+            ),
+            (
+                &["sh", "-c", "export TOKEN=hunter2; tool --secret hunter2"],
+                &["export TOKEN=[", "tool --secret ["],
+            ),
+            (
+                &["curl", "-H", "Authorization: Bearer hunter2hunter2"],
+                &["Authorization: Bearer ["],
+            ),
+            (
+                &[
+                    "curl",
+                    "-H",
+                    "Authorization: Basic aHVudGVyMjpodW50ZXIy hunter2",
+                ],
+                &["Authorization: Basic ["],
+            ),
+            (&["tool", "password=::hunter2"], &["password=::["]),
+            (&["curl", "-H", "X-Api-Key: hunter2"], &["X-Api-Key: ["]),
+            (
+                &["curl", "-H", "PRIVATE-TOKEN: hunter2"],
+                &["PRIVATE-TOKEN: ["],
+            ),
+            (
+                &["curl", "-b", "x", "-H", "Cookie: session=hunter2; a=b"],
+                &["Cookie: ["],
+            ),
+            (
+                &["curl", "-u", "me:hunter2", "https://example.org"],
+                &["me:[", "https://example.org"],
+            ),
+            (&["curl", "-ume:hunter2"], &["-ume:["]),
+            (
+                &["sshpass", "-p", "hunter2", "ssh", "host"],
+                &["-p", "ssh", "host"],
+            ),
+            (&["sshpass", "-phunter2", "ssh"], &["-p["]),
+            (&["mysqldump", "-phunter2", "db"], &["-p[", "db"]),
+            (
+                &["git", "clone", "https://me:hunter2@example.org/x.git"],
+                &["https://me:[", "@example.org/x.git"],
+            ),
+            (
+                &[
+                    "git",
+                    "clone",
+                    "https://hunter2hunter2hunter2@example.org/x.git",
+                ],
+                &["https://[", "@example.org/x.git"],
+            ),
+            (
+                &["psql", "postgres://u:hunter2@db:5432/x"],
+                &["postgres://u:[", "@db:5432/x"],
+            ),
+            (
+                &["curl", "https://example.org/?access_token=hunter2&page=2"],
+                &["?access_token=[", "&page=2"],
+            ),
+            (
+                &["curl", "https://s3.example.org/o?X-Amz-Signature=hunter2"],
+                &["X-Amz-Signature=["],
+            ),
+            (
+                &[
+                    "tool",
+                    "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYhunter2KEYx",
+                ],
+                &["AWS_SECRET_ACCESS_KEY=["],
+            ),
+            (
+                &["tool", "{\"password\": \"hunter2\"}"],
+                &["{\"password\": \"[", "\"}"],
+            ),
+            (
+                &[
+                    "tool",
+                    "-----BEGIN OPENSSH PRIVATE KEY-----\nhunter2\n-----END OPENSSH PRIVATE KEY-----",
+                ],
+                &["[redacted:private-key:"],
+            ),
+            (
+                &["tool", "-----BEGIN RSA PRIVATE KEY-----\nhunter2 cut off"],
+                &["[redacted:private-key:"],
+            ),
+        ] {
+            let argv = argv(arguments);
+            let line = argv.join(" ");
+            assert!(!line.contains("hunter2"), "{line}");
+            for part in shown {
+                assert!(line.contains(part), "{part}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_arguments_stay_as_they_are() {
+        for arguments in [
+            &["git", "log", "--author=me", "--since=yesterday"][..],
+            &["cargo", "test", "--", "--nocapture", "token::tests"],
+            &["tool", "secret::", "password:"],
+            &["python", "train.py", "--tokenizer=bert", "--max-tokens=100"],
+            &[
+                "tool",
+                "--token-file=/run/secrets/token",
+                "--password-stdin",
+            ],
+            &["curl", "https://example.org:8443/a/b?page=2&sort=key"],
+            &["ssh", "-p", "22", "git@example.org"],
+            &["git", "clone", "ssh://git@example.org/x.git"],
+            &[
+                "tool",
+                "sha256:5d41402abc4b2a76b9719d911017c5925d41402abc4b2a76b9719d911017c592",
+            ],
+            &["cat", "/etc/passwd", "/home/dev/.config/credentials"],
+            &["mkdir", "-p", "/work/x"],
+            &["tool", "skeleton-key-of-the-kingdom-and-more", "ask-proj"],
+        ] {
+            assert_eq!(argv(arguments), arguments, "{arguments:?}");
+        }
+        let redactor = redactor();
+        for path in [
+            "/work/secret: plan.txt",
+            "/etc/ssl/private/token=1",
+            "/usr/share/password.txt",
+        ] {
+            assert!(
+                matches!(redactor.text(path, false), Cow::Borrowed(_)),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_secret_has_the_same_mark_on_one_host_and_another_elsewhere() {
+        let first = argv(&["tool", "--password=hunter2"]);
+        let second = argv(&["other", "--secret", "hunter2"]);
+        let mark = |argv: &[String]| -> String {
+            let line = argv.join(" ");
+            line.split("[redacted:value:")
+                .nth(1)
+                .expect("a mark")
+                .to_owned()
+        };
+        assert_eq!(mark(&first), mark(&second));
+        let mut elsewhere = vec!["tool".to_owned(), "--password=hunter2".to_owned()];
+        Redactor::new([8; 32], &[])
+            .expect("patterns")
+            .arguments(&mut elsewhere);
+        assert_ne!(mark(&first), mark(&elsewhere));
+    }
+
+    #[test]
+    fn every_part_of_an_event_that_can_hold_one_is_looked_at() {
+        let (_, token) = tokens().remove(0);
+        let redactor = redactor();
+        for kind in Kind::ALL {
+            let mut event = sample(kind);
+            if let Some(process) = &mut event.process {
+                process.argv.push(token.clone());
+                process.cwd = format!("/w/{token}");
+                process.exe = format!("/w/{token}/x");
+            }
+            for file in [&mut event.file, &mut event.target].into_iter().flatten() {
+                file.path = format!("/w/{token}");
+            }
+            if let Some(net) = &mut event.net {
+                net.path = Some(format!("/run/{token}.sock"));
+                net.domain = Some(format!("{token}.example.org"));
+            }
+            event.session.name = format!("task with {token}");
+            if let Some(guard) = &mut event.guard {
+                guard.detail = Some(token.clone());
+            }
+            if let Some(Lifecycle::Started {
+                command, policy, ..
+            }) = &mut event.lifecycle
+            {
+                command.push(token.clone());
+                let record = policy.as_mut().expect("the sample has a policy");
+                record.task.goal = Some(format!("use {token}"));
+                record.task.ticket = Some(format!("https://example.org/?token={token}"));
+                record.task.acceptance = vec![format!("TOKEN={token} make check")];
+                for rule in &mut record.rules {
+                    rule.text = format!("/w/{token}");
+                }
+            }
+            redactor.event(&mut event);
+            let json = serde_json::to_string(&event).expect("JSON");
+            assert!(!json.contains(&token), "{json}");
+        }
+    }
+
+    #[test]
+    fn patterns_of_the_administrators_are_used_and_checked() {
+        let custom = |name: &str, regex: &str| Custom {
+            name: name.to_owned(),
+            regex: regex.to_owned(),
+        };
+        let redactor = Redactor::new([7; 32], &[custom("corp", r"corp-(?P<secret>[0-9]{6})")])
+            .expect("a pattern");
+        let text = redactor.text("use corp-123456", true);
+        assert!(text.starts_with("use corp-[redacted:corp:"), "{text}");
+        for (name, regex) in [
+            ("Corp", "x"),
+            ("", "x"),
+            ("a]b", "x"),
+            ("corp", "("),
+            ("corp", "x*"),
+        ] {
+            assert!(
+                Redactor::new([7; 32], &[custom(name, regex)]).is_err(),
+                "{name} {regex}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_page_names_every_form() {
+        let page = include_str!("../../../docs/redaction.md");
+        for (name, _) in KNOWN {
+            assert!(page.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn long_and_odd_texts_end_in_time() {
+        let redactor = redactor();
+        let begun = std::time::Instant::now();
+        for text in [
+            "a".repeat(8192),
+            "password=".repeat(900),
+            "://a:".repeat(1600),
+            "-----BEGIN PRIVATE KEY-----".repeat(300),
+        ] {
+            let _ = redactor.text(&text, true);
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,480 @@
+//! `[[sink]]` of daemon.toml: where events go, which, and in what form.
+//!
+//! The daemon, which may read them, puts the files that a sink names (keys, certificates, tokens) into the configuration before it hands
+//! it to the collector, which may not.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytesize::ByteSize;
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Kind, Verdict, format::Format};
+
+/// The most sinks.
+const MOST: usize = 16;
+/// The largest file that a sink names.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// A place that events are sent to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SinkConfig {
+    /// Names the sink in `status`, and its position on disk.
+    pub name: String,
+    pub format: Format,
+    /// Kinds that are sent; empty is all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<Kind>,
+    /// Verdicts that are sent; empty is all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verdicts: Vec<Verdict>,
+    /// Globs for names or ids of sessions that are sent; empty is all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<String>,
+    /// Where a sink that is new begins.
+    pub from: From,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileTarget>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub syslog: Option<SyslogTarget>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpTarget>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<OtlpTarget>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<StdoutTarget>,
+}
+
+/// Where a sink begins that has no position yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum From {
+    /// With the oldest event of the history.
+    #[default]
+    Start,
+    /// With what comes.
+    Now,
+}
+
+/// JSON Lines in a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileTarget {
+    /// The file, in a directory that the collector's user may write to.
+    pub path: PathBuf,
+    /// Begun anew when it is larger.
+    #[serde(default = "FileTarget::rotate_bytes", serialize_with = "exactly")]
+    pub rotate: ByteSize,
+    /// And when it is older, in hours; 0 is never.
+    #[serde(default = "FileTarget::rotate_hours")]
+    pub rotate_hours: u32,
+    /// Files that are kept beside the current one; the oldest go. What goes is in the history still.
+    #[serde(default = "FileTarget::keep")]
+    pub keep: u32,
+    #[serde(default)]
+    pub compress: Compression,
+}
+
+impl FileTarget {
+    fn rotate_bytes() -> ByteSize {
+        ByteSize::mib(256)
+    }
+
+    fn rotate_hours() -> u32 {
+        24
+    }
+
+    fn keep() -> u32 {
+        14
+    }
+}
+
+/// What becomes of a file that is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    None,
+    #[default]
+    Zstd,
+    Gzip,
+}
+
+/// RFC 5424.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyslogTarget {
+    /// `tcp://HOST:PORT`, `tls://HOST:PORT`, `udp://HOST:PORT`, or `unix:PATH`.
+    pub address: String,
+    /// Facility, as in syslog.conf.
+    #[serde(default = "SyslogTarget::facility")]
+    pub facility: String,
+    #[serde(default)]
+    pub tls: Tls,
+}
+
+impl SyslogTarget {
+    fn facility() -> String {
+        "local0".to_owned()
+    }
+}
+
+/// Batches over HTTP.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpTarget {
+    /// For `splunk` and `elasticsearch` the server's address is enough.
+    pub url: String,
+    #[serde(default)]
+    pub shape: Shape,
+    /// Index or data stream: `elasticsearch` needs one, `splunk` may have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<String>,
+    /// Whether `splunk` says when a batch is indexed, which its token must allow.
+    #[serde(default)]
+    pub indexer_acknowledgement: bool,
+    #[serde(flatten)]
+    pub access: Access,
+}
+
+/// What a batch looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// One JSON object a line.
+    #[default]
+    Jsonl,
+    /// HTTP Event Collector.
+    Splunk,
+    /// The bulk interface, which OpenSearch has too.
+    Elasticsearch,
+}
+
+/// OpenTelemetry's protocol, logs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtlpTarget {
+    /// `https://HOST:4318` for HTTP, whose path is `/v1/logs` unless it has one; `https://HOST:4317` for gRPC.
+    pub url: String,
+    #[serde(default)]
+    pub protocol: OtlpProtocol,
+    #[serde(flatten)]
+    pub access: Access,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OtlpProtocol {
+    #[default]
+    Http,
+    Grpc,
+}
+
+/// JSON Lines on the collector's standard output, which the daemon's service manager keeps.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StdoutTarget {}
+
+/// How to get in.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Access {
+    /// What `Authorization` says, after `Splunk`, `ApiKey` or `Bearer` as the shape has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// File with the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// User and password, instead of a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    pub tls: Tls,
+}
+
+/// Certificates, PEM. Where no authority is named, those of the host are trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Our own certificate, where the receiver asks for one, and its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+impl SinkConfig {
+    /// What a person calls its target.
+    #[must_use]
+    pub fn target(&self) -> String {
+        if let Some(file) = &self.file {
+            format!("file {}", file.path.display())
+        } else if let Some(syslog) = &self.syslog {
+            format!("syslog {}", syslog.address)
+        } else if let Some(http) = &self.http {
+            format!("http {}", without_secrets(&http.url))
+        } else if let Some(otlp) = &self.otlp {
+            format!("otlp {}", without_secrets(&otlp.url))
+        } else {
+            "stdout".to_owned()
+        }
+    }
+
+    /// Puts what is in the files that it names in their place.
+    ///
+    /// # Errors
+    /// When one cannot be read, is too large or is not text.
+    pub fn read_files(&mut self) -> Result<()> {
+        let name = self.name.clone();
+        let tls = [
+            self.syslog.as_mut().map(|syslog| &mut syslog.tls),
+            self.http.as_mut().map(|http| &mut http.access.tls),
+            self.otlp.as_mut().map(|otlp| &mut otlp.access.tls),
+        ];
+        for tls in tls.into_iter().flatten() {
+            for (file, text) in [
+                (&mut tls.ca_file, &mut tls.ca),
+                (&mut tls.cert_file, &mut tls.cert),
+                (&mut tls.key_file, &mut tls.key),
+            ] {
+                embed(&name, file, text)?;
+            }
+        }
+        let access = [
+            self.http.as_mut().map(|http| &mut http.access),
+            self.otlp.as_mut().map(|otlp| &mut otlp.access),
+        ];
+        for access in access.into_iter().flatten() {
+            embed(&name, &mut access.token_file, &mut access.token)?;
+            embed(&name, &mut access.password_file, &mut access.password)?;
+            for secret in [&mut access.token, &mut access.password]
+                .into_iter()
+                .flatten()
+            {
+                *secret = secret.trim().to_owned();
+            }
+        }
+        Ok(())
+    }
+
+    /// Globs of sessions, where there are any.
+    ///
+    /// # Errors
+    /// When one is not a glob.
+    pub fn session_globs(&self) -> Result<Option<GlobSet>> {
+        if self.sessions.is_empty() {
+            return Ok(None);
+        }
+        let mut globs = GlobSetBuilder::new();
+        for glob in &self.sessions {
+            globs.add(Glob::new(glob).with_context(|| format!("sink {:?}: sessions", self.name))?);
+        }
+        Ok(Some(globs.build()?))
+    }
+
+    fn check(&self) -> Result<()> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        ensure!(
+            !self.name.is_empty() && self.name.len() <= 64 && self.name.bytes().all(fits),
+            "sink: {:?} cannot be a name; hint: up to 64 letters, digits, `-` and `_`",
+            self.name
+        );
+        let targets = [
+            self.file.is_some(),
+            self.syslog.is_some(),
+            self.http.is_some(),
+            self.otlp.is_some(),
+            self.stdout.is_some(),
+        ];
+        ensure!(
+            targets.into_iter().filter(|there| *there).count() == 1,
+            "sink {:?} needs one of the tables [sink.file], [sink.syslog], [sink.http], [sink.otlp] and [sink.stdout]",
+            self.name
+        );
+        self.session_globs()?;
+        if let Some(file) = &self.file {
+            ensure!(
+                file.path.is_absolute() && file.path.file_name().is_some(),
+                "sink {:?}: file.path must be an absolute path of a file",
+                self.name
+            );
+            ensure!(
+                file.rotate.as_u64() >= 4096,
+                "sink {:?}: file.rotate must be 4 KiB or more",
+                self.name
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Checks the sinks of a configuration: each for itself, and that no two have one name.
+///
+/// # Errors
+/// With what is wrong with the first that is.
+pub fn check(sinks: &[SinkConfig]) -> Result<()> {
+    ensure!(
+        sinks.len() <= MOST,
+        "there are {} sinks and the most is {MOST}",
+        sinks.len()
+    );
+    for (index, sink) in sinks.iter().enumerate() {
+        sink.check()?;
+        if sinks
+            .iter()
+            .take(index)
+            .any(|other| other.name == sink.name)
+        {
+            bail!(
+                "two sinks are named {:?}; hint: the name keeps a sink's position, so it must be its own",
+                sink.name
+            );
+        }
+        super::make(sink)?;
+    }
+    Ok(())
+}
+
+fn embed(sink: &str, file: &mut Option<PathBuf>, text: &mut Option<String>) -> Result<()> {
+    let Some(path) = file.take() else {
+        return Ok(());
+    };
+    ensure!(
+        text.is_none(),
+        "sink {sink:?}: {} is named and its content is given too",
+        path.display()
+    );
+    *text = Some(read(&path).with_context(|| format!("sink {sink:?}: read {}", path.display()))?);
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    let length = std::fs::metadata(path)?.len();
+    ensure!(
+        length <= MOST_BYTES,
+        "it has {length} bytes and the most is {MOST_BYTES}"
+    );
+    Ok(std::fs::read_to_string(path)?)
+}
+
+/// As a number: as text a size would be rounded.
+fn exactly<S: serde::Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(size.as_u64())
+}
+
+fn without_secrets(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => format!(
+            "{}{}",
+            url.get(..scheme + 3).unwrap_or_default(),
+            url.get(at + 1..).unwrap_or_default()
+        ),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct File {
+        sink: Vec<SinkConfig>,
+    }
+
+    fn parsed(text: &str) -> Result<Vec<SinkConfig>> {
+        let file: File = toml::from_str(text)?;
+        check(&file.sink)?;
+        Ok(file.sink)
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_sinks_name() {
+        for (text, said) in [
+            (
+                "[[sink]]\nname = \"a b\"\n[sink.stdout]\n",
+                "cannot be a name",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n",
+                "sink \"a\" needs one of the tables",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.stdout]\n[sink.file]\npath = \"/x\"\n",
+                "needs one of",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.stdout]\n[[sink]]\nname = \"a\"\n[sink.stdout]\n",
+                "two sinks are named",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.file]\npath = \"x\"\n",
+                "absolute",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\nkinds = [\"opened\"]\n[sink.stdout]\n",
+                "opened",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\nsessions = [\"[\"]\n[sink.stdout]\n",
+                "sessions",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.syslog]\naddress = \"siem:514\"\n",
+                "tcp://HOST:PORT",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.http]\nurl = \"siem\"\n",
+                "url",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.http]\nurl = \"http://x\"\nshape = \"elasticsearch\"\n",
+                "index",
+            ),
+        ] {
+            let error = format!("{:#}", parsed(text).expect_err(text));
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_handed_on_as_what_is_in_them() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let token = directory.path().join("token");
+        std::fs::write(&token, "s3cret\n").expect("written");
+        let text = format!(
+            "[[sink]]\nname = \"a\"\nformat = \"ocsf\"\nverdicts = [\"denied\"]\n[sink.http]\nurl = \"http://127.0.0.1:8088\"\nshape = \"splunk\"\ntoken_file = {token:?}\n"
+        );
+        let mut sinks = parsed(&text).expect("sinks");
+        sinks[0].read_files().expect("read");
+        let handed = toml::to_string(&serde_json::json!({"sink": sinks})).expect("TOML");
+        let again = parsed(&handed).expect("the same");
+        assert_eq!(
+            again[0]
+                .http
+                .as_ref()
+                .expect("http")
+                .access
+                .token
+                .as_deref(),
+            Some("s3cret")
+        );
+        assert_eq!(again[0].verdicts, [Verdict::Denied]);
+        assert_eq!(again[0].target(), "http http://127.0.0.1:8088");
+        let mut missing = parsed("[[sink]]\nname = \"a\"\n[sink.otlp]\nurl = \"http://x:4318\"\ntoken_file = \"/nowhere\"\n").expect("a sink");
+        let error = format!("{:#}", missing[0].read_files().expect_err("missing"));
+        assert!(error.contains("/nowhere"), "{error}");
+    }
+}
