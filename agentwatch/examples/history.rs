@@ -1,9 +1,9 @@
 //! Measures the history: `cargo run --release -p agentwatch --example history -- [EVENTS] [SESSIONS] [DIRECTORY]`.
 //!
 //! A real collector, held on one processor, is sent packed batches over its socket, as the daemon sends them; making
-//! and packing the events is not its work and is done on another. Its processor time is taken from /proc, its
-//! memory is the highest that the kernel saw. Then it is asked, over its socket, what responders ask. Results are
-//! lines of JSON.
+//! and packing the events is not its work and is done on another. Its processor time is taken from its clock, its
+//! memory is the highest that the kernel saw. Then it is asked, over its socket, what responders ask: how long that takes
+//! here, and how much processor time of the collector's. Results are lines of JSON.
 
 use std::{
     fs,
@@ -124,16 +124,18 @@ async fn run(events: u64, sessions: u64, directory: &Path) -> Result<()> {
     for (what, question) in questions {
         let mut times = Vec::new();
         let mut rows = 0;
+        let cpu_before = collector.cpu()?;
         for _ in 0..5 {
             let begun = Instant::now();
             rows = collector.ask(&question).await?;
             times.push(begun.elapsed());
         }
+        let cpu = (collector.cpu()? - cpu_before) / 5;
         times.sort();
         println!(
             "{}",
             json!({
-                "what": what, "rows": rows, "median_ms": times[2].as_secs_f64() * 1e3, "most_ms": times[4].as_secs_f64() * 1e3,
+                "what": what, "rows": rows, "median_ms": times[2].as_secs_f64() * 1e3, "cpu_ms": cpu.as_secs_f64() * 1e3, "most_ms": times[4].as_secs_f64() * 1e3,
                 "memory_mib": collector.memory()?,
             })
         );
@@ -217,21 +219,10 @@ impl Collector {
         self.runtime.join("collector").join(name)
     }
 
+    /// Processor time of all its threads so far.
     fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .collect();
-        let ticks: u64 = fields
-            .iter()
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        Ok(Duration::from_millis(ticks * 10))
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        Ok(nix::time::ClockId::pid_cpu_clock_id(pid)?.now()?.into())
     }
 
     /// The most that it ever had, in MiB.

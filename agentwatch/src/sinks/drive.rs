@@ -182,6 +182,7 @@ impl Drive {
                 Position {
                     history,
                     number: 0,
+                    gaps: Vec::new(),
                     ..found
                 }
             }
@@ -223,18 +224,17 @@ impl Drive {
         let Fed {
             events,
             upto,
-            missing,
+            gaps,
             newest,
             ..
         } = fed;
+        let missing = self.position.gone(after, upto, gaps);
         if missing > 0 {
             tracing::error!(
                 sink = self.config.name,
                 events = missing,
                 "events were gone from the history before this sink had sent them"
             );
-            self.position.lost += missing;
-            self.position.owed_lost += missing;
         }
         let mut events: VecDeque<(i64, Event)> = events.into();
         if let Some(globs) = &self.sessions {
@@ -400,7 +400,7 @@ impl Drive {
             .unsettled
             .pop_front_if(|offered| offered.when.elapsed() >= settling)
         {
-            self.position.number = offered.number;
+            self.position.pass(offered.number);
             self.position.delivered += offered.events;
             self.position.owed_refused -= offered.told.0.min(self.position.owed_refused);
             self.position.owed_lost -= offered.told.1.min(self.position.owed_lost);

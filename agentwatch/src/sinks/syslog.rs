@@ -188,6 +188,8 @@ impl Syslog {
                 stream.write_all(&frames).await?;
                 stream.flush().await?;
                 while unsent(*descriptor)? > 0 {
+                    // What was not acknowledged stays so once the connection is broken.
+                    there(stream).await?;
                     sleep(LOOK).await;
                 }
                 there(stream).await?;

@@ -19,8 +19,8 @@ pub(crate) struct Fed {
     pub(crate) events: Vec<(i64, Event)>,
     /// Up to this number, `events` is all that is wanted.
     pub(crate) upto: i64,
-    /// How many events up to there are not in the history any more.
-    pub(crate) missing: u64,
+    /// Numbers up to there that are not in the history any more: first and last of each run.
+    pub(crate) gaps: Vec<(i64, i64)>,
     /// The number of the newest event.
     pub(crate) newest: i64,
 }
@@ -46,16 +46,12 @@ pub(crate) fn after(
     };
     let history = history(&reader.connection)?;
     let newest = read::newest(&reader.connection)?;
-    let read::Arrived {
-        events,
-        upto,
-        missing,
-    } = reader.arrived(&filter, after, newest)?;
+    let read::Arrived { events, upto, gaps } = reader.arrived(&filter, after, newest)?;
     Ok(Fed {
         history,
         events,
         upto,
-        missing,
+        gaps,
         newest,
     })
 }

@@ -108,8 +108,8 @@ pub(super) struct Arrived {
     pub(super) events: Vec<(i64, Event)>,
     /// Up to this number, `events` is all that is wanted.
     pub(super) upto: i64,
-    /// How many events up to there are not in the history any more.
-    pub(super) missing: u64,
+    /// Numbers up to there that are not in the history any more: first and last of each run.
+    pub(super) gaps: Vec<(i64, i64)>,
 }
 
 /// Some events.
@@ -228,16 +228,16 @@ impl Reader {
         };
         let window = self.window(&Wanted::new(filter, None), &part)?;
         let upto = window.last.map_or(newest, |(no, ..)| no);
-        let missing = window
-            .gaps
-            .iter()
-            .map(|(first, last)| (upto.min(*last) - first + 1).max(0).cast_unsigned())
-            .sum();
+        let gaps = window.gaps.iter();
+        let gaps = gaps
+            .map(|(first, last)| (*first, upto.min(*last)))
+            .filter(|(first, last)| first <= last)
+            .collect();
         let events = window.events.into_iter();
         Ok(Arrived {
             events: events.map(|((no, ..), event)| (no, event)).collect(),
             upto,
-            missing,
+            gaps,
         })
     }
 
