@@ -27,7 +27,7 @@ pub const CONFORMANCE: &str = "/usr/share/agentwatch-tests/conformance";
 
 /// This machine's own tools that stand in for busybox's applets: busybox runs applets without executing
 /// anything, and scenarios count executions.
-const HOST_TOOLS: [&str; 5] = ["dash", "cat", "tr", "wc", "head"];
+const HOST_TOOLS: [&str; 6] = ["dash", "cat", "tr", "wc", "head", "git"];
 
 /// The job as `tests/src/vm.rs` reads it.
 #[derive(Clone, Debug, Serialize)]
@@ -101,6 +101,8 @@ impl Image {
                 process::find(name).with_context(|| format!("this machine has no {name}"))?;
             base.program(&format!("usr/bin/{name}"), &program)?;
         }
+        // What a clone asks for by its own name.
+        base.symlink("usr/bin/git-upload-pack", "git");
         let busybox = setup::busybox()?;
         base.file("usr/bin/busybox", &fs::read(&busybox)?, 0o755);
         for applet in process::output(Command::new(&busybox).arg("--list"))?
