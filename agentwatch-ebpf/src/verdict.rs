@@ -258,10 +258,16 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
         return 1;
     }
     directory(policy, flags, parent.0, held);
-    // A name that only leads to others that are waited for may have a rule as a name.
-    if has(held, place::CHILDREN) && child(policy, dentry.address(), held) == DECIDES {
+    held.steps = NAMELESS;
+    if has(held, place::CHILDREN) {
+        child(policy, dentry.address(), held);
+    }
+    // What was found goes by way of memory: as a result, the verifier would follow each of them through all that comes after.
+    // SAFETY: a field of the task's tag.
+    if unsafe { (&raw const held.steps).read_volatile() } != NAMELESS {
         return 1;
     }
+    // A name that only leads to others that are waited for may have a rule as a name.
     if flags & flags::NAMES != 0 {
         named(policy, dentry.address(), held, 0);
     }
@@ -639,6 +645,9 @@ extern "C" fn one_up(_index: u32, context: *mut c_void) -> i64 {
     0
 }
 
+/// The value of [`Held::steps`] while no name that is waited for has decided.
+const NAMELESS: u32 = u32::MAX;
+
 /// A name that is waited for, and that has rules itself.
 const DECIDES: u32 = 2;
 
@@ -683,6 +692,7 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         if found.decides != 0 {
             held.place = found.place;
             held.found = found::NAME;
+            held.steps = 0;
             hit = DECIDES;
         } else {
             held.place.flags &= !(place::PINNED | place::SOCKET);
