@@ -19,3 +19,4 @@ pub mod run;
 pub mod sessions;
 pub mod status;
 pub mod timeline;
+pub mod webhook;

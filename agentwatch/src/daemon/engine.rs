@@ -7,6 +7,7 @@ mod policies;
 mod prove;
 mod reload;
 mod resume;
+mod review;
 
 use std::{
     collections::HashMap,
@@ -28,8 +29,14 @@ use tokio::{
 };
 
 use super::{
-    config::{Config, Deciders}, control::Order, forward::Figures, launch::Origin, reckon::Found,
+    config::{ApprovalsConfig, Config},
+    control::Order,
+    forward::Figures,
+    launch::Origin,
+    notify::Notifier,
+    reckon::Found,
     registry::Registry,
+    review::{Reviewed, Reviewer},
 };
 use crate::{
     approval::Desk,
@@ -106,12 +113,22 @@ pub struct Engine {
     /// What waits for people, and what they have granted.
     desk: Desk,
     /// Who may decide.
-    deciders: Deciders,
+    deciders: ApprovalsConfig,
+    /// Who decides before people do, where the configuration names one.
+    reviewer: Option<Reviewer>,
+    notifier: Notifier,
     /// What was said to tasks that no request stands for.
     heard_soon: Vec<(GrantKey, u64)>,
 }
 
+/// Who works beside the engine.
+pub struct Colleagues {
+    pub reviewer: Option<Reviewer>,
+    pub notifier: Notifier,
+}
+
 impl Engine {
+    #[expect(clippy::too_many_arguments, reason = "everything that it owns")]
     pub fn new(
         kernel: Kernel,
         rings: Rings,
@@ -120,6 +137,7 @@ impl Engine {
         figures: Arc<Figures>,
         registry: Registry,
         runtime: &Path,
+        colleagues: Colleagues,
     ) -> Result<Self> {
         let enricher = Enricher::new(kernel.cgroup_root.clone())?;
         let watches = config
@@ -158,6 +176,8 @@ impl Engine {
             census_taken: false,
             desk: Desk::default(),
             deciders: config.approvals.clone(),
+            reviewer: colleagues.reviewer,
+            notifier: colleagues.notifier,
             heard_soon: Vec::new(),
         })
     }
@@ -167,6 +187,7 @@ impl Engine {
         mut self,
         mut orders: mpsc::Receiver<Order>,
         mut found: mpsc::Receiver<Found>,
+        mut opinions: mpsc::Receiver<Reviewed>,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<()> {
         let mut tick = time::interval(TICK);
@@ -183,6 +204,7 @@ impl Engine {
                     }
                 }
                 Some(found) = found.recv() => self.found(found),
+                Some(reviewed) = opinions.recv() => self.reviewed(reviewed),
                 ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
                 _ = tick.tick() => { self.drain(); self.tick(); }
                 ready = self.rings.bulk.ready() => { ready?; self.drain(); }
@@ -292,6 +314,10 @@ impl Engine {
             self.waits(&record, &mut event);
         } else if record.state & state::GRANTED != 0 {
             self.passed(&record, &mut event);
+        } else if record.state & state::NOT_HELD != 0 {
+            self.cannot_wait(&mut event);
+        } else if record.state & state::REJECTED != 0 {
+            self.refused(&record, &mut event);
         }
         self.ready.push(event);
     }

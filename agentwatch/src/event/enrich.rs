@@ -136,9 +136,7 @@ impl Enricher {
         if !self.mounts.knows(record.dev) && record.dev != 0 && self.refreshed.elapsed() > REFRESH {
             self.refresh_mounts();
         }
-        if kind == Kind::Exec
-            && record.errno == 0
-            && record.verdict != verdict::DENIED {
+        if kind == Kind::Exec && record.errno == 0 && record.verdict != verdict::DENIED {
             self.processes.executed(key, self.executed(decoded));
         }
         let process = self.process(record, key, subject);
