@@ -1,6 +1,7 @@
 //! What is done inside a session: one action after the other, each reported on a line of a file.
 
 use std::{
+    ffi::CString,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
@@ -19,9 +20,13 @@ use agentwatch_tests::act;
 use nix::{
     pty::{ForkptyResult, forkpty},
     sched::{CloneFlags, unshare},
-    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
-    sys::wait::waitpid,
+    sys::{
+        signal::{Signal, kill},
+        socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     time::{ClockId, clock_gettime},
+    unistd::{ForkResult, execv, fork},
 };
 
 /// The program that `spawn` has started and `wait` waits for.
@@ -99,6 +104,7 @@ fn act(action: &str) -> std::io::Result<String> {
         }
         // On a terminal of its own.
         "terminal" => terminal(object),
+        "urge" => urge(object),
         "threads" => threads(object),
         "connect-later" => connect_later(object),
         "create" => done(fs::File::create_new(object).map(drop)),
@@ -178,6 +184,40 @@ fn said(stdout: &[u8], status: ExitStatus) -> String {
             _ => "killed".to_owned(),
         }
     )
+}
+
+/// Begins a program time after time, and tells each to go on without a pause from before it is executed; says what they said.
+fn urge(command: &str) -> std::io::Result<String> {
+    let words: Vec<CString> = command
+        .split(' ')
+        .filter_map(|word| CString::new(word).ok())
+        .collect();
+    let program = words.first().ok_or_else(invalid)?;
+    let mut text = Vec::new();
+    for _ in 0..20 {
+        let (reader, writer) = std::io::pipe()?;
+        // SAFETY: between fork and exec only functions that are safe after a fork are called.
+        let ForkResult::Parent { child } = (unsafe { fork() })? else {
+            // SAFETY: both descriptors are open.
+            unsafe { libc::dup2(writer.as_raw_fd(), 1) };
+            let _ = execv(program, &words);
+            // SAFETY: ends this process alone.
+            unsafe { libc::_exit(127) };
+        };
+        drop(writer);
+        let since = Instant::now();
+        while waitpid(child, Some(WaitPidFlag::WNOHANG))? == WaitStatus::StillAlive {
+            let _ = kill(child, Signal::SIGCONT);
+            if since.elapsed() > Duration::from_millis(100) {
+                kill(child, Signal::SIGKILL)?;
+                waitpid(child, None)?;
+                break;
+            }
+        }
+        let mut reader = reader;
+        reader.read_to_end(&mut text)?;
+    }
+    Ok(format!("said {:?}", String::from_utf8_lossy(&text)))
 }
 
 /// Threads that each connect to an address, and one that only counts; all of them have to come to an end.

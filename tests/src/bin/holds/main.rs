@@ -184,6 +184,11 @@ const CASES: &[(&str, Needs, Case)] = &[
         told_to_go_on_at_once,
     ),
     (
+        "hold_told_to_go_on_from_the_first",
+        Needs::Nothing,
+        told_to_go_on_from_the_first,
+    ),
+    (
         "hold_first_of_a_pid_namespace",
         Needs::Nothing,
         first_of_a_pid_namespace,

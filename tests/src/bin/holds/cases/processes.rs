@@ -147,6 +147,19 @@ pub(crate) fn told_to_go_on_at_once(place: &Place) -> Result<()> {
     place.nothing_waits()
 }
 
+/// The same by signals without a pause, from before there is anything to stop.
+pub(crate) fn told_to_go_on_from_the_first(place: &Place) -> Result<()> {
+    let program = copy_of_echo(place, "urged")?;
+    let rule = format!("[exec]\napprove = ['{program}']\n");
+    let doing = place.session("urged", &rule, &[&format!("urge:{program} hello")])?;
+    doing.expect(0, "ok said \"\"")?;
+    doing.end()?;
+    place.step("urged", |step| step["step"] == "withdrawn")?;
+    eventually("nothing waits", || {
+        place.approvals().ok()?.is_empty().then_some(())
+    })
+}
+
 pub(crate) fn first_of_a_pid_namespace(place: &Place) -> Result<()> {
     let (_listener, address, rule) = server()?;
     let doing = place.session("first", &rule, &[&format!("first:{address}")])?;
