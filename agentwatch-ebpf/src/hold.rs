@@ -15,8 +15,8 @@ use agentwatch_common::{
     stats,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
-    bpf_send_signal_thread,
+    bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user,
+    bpf_probe_read_user_str, bpf_send_signal, bpf_send_signal_thread,
 };
 
 use crate::{
@@ -39,6 +39,7 @@ pub const IMPOSSIBLE: u32 = 4;
 /// Nobody has said anything.
 const UNHEARD: u32 = 5;
 
+const SIGKILL: u32 = 9;
 const SIGSTOP: u32 = 19;
 /// arch/x86/entry/syscalls/syscall_64.tbl.
 const SYS_CONNECT: u64 = 42;
@@ -214,6 +215,26 @@ pub fn urged(pid: u32) {
     if let Some(hold) = HOLDS.get_ptr_mut(pid) {
         // SAFETY: an entry of a map.
         add64(unsafe { &raw mut (*hold).tries }, 1);
+    }
+}
+
+/// A command that waits runs: somebody told it to go on, where no program refuses that. It is stopped again the first time, which is
+/// before its first instruction, and ended the next time.
+#[inline(always)]
+pub fn runs() {
+    let Some(hold) = HOLDS.get_ptr_mut(TaskAt::current().tid()) else {
+        return;
+    };
+    // SAFETY: an entry of a map, of the current task.
+    unsafe {
+        if (*hold).key.object.kind != object::COMMAND {
+            return;
+        }
+        let signal = if (*hold).tries == 0 { SIGSTOP } else { SIGKILL };
+        add64(&raw mut (*hold).tries, 1);
+        if bpf_send_signal(signal) != 0 {
+            count(stats::NOT_PARKED);
+        }
     }
 }
 

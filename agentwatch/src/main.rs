@@ -48,6 +48,7 @@ enum Command {
     Why(cli::why::WhyArgs),
     Collector(cli::collector::CollectorArgs),
     Canary(cli::canary::CanaryArgs),
+    Webhook(cli::webhook::WebhookArgs),
 }
 
 fn main() -> ExitCode {
@@ -100,6 +101,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Timeline(args) => args.run(runtime_dir).await,
             Command::Query(args) => args.run(runtime_dir).await,
             Command::Collector(args) => args.run(runtime_dir).await,
+            Command::Webhook(args) => args.run().await,
             Command::Run(_)
             | Command::Attach(_)
             | Command::Detach(_)

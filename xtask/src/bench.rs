@@ -47,6 +47,14 @@ struct Storm {
     counts: Counts,
 }
 
+/// The line of `holds latency`.
+#[derive(Clone, Debug, Deserialize)]
+struct Latency {
+    rounds: u64,
+    p50_us: u64,
+    p99_us: u64,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 struct Counts {
     made: u64,
@@ -118,8 +126,48 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let storm_table = storm_rows(&storms);
     println!("\n{}\n", table::render(&storm_table.0, &storm_table.1));
     ensure!(code? == 0, "the storm failed");
+
+    println!("approvals on the running kernel, and on {}", kernel.version);
+    let mut latencies: Vec<(String, Latency)> = Vec::new();
+    let guest = build::Guest::build()?;
+    let native = process::output(
+        process::as_root(&guest.program("holds").to_string_lossy())?
+            .args(["latency", "--agentwatch"])
+            .arg(&agentwatch),
+    )?;
+    let line = native
+        .lines()
+        .find_map(|line| line.strip_prefix("@latency "))
+        .context("the measurement on the running kernel has no result")?;
+    let running = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    latencies.push((
+        format!("{}, this machine", running.trim()),
+        serde_json::from_str(line)?,
+    ));
+    let holds = format!("{PROGRAMS}/holds");
+    let job = Job::new(&[&holds, "latency", "--agentwatch", "/usr/bin/agentwatch"]);
+    let machine = Machine {
+        timeout: Some(Duration::from_secs(1200)),
+        ..Machine::default()
+    };
+    let code = each_line(&kernel, &image, &job, machine, "@latency ", &mut |json| {
+        latencies.push((
+            format!("{}, emulated", kernel.version),
+            serde_json::from_str(json)?,
+        ));
+        Ok(())
+    });
+    let latency_table = latency_rows(&latencies);
+    println!("\n{}\n", table::render(&latency_table.0, &latency_table.1));
+    ensure!(code? == 0, "the measurement of approvals failed");
     if !options.print_only {
-        let file = write(&report(&kernel.version, size, &rows, &storm_table))?;
+        let file = write(&report(
+            &kernel.version,
+            size,
+            &rows,
+            &storm_table,
+            &latency_table,
+        ))?;
         println!("wrote {}", file.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -229,7 +277,26 @@ fn storm_rows(storms: &[Storm]) -> Table {
     (heads, rows)
 }
 
-fn report(kernel: &str, size: u64, costs: &Table, storms: &Table) -> String {
+fn latency_rows(latencies: &[(String, Latency)]) -> Table {
+    let heads = ["kernel", "approvals", "median", "99 %"]
+        .map(str::to_owned)
+        .to_vec();
+    let milliseconds = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
+    let rows = latencies
+        .iter()
+        .map(|(place, latency)| {
+            vec![
+                place.clone(),
+                latency.rounds.to_string(),
+                milliseconds(latency.p50_us),
+                milliseconds(latency.p99_us),
+            ]
+        })
+        .collect();
+    (heads, rows)
+}
+
+fn report(kernel: &str, size: u64, costs: &Table, storms: &Table, latencies: &Table) -> String {
     format!(
         "# What agentwatch costs\n\n\
          Written by `cargo xtask bench`; do not edit. Kernel: {kernel}. Binary: {:.1} MiB.\n\n\
@@ -240,10 +307,14 @@ fn report(kernel: &str, size: u64, costs: &Table, storms: &Table) -> String {
          and other effects of real processors are not in these figures.\n\n{}\n\n\
          ## A storm of opens\n\n\
          200 000 opens in one session, denied ones strewn among them, on two emulated processors without counting. \
-         made = delivered + folded + lost; whatever is lost is declared in `loss` events.\n\n{}\n",
+         made = delivered + folded + lost; whatever is lost is declared in `loss` events.\n\n{}\n\n\
+         ## An approval\n\n\
+         From when the daemon takes up the control message of `agentwatch approve` to when the connect that waited has returned in the \
+         program; one after the other (`holds latency`). On a machine with other work it is that work that is measured, too.\n\n{}\n",
         size as f64 / (1024.0 * 1024.0),
         table::markdown(&costs.0, &costs.1),
-        table::markdown(&storms.0, &storms.1)
+        table::markdown(&storms.0, &storms.1),
+        table::markdown(&latencies.0, &latencies.1)
     )
 }
 

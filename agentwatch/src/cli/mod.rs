@@ -20,4 +20,5 @@ pub mod run;
 pub mod sessions;
 pub mod status;
 pub mod timeline;
+pub mod webhook;
 pub mod why;
