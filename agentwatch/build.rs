@@ -67,6 +67,8 @@ fn var(name: &str) -> String {
 }
 
 fn copy(from: &Path, to: &Path) {
+    // A target directory may be another one's copy by hard links: what stands there is not written into.
+    let _ = std::fs::remove_file(to);
     if let Err(error) = std::fs::copy(from, to) {
         panic!(
             "cannot copy {} to {}: {error}",

@@ -157,26 +157,8 @@ pub struct Fold {
     pub last: u64,
     /// Sequence number of the first.
     pub seq: u64,
-    /// What the decision stood on; a generation of 0 where it has to be found again.
-    pub seal: Seal,
+    /// Digest of what the decision stood on, 0 where it has to be found again: see `verdict::seal` in the programs.
+    pub seal: u64,
 }
-
-/// What a decision on a file stood on: while nothing of it has changed, it holds.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seal {
-    /// [`crate::policy::Host::generation`], never 0.
-    pub generation: u32,
-    /// How often directories had been moved on this host.
-    pub moves: u32,
-    /// Inode of the directory that the name stands in.
-    pub directory: u64,
-    /// Hash and length of the name, as the kernel has them.
-    pub name: u64,
-    /// Generation of the file's inode.
-    pub inode_generation: u32,
-    pub _pad: u32,
-}
-const _: () = assert!(size_of::<Seal>() == 32);
 
 pod!(Record, FoldKey, Fold);

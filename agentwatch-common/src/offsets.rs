@@ -73,7 +73,8 @@ macro_rules! with_members {
             UNIX_ADDRESS_NAME = "unix_address": "name";
             TASK_TGID = "task_struct": "tgid";
             TASK_BPF_STORAGE = "task_struct": "bpf_storage" | "";
-            DENTRY_D_NAME_HASH_LEN = "dentry": "d_name.hash_len" | "__d_name.hash_len";
+            DENTRY_D_NAME_HASH = "dentry": "d_name.hash" | "__d_name.hash";
+            DENTRY_D_NAME_LEN = "dentry": "d_name.len" | "__d_name.len";
             TASK_FLAGS = "task_struct": "flags";
             TASK_SELF_EXEC_ID = "task_struct": "self_exec_id";
             TASK_PID = "task_struct": "pid";

@@ -1,6 +1,6 @@
 //! Keys and values of the maps that hold sessions and compiled policies.
 
-use crate::{event::Seal, limits, pod};
+use crate::{limits, pod};
 
 /// What a rule does; the value of `effect` fields.
 pub mod effect {
@@ -173,8 +173,8 @@ pub struct Tag {
     pub outcome: u32,
     pub outcome_rule: u32,
     pub noted: u32,
-    /// What the decision on the open in hand stands on.
-    pub seal: Seal,
+    /// Digest of what the decision on the open in hand stands on.
+    pub seal: u64,
     /// The credentials under which the last decision on a file of an overlay was made, where the host mounted that overlay; else 0.
     /// What the overlay then does in its layers it does under its own.
     pub shown_to: u64,
@@ -182,7 +182,7 @@ pub struct Tag {
     /// tell apart what it may be.
     pub held: Held,
 }
-const _: () = assert!(size_of::<Tag>() == 304);
+const _: () = assert!(size_of::<Tag>() == 280);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.

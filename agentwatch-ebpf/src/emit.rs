@@ -3,7 +3,7 @@
 //! Nothing is dropped silently: a record that finds no room has taken a sequence number, which user space misses.
 
 use agentwatch_common::{
-    event::{Fold, FoldKey, Record, Scratch, Seal, kind, state, verdict},
+    event::{Fold, FoldKey, Record, Scratch, kind, state, verdict},
     limits,
     policy::flags,
     stats,
@@ -26,16 +26,6 @@ use crate::{
 };
 
 const EEXIST: i32 = 17;
-
-/// Of a decision that has to be found again.
-const UNSEALED: Seal = Seal {
-    generation: 0,
-    moves: 0,
-    directory: 0,
-    name: 0,
-    inode_generation: 0,
-    _pad: 0,
-};
 
 /// Scratch memory in use; given back by [`Draft::submit`].
 pub struct Draft(*mut Scratch);
@@ -344,51 +334,28 @@ pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 
 
 /// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
 #[inline(always)]
-pub fn fold(subject: &Subject, key: &FoldKey, seal: Option<&Seal>) -> bool {
+pub fn fold(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
     let Some(entry) = FOLDS.get_ptr_mut(key) else {
         return false;
     };
-    if let Some(seal) = seal {
-        set_seal(entry, seal);
-    }
+    // SAFETY: an entry of a map.
+    unsafe { (&raw mut (*entry).seal).write_volatile(seal) };
     add(subject, entry);
     true
 }
 
 /// The same where nothing has changed since it was allowed: then there is nothing to decide either.
 #[inline(always)]
-pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: &Seal) -> bool {
+pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
     let Some(entry) = FOLDS.get_ptr_mut(key) else {
         return false;
     };
-    // SAFETY: an entry of a map. Its generation is written last, and taken away first.
-    let same = unsafe {
-        let before = &raw const (*entry).seal;
-        (&raw const (*before).generation).read_volatile() == seal.generation
-            && (&raw const (*before).moves).read_volatile() == seal.moves
-            && (&raw const (*before).directory).read_volatile() == seal.directory
-            && (&raw const (*before).name).read_volatile() == seal.name
-            && (&raw const (*before).inode_generation).read_volatile() == seal.inode_generation
-    };
+    // SAFETY: an entry of a map.
+    let same = unsafe { (&raw const (*entry).seal).read_volatile() } == seal;
     if same {
         add(subject, entry);
     }
     same
-}
-
-/// Remembers what the decision stood on.
-#[inline(always)]
-fn set_seal(entry: *mut Fold, seal: &Seal) {
-    // SAFETY: an entry of a map.
-    unsafe {
-        let kept = &raw mut (*entry).seal;
-        (&raw mut (*kept).generation).write_volatile(0);
-        (&raw mut (*kept).moves).write_volatile(seal.moves);
-        (&raw mut (*kept).directory).write_volatile(seal.directory);
-        (&raw mut (*kept).name).write_volatile(seal.name);
-        (&raw mut (*kept).inode_generation).write_volatile(seal.inode_generation);
-        (&raw mut (*kept).generation).write_volatile(seal.generation);
-    }
 }
 
 #[inline(always)]
@@ -401,15 +368,12 @@ fn add(subject: &Subject, entry: *mut Fold) {
 
 /// Lets further actions like this one be folded into the event `seq`.
 #[inline(always)]
-pub fn remember(key: &FoldKey, seq: u64, seal: Option<&Seal>) {
+pub fn remember(key: &FoldKey, seq: u64, seal: u64) {
     let entry = Fold {
         count: 0,
         last: 0,
         seq,
-        seal: match seal {
-            Some(seal) => *seal,
-            None => UNSEALED,
-        },
+        seal,
     };
     // Another processor may have been first: then this event stands beside it, and nothing is lost.
     if seq != 0

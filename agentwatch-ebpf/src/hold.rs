@@ -15,8 +15,8 @@ use agentwatch_common::{
     stats,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
-    bpf_send_signal_thread,
+    bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user,
+    bpf_probe_read_user_str, bpf_send_signal, bpf_send_signal_thread,
 };
 
 use crate::{
@@ -39,6 +39,7 @@ pub const IMPOSSIBLE: u32 = 4;
 /// Nobody has said anything.
 const UNHEARD: u32 = 5;
 
+const SIGKILL: u32 = 9;
 const SIGSTOP: u32 = 19;
 /// arch/x86/entry/syscalls/syscall_64.tbl.
 const SYS_CONNECT: u64 = 42;
@@ -217,6 +218,26 @@ pub fn urged(pid: u32) {
     }
 }
 
+/// A command that waits runs: somebody told it to go on, where no program refuses that. It is stopped again the first time, which is
+/// before its first instruction, and ended the next time.
+#[inline(always)]
+pub fn runs() {
+    let Some(hold) = HOLDS.get_ptr_mut(TaskAt::current().tid()) else {
+        return;
+    };
+    // SAFETY: an entry of a map, of the current task.
+    unsafe {
+        if (*hold).key.object.kind != object::COMMAND {
+            return;
+        }
+        let signal = if (*hold).tries == 0 { SIGSTOP } else { SIGKILL };
+        add64(&raw mut (*hold).tries, 1);
+        if bpf_send_signal(signal) != 0 {
+            count(stats::NOT_PARKED);
+        }
+    }
+}
+
 /// A task ends: it waits for nothing any more.
 #[inline(always)]
 pub fn forget(tid: u32) {
@@ -392,21 +413,15 @@ pub fn skip(arguments: &mut [u64; 2], n: u32) -> u32 {
         at: arguments[0],
         // SAFETY: the slot is ours.
         data: unsafe { (&raw mut (*scratch).data).cast() },
-        left: n,
-        _pad: 0,
+        failed: 0,
     };
+    let many = n > MOST_SKIPPED;
+    let n = if many { MOST_SKIPPED } else { n };
     // SAFETY: the callback takes a number and the context that stands here.
-    unsafe {
-        bpf_loop(
-            MOST_SKIPPED,
-            skip_one as *mut c_void,
-            (&raw mut skipping).cast(),
-            0,
-        )
-    };
+    unsafe { bpf_loop(n, skip_one as *mut c_void, (&raw mut skipping).cast(), 0) };
     emit::give_back(scratch);
     arguments[0] = skipping.at;
-    u32::from(skipping.left == 0)
+    u32::from(skipping.failed == 0 && !many)
 }
 
 /// More strings than the kernel puts before a script's arguments.
@@ -416,17 +431,13 @@ const MOST_SKIPPED: u32 = 16;
 struct Skipping {
     at: u64,
     data: *mut u8,
-    left: u32,
-    _pad: u32,
+    failed: u64,
 }
 
 extern "C" fn skip_one(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: the context that `skip` gave, with scratch memory that is longer than what is read.
     unsafe {
         let skipping = &mut *context.cast::<Skipping>();
-        if skipping.left == 0 {
-            return 1;
-        }
         let len = bpf_probe_read_user_str(
             skipping.data.cast(),
             limits::ARGV as u32,
@@ -434,10 +445,10 @@ extern "C" fn skip_one(_index: u32, context: *mut c_void) -> i64 {
         );
         // What is longer than all that is looked at hides what comes after it.
         if len <= 0 || len >= limits::ARGV as i64 {
+            skipping.failed = 1;
             return 1;
         }
         skipping.at += len as u64;
-        skipping.left -= 1;
     }
     0
 }

@@ -204,8 +204,14 @@ impl Dentry {
     /// Hash and length of its name.
     #[inline(always)]
     pub fn name_hash(self) -> u64 {
-        // SAFETY: a direct load.
-        unsafe { direct(self.0, &DENTRY_D_NAME_HASH_LEN) }
+        // SAFETY: direct loads.
+        let (hash, len): (u32, u32) = unsafe {
+            (
+                direct(self.0, &DENTRY_D_NAME_HASH),
+                direct(self.0, &DENTRY_D_NAME_LEN),
+            )
+        };
+        u64::from(hash) | u64::from(len) << 32
     }
     /// Generation of the inode.
     #[inline(always)]

@@ -4,7 +4,7 @@
 use core::{ffi::c_void, hint::black_box};
 
 use agentwatch_common::{
-    event::{Scratch, Seal},
+    event::Scratch,
     limits,
     policy::{
         BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
@@ -151,26 +151,30 @@ pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
     of(everything_at(subject, dentry), rights)
 }
 
-/// What a decision on a file stands on, taken before it is made; a generation of 0 where the kernel does not tell.
+/// A digest of what a decision on a file stands on, taken before it is made: the rules, the places of directories, the directory and
+/// the name by which the file is reached, its inode's generation. 0 where the kernel does not tell. It is kept with the file's device
+/// and inode, so that two that are equal by chance are names of the same file.
 #[inline(always)]
-pub fn seal(dentry: Dentry) -> Seal {
-    let mut seal = Seal {
-        generation: 0,
-        moves: 0,
-        directory: dentry.parent().inode(),
-        name: dentry.name_hash(),
-        inode_generation: dentry.generation(),
-        _pad: 0,
+pub fn seal(dentry: Dentry) -> u64 {
+    /// Odd, and without a pattern (the golden ratio's and the square root of two's digits).
+    const A: u64 = 0x9e37_79b9_7f4a_7c15;
+    const B: u64 = 0xb504_f333_f9de_6485;
+    let Some(host) = HOST.get_ptr(0) else {
+        return 0;
     };
-    if let Some(host) = HOST.get_ptr(0)
-        && let Some(moves) = kernel::moves()
-        && moves & 1 == 0
-    {
-        seal.moves = moves;
-        // SAFETY: a slot of an array map.
-        seal.generation = unsafe { (&raw const (*host).generation).read_volatile() };
+    let Some(moves) = kernel::moves() else {
+        return 0;
+    };
+    if moves & 1 != 0 {
+        return 0;
     }
-    seal
+    // SAFETY: a slot of an array map.
+    let generation = unsafe { (&raw const (*host).generation).read_volatile() };
+    let mut digest = (u64::from(generation) << 32 | u64::from(moves)).wrapping_mul(A);
+    digest = (digest.rotate_left(29) ^ dentry.parent().inode()).wrapping_mul(B);
+    digest = (digest.rotate_left(29) ^ dentry.name_hash()).wrapping_mul(A);
+    digest = (digest.rotate_left(29) ^ u64::from(dentry.generation())).wrapping_mul(B);
+    digest | 1
 }
 
 /// Everything that holds at a file.
@@ -254,10 +258,16 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
         return 1;
     }
     directory(policy, flags, parent.0, held);
-    // A name that only leads to others that are waited for may have a rule as a name.
-    if has(held, place::CHILDREN) && child(policy, dentry.address(), held) == DECIDES {
+    held.steps = NAMELESS;
+    if has(held, place::CHILDREN) {
+        child(policy, dentry.address(), held);
+    }
+    // What was found goes by way of memory: as a result, the verifier would follow each of them through all that comes after.
+    // SAFETY: a field of the task's tag.
+    if unsafe { (&raw const held.steps).read_volatile() } != NAMELESS {
         return 1;
     }
+    // A name that only leads to others that are waited for may have a rule as a name.
     if flags & flags::NAMES != 0 {
         named(policy, dentry.address(), held, 0);
     }
@@ -635,6 +645,9 @@ extern "C" fn one_up(_index: u32, context: *mut c_void) -> i64 {
     0
 }
 
+/// The value of [`Held::steps`] while no name that is waited for has decided.
+const NAMELESS: u32 = u32::MAX;
+
 /// A name that is waited for, and that has rules itself.
 const DECIDES: u32 = 2;
 
@@ -679,6 +692,7 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         if found.decides != 0 {
             held.place = found.place;
             held.found = found::NAME;
+            held.steps = 0;
             hit = DECIDES;
         } else {
             held.place.flags &= !(place::PINNED | place::SOCKET);
@@ -1018,6 +1032,8 @@ extern "C" fn one_back(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: the context that `command_by_name` gave; the index is below the name's length.
     unsafe {
         let last = &mut *context.cast::<LastPart>();
+        // Taken from the index, and not counted: the verifier would follow each count.
+        last.used = index;
         if index >= last.len {
             return 1;
         }
@@ -1025,7 +1041,6 @@ extern "C" fn one_back(index: u32, context: *mut c_void) -> i64 {
         if last.data.add(RAW + at).read_volatile() == b'/' {
             return 1;
         }
-        last.used += 1;
     }
     0
 }

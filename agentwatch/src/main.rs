@@ -51,6 +51,7 @@ enum Command {
     Why(cli::why::WhyArgs),
     Collector(cli::collector::CollectorArgs),
     Canary(cli::canary::CanaryArgs),
+    Webhook(cli::webhook::WebhookArgs),
 }
 
 fn main() -> ExitCode {
@@ -106,6 +107,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             Command::Status(args) => args.run(runtime_dir).await,
             Command::Export(args) => args.run(runtime_dir).await,
             Command::Collector(args) => args.run(runtime_dir).await,
+            Command::Webhook(args) => args.run().await,
             Command::Run(_)
             | Command::Attach(_)
             | Command::Detach(_)

@@ -389,7 +389,8 @@ fn attach_to(place: &Place<'_>, cgroup: &Path, policy: &Path) -> Result<()> {
 /// A directory goes back and forth between what may be read and what may not, while a file in it is opened: it is never opened
 /// while it lies where it may not be read.
 fn renamed_while_walked(place: &Place<'_>) -> Result<()> {
-    const ROUNDS: u32 = 4000;
+    /// Less than a step may take.
+    const RACE: Duration = Duration::from_secs(10);
     let policy = place.policy("")?;
     let (out, inside) = (place.dir.join("out"), place.dir.join("in"));
     fs::create_dir_all(out.join("a/moved/b/c"))?;
@@ -413,10 +414,8 @@ fn renamed_while_walked(place: &Place<'_>) -> Result<()> {
         std::thread::scope(|scope| {
             let mover = scope.spawn(|| -> Result<()> {
                 let (there, here) = (out.join("a/moved"), inside.join("moved"));
-                for _ in 0..ROUNDS {
-                    if done.load(Ordering::SeqCst) {
-                        break;
-                    }
+                let begin = Instant::now();
+                while begin.elapsed() < RACE && !done.load(Ordering::SeqCst) {
                     sequence.fetch_add(1, Ordering::SeqCst);
                     fs::rename(&there, &here)?;
                     sleep(Duration::from_micros(200));

@@ -1,9 +1,15 @@
-//! `cargo xtask bench`: what agentwatch adds to an action, in instructions, how it fares in a storm of opens, and how fast its history is.
+//! `cargo xtask bench`: what agentwatch adds to an action, in instructions, how it fares in a storm of opens, how long
+//! an approval takes, and how fast its history is.
 //!
 //! The first: one emulated processor with `-icount shift=0`: a nanosecond of guest time is one instruction, so the figures
 //! repeat on any machine, however busy. They leave out what real processors add: cache misses, branches, TLBs.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -39,12 +45,15 @@ enum Part {
     Cost,
     /// A storm of opens
     Storm,
+    /// How long an approval takes
+    Approvals,
     /// The history: taking events in, and questions
     History,
 }
 
 const COST: &str = "Instructions an action";
 const STORM: &str = "A storm of opens";
+const APPROVALS: &str = "An approval";
 const HISTORY: &str = "The history";
 /// Events of the history that is measured, and sessions.
 const EVENTS: u64 = 10_000_000;
@@ -68,6 +77,14 @@ struct Storm {
     counts: Counts,
 }
 
+/// The line of `holds latency`.
+#[derive(Clone, Debug, Deserialize)]
+struct Latency {
+    rounds: u64,
+    p50_us: u64,
+    p99_us: u64,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 struct Counts {
     made: u64,
@@ -79,7 +96,7 @@ struct Counts {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mut sections: Vec<(&str, String)> = Vec::new();
     let wanted = |part| options.only.is_none_or(|only| only == part);
-    if wanted(Part::Cost) || wanted(Part::Storm) {
+    if wanted(Part::Cost) || wanted(Part::Storm) || wanted(Part::Approvals) {
         setup::apt(&[("strace", "strace", "agentwatch is compared with it")])?;
         let strace = process::find("strace").context("strace was installed and is not on PATH")?;
         let kernel = kernels::fetch(&options.kernel)?;
@@ -93,6 +110,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         if wanted(Part::Storm) {
             let rows = storm(&kernel, &image)?;
             sections.push((STORM, storm_section(&kernel.version, &rows)));
+        }
+        if wanted(Part::Approvals) {
+            let rows = approvals(&kernel, &image, &agentwatch)?;
+            sections.push((APPROVALS, approvals_section(&rows)));
         }
     }
     if wanted(Part::History) {
@@ -167,6 +188,47 @@ fn storm(kernel: &kernels::Kernel, image: &crate::initramfs::Image) -> Result<Ta
     let rows = storm_rows(&storms);
     println!("\n{}\n", table::render(&rows.0, &rows.1));
     ensure!(code? == 0, "the storm failed");
+    Ok(rows)
+}
+
+fn approvals(
+    kernel: &kernels::Kernel,
+    image: &crate::initramfs::Image,
+    agentwatch: &Path,
+) -> Result<Table> {
+    println!("approvals on the running kernel, and on {}", kernel.version);
+    let mut latencies: Vec<(String, Latency)> = Vec::new();
+    let guest = build::Guest::build()?;
+    let native = process::output(
+        process::as_root(&guest.program("holds").to_string_lossy())?
+            .args(["latency", "--agentwatch"])
+            .arg(agentwatch),
+    )?;
+    let line = native
+        .lines()
+        .find_map(|line| line.strip_prefix("@latency "))
+        .context("the measurement on the running kernel has no result")?;
+    let running = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    latencies.push((
+        format!("{}, this machine", running.trim()),
+        serde_json::from_str(line)?,
+    ));
+    let holds = format!("{PROGRAMS}/holds");
+    let job = Job::new(&[&holds, "latency", "--agentwatch", "/usr/bin/agentwatch"]);
+    let machine = Machine {
+        timeout: Some(Duration::from_secs(1200)),
+        ..Machine::default()
+    };
+    let code = each_line(kernel, image, &job, machine, "@latency ", &mut |json| {
+        latencies.push((
+            format!("{}, emulated", kernel.version),
+            serde_json::from_str(json)?,
+        ));
+        Ok(())
+    });
+    let rows = latency_rows(&latencies);
+    println!("\n{}\n", table::render(&rows.0, &rows.1));
+    ensure!(code? == 0, "the measurement of approvals failed");
     Ok(rows)
 }
 
@@ -274,6 +336,25 @@ fn storm_rows(storms: &[Storm]) -> Table {
     (heads, rows)
 }
 
+fn latency_rows(latencies: &[(String, Latency)]) -> Table {
+    let heads = ["kernel", "approvals", "median", "99 %"]
+        .map(str::to_owned)
+        .to_vec();
+    let milliseconds = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
+    let rows = latencies
+        .iter()
+        .map(|(place, latency)| {
+            vec![
+                place.clone(),
+                latency.rounds.to_string(),
+                milliseconds(latency.p50_us),
+                milliseconds(latency.p99_us),
+            ]
+        })
+        .collect();
+    (heads, rows)
+}
+
 fn cost_section(kernel: &str, size: u64, costs: &Table) -> String {
     format!(
         "One emulated processor that counts instructions (QEMU, `-icount shift=0`), files on a tmpfs. The column *bare* is the action's \
@@ -293,6 +374,14 @@ fn storm_section(kernel: &str, storms: &Table) -> String {
     )
 }
 
+fn approvals_section(latencies: &Table) -> String {
+    format!(
+        "From when the daemon takes up the control message of `agentwatch approve` to when the connect that waited has returned in the \
+         program; one after the other (`holds latency`). On a machine with other work it is that work that is measured, too.\n\n{}",
+        table::markdown(&latencies.0, &latencies.1)
+    )
+}
+
 /// Puts what was measured into docs/bench.md; other sections stay as they are.
 fn write(measured: &[(&str, String)]) -> Result<PathBuf> {
     let file = paths::repository().join("docs/bench.md");
@@ -304,7 +393,7 @@ fn write(measured: &[(&str, String)]) -> Result<PathBuf> {
 fn page(old: &str, measured: &[(&str, String)]) -> String {
     let mut page =
         "# What agentwatch costs\n\nWritten by `cargo xtask bench`; do not edit.\n".to_owned();
-    for title in [COST, STORM, HISTORY] {
+    for title in [COST, STORM, APPROVALS, HISTORY] {
         let new = measured.iter().find(|(measured, _)| *measured == title);
         let kept = || {
             old.split("\n## ")

@@ -8,7 +8,7 @@ use std::{
     net::TcpListener,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -169,6 +169,11 @@ pub fn run(own: &[String]) -> Result<ExitCode> {
     }
     let fixtures = paths::repository().join("tests/fixtures/demo");
     fs::copy(fixtures.join("agent.sh"), dir.join("agent.sh"))?;
+    fs::copy(fixtures.join("publish"), dir.join("publish"))?;
+    fs::set_permissions(
+        dir.join("publish"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
     let policy = fs::read_to_string(fixtures.join("policy.toml"))?
         .replace("{dir}", &dir.to_string_lossy())
         .replace("{allowed}", &allowed_port.to_string());
@@ -209,7 +214,8 @@ pub fn run(own: &[String]) -> Result<ExitCode> {
     session
         .env("ALLOWED", allowed_port.to_string())
         .env("REFUSED", refused_port.to_string())
-        .env("OUTSIDE", dir.join("outside"));
+        .env("OUTSIDE", dir.join("outside"))
+        .env("PUBLISH", dir.join("publish"));
     let status = if scripted {
         let mut child = session
             .stdin(Stdio::null())
@@ -220,7 +226,7 @@ pub fn run(own: &[String]) -> Result<ExitCode> {
             relay(child.stdout.take().context("piped")?, "agent"),
             relay(child.stderr.take().context("piped")?, "agent"),
         ];
-        let status = child.wait()?;
+        let status = approving(&host, &mut child)?;
         for reader in readers {
             let _ = reader.join();
         }
@@ -265,12 +271,43 @@ pub fn run(own: &[String]) -> Result<ExitCode> {
         );
         ensure!(!stolen, "the agent wrote outside its workspace");
         ensure!(
+            approved(&host)? && dir.join("work/published").exists(),
+            "what waited was to be approved, and to happen then"
+        );
+        ensure!(
             denied.len() >= 3,
             "three denied actions were to be recorded, {} were",
             denied.len()
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the session, and does what a person does when something waits: looks at it, and approves it.
+fn approving(host: &Host, session: &mut Child) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = session.try_wait()? {
+            return Ok(status);
+        }
+        let requests: Value = serde_json::from_str(&host.output(&["approvals", "--json"])?)
+            .context("what waits is no JSON")?;
+        if let Some(id) = requests[0]["id"].as_str() {
+            heading("It waits: agentwatch approvals");
+            show(host, &["approvals"])?;
+            heading(&format!("agentwatch approve {id} --reason demo"));
+            host.output(&["approve", id, "--reason", "demo"])?;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// How the one action that waits was decided, for the end.
+fn approved(host: &Host) -> Result<bool> {
+    let lines = host.output(&["events", SESSION, "--kind", "approval", "--format", "jsonl"])?;
+    Ok(lines
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .any(|event| event["approval"]["step"] == "approved"))
 }
 
 fn show(host: &Host, arguments: &[&str]) -> Result<()> {

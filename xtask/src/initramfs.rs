@@ -31,8 +31,9 @@ pub const CONFORMANCE: &str = "/usr/share/agentwatch-tests/conformance";
 
 /// This machine's own tools: what sessions are tried with, and what stands in for applets, because busybox runs those without executing
 /// anything, and scenarios count executions.
-const HOST_TOOLS: [&str; 12] = [
+const HOST_TOOLS: [&str; 13] = [
     "dash",
+    "git",
     "cat",
     "tr",
     "wc",
@@ -118,6 +119,8 @@ impl Image {
                 process::find(name).with_context(|| format!("this machine has no {name}"))?;
             base.program(&format!("usr/bin/{name}"), &program)?;
         }
+        // What a clone asks for by its own name.
+        base.symlink("usr/bin/git-upload-pack", "git");
         let busybox = setup::busybox()?;
         base.file("usr/bin/busybox", &fs::read(&busybox)?, 0o755);
         for applet in process::output(Command::new(&busybox).arg("--list"))?

@@ -38,6 +38,12 @@ pub struct Options {
 /// What the stock kernels have; a scenario that is skipped there for lack of one of these has failed.
 const STOCK_CAPABILITIES: &str = "bpf-lsm,cgroup,landlock";
 
+/// What the names of the cases of actions that wait begin with.
+const HOLDS: &str = "hold";
+
+/// How often the repeated cases of those are repeated in an emulated guest.
+const ROUNDS_IN_VM: &str = "100";
+
 /// How one check, test or scenario went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -155,9 +161,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if let Some((agentwatch, guest)) = built {
         let only = options.only.as_deref();
         if options.kernel.iter().any(|name| name == "native") {
-            summary.stage("scenarios on native", |summary| {
-                summary.natively(&agentwatch, &guest, only)
-            });
+            if !is_of_holds(only) {
+                summary.stage("scenarios on native", |summary| {
+                    summary.natively(&agentwatch, &guest, only)
+                });
+            }
+            if tries_holds(only) {
+                summary.stage("holds on native", |summary| {
+                    summary.holds_natively(&agentwatch, &guest, only)
+                });
+            }
         }
         let series: Vec<&String> = options
             .kernel
@@ -169,9 +182,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 summary.stage("initramfs", |_| Image::gather(&agentwatch, &guest, &[]))
         {
             for name in series {
-                summary.stage(&format!("scenarios on {name}"), |summary| {
-                    summary.in_vm(name, &image, only)
-                });
+                if !is_of_holds(only) {
+                    summary.stage(&format!("scenarios on {name}"), |summary| {
+                        summary.in_vm(name, &image, only)
+                    });
+                }
+                if tries_holds(only) {
+                    summary.stage(&format!("holds on {name}"), |summary| {
+                        summary.holds_in_vm(name, &image, only)
+                    });
+                }
             }
         }
         if options.agents {
@@ -274,6 +294,41 @@ impl Summary {
             .arg("--conformance")
             .arg(paths::repository().join("tests/conformance"));
         command.args(only.map(|filter| ["--only", filter]).into_iter().flatten());
+        self.lines_of(&mut command, "native")
+    }
+
+    /// Runs the cases of actions that wait on the running kernel.
+    fn holds_natively(
+        &mut self,
+        agentwatch: &Path,
+        guest: &Guest,
+        only: Option<&str>,
+    ) -> Result<()> {
+        let mut command = process::as_root(&guest.program("holds").to_string_lossy())?;
+        command.args(["all", "--agentwatch"]).arg(agentwatch);
+        command.args(["--only", only.unwrap_or_default()]);
+        self.lines_of(&mut command, "native")
+    }
+
+    /// The same on a stock kernel.
+    fn holds_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
+        let kernel = kernels::fetch(series)?;
+        println!("kernel {}", kernel.version);
+        let words = [
+            &format!("{PROGRAMS}/holds"),
+            "all",
+            "--agentwatch",
+            "/usr/bin/agentwatch",
+            "--only",
+            only.unwrap_or_default(),
+            "--rounds",
+            ROUNDS_IN_VM,
+        ];
+        self.job_in_vm(&kernel, image, &words, series)
+    }
+
+    /// Runs a program whose lines are results.
+    fn lines_of(&mut self, command: &mut Command, place: &str) -> Result<()> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -282,12 +337,13 @@ impl Summary {
             std::io::BufReader::new(child.stdout.take().context("standard output is piped")?);
         let mut seen = 0;
         for line in std::io::BufRead::lines(reader) {
-            seen += u64::from(self.scenario_line(&line?, "native")?);
+            seen += u64::from(self.scenario_line(&line?, place)?);
         }
         let status = child.wait()?;
         anyhow::ensure!(
             seen > 0,
-            "the scenario runner ended with {status} and had no result"
+            "{} ended with {status} and had no result",
+            process::line(command)
         );
         Ok(())
     }
@@ -537,6 +593,16 @@ impl Summary {
     }
 }
 
+/// Whether a filter names cases of actions that wait, and nothing else.
+fn is_of_holds(only: Option<&str>) -> bool {
+    only.is_some_and(|filter| filter.starts_with(HOLDS))
+}
+
+/// Whether such cases are among what is to be tried.
+fn tries_holds(only: Option<&str>) -> bool {
+    only.is_none() || is_of_holds(only)
+}
+
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
@@ -566,6 +632,15 @@ mod tests {
         let text = "running 2 tests\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
                     test result: FAILED. 3 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n";
         assert_eq!(unit_test_counts(text), (5, 4, 1));
+    }
+
+    #[test]
+    fn holds_are_named_by_their_prefix() {
+        assert!(tries_holds(None) && !is_of_holds(None));
+        for only in ["hold", "hold_threads"] {
+            assert!(tries_holds(Some(only)) && is_of_holds(Some(only)), "{only}");
+        }
+        assert!(!tries_holds(Some("conformance/file")));
     }
 
     #[test]

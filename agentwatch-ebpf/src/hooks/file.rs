@@ -130,10 +130,10 @@ pub fn file_open(ctx: LsmContext) -> i32 {
 /// Whether the same open was allowed before, and nothing has changed that it stood on.
 #[inline(always)]
 fn opened_before(subject: &Subject, dentry: Dentry, access: u32, flags: u32) -> bool {
+    let seal = policy::seal(dentry);
     // SAFETY: the subject was found by its tag.
-    let seal = unsafe { &mut (*subject.tag).seal };
-    *seal = policy::seal(dentry);
-    if seal.generation == 0 || subject.flags & (flags::OPENS_ALL | flags::OPENS_WRITES) != 0 {
+    unsafe { (*subject.tag).seal = seal };
+    if seal == 0 || subject.flags & (flags::OPENS_ALL | flags::OPENS_WRITES) != 0 {
         return false;
     }
     let key = emit::key(
@@ -709,9 +709,9 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     let seal = if allowed_open && !judged_later && action.rule != rule::OWN && !subject.tag.is_null()
     {
         // SAFETY: the subject was found by its tag.
-        Some(unsafe { &(*subject.tag).seal })
+        unsafe { (*subject.tag).seal }
     } else {
-        None
+        0
     };
     if folds && emit::fold(subject, &key, seal) {
         return 0;

@@ -99,7 +99,7 @@ pub fn record(subject: &Subject, guarded: &Guarded) -> u32 {
             guarded.dentry ^ u64::from(guarded.family),
         ],
     );
-    if emit::fold(subject, &key, None) {
+    if emit::fold(subject, &key, 0) {
         return 0;
     }
     let Some(mut draft) = emit::begin(kind::GUARD, subject, TaskAt::current()) else {
@@ -123,7 +123,7 @@ pub fn record(subject: &Subject, guarded: &Guarded) -> u32 {
     }
     record.state |= agentwatch_common::event::state::FOLDED;
     let seq = draft.submit(subject);
-    emit::remember(&key, seq, None);
+    emit::remember(&key, seq, 0);
     0
 }
 

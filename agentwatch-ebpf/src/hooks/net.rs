@@ -187,7 +187,7 @@ pub fn record(
     let key = emit::key(subject, what, 0, outcome, object);
     // Each time that a person is asked counts.
     let folds = outcome != verdict::HELD && noted == 0;
-    if folds && emit::fold(subject, &key, None) {
+    if folds && emit::fold(subject, &key, 0) {
         return;
     }
     let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
@@ -207,6 +207,6 @@ pub fn record(
     }
     let seq = draft.submit(subject);
     if folds {
-        emit::remember(&key, seq, None);
+        emit::remember(&key, seq, 0);
     }
 }

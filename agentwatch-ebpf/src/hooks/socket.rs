@@ -467,7 +467,7 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
         outcome,
         [peer.0, u64::from(socket_type), u64::from(decision.rule)],
     );
-    if emit::fold(&subject, &key, None) {
+    if emit::fold(&subject, &key, 0) {
         return answer(errno != 0, EPERM);
     }
     let Some(mut draft) = emit::begin(kind::CONNECT, &subject, TaskAt::current()) else {
@@ -489,7 +489,7 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
     record.errno = errno;
     record.state |= state::FOLDED;
     let seq = draft.submit(&subject);
-    emit::remember(&key, seq, None);
+    emit::remember(&key, seq, 0);
     answer(errno != 0, EPERM)
 }
 

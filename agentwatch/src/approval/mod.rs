@@ -4,5 +4,10 @@
 mod desk;
 pub mod metrics;
 pub mod model;
+mod opinion;
 
 pub use desk::{About, Answer, Asked, Desk, Filed, Given, Pending, Waiting, summary};
+pub use opinion::Opinion;
+
+/// The longest reason that a decision may have, in bytes.
+pub const LONGEST_REASON: usize = 1024;

@@ -61,6 +61,9 @@ pub struct Request {
     /// What is wrong about it: see `finding` of the event.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub finding: Option<String>,
+    /// Why the reviewer leaves it to a person, where it was asked and does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub review: Option<String>,
 }
 
 /// A process above one that waits.

@@ -1,11 +1,7 @@
 //! `agentwatch approvals`, `approve`, `reject`, `grants`, `revoke`: what waits for a person, and what a person says.
 
 use std::{
-    collections::BTreeSet,
-    io::Write as _,
-    path::Path,
-    process::ExitCode,
-    thread::sleep,
+    collections::BTreeSet, io::Write as _, path::Path, process::ExitCode, thread::sleep,
     time::Duration,
 };
 
@@ -151,6 +147,9 @@ fn show(out: &mut Output, request: &Asked) -> Result<()> {
     if let Some(finding) = &request.finding {
         fields.push(("finding", escape(finding).into_owned()));
     }
+    if let Some(reason) = &request.review {
+        fields.push(("review", format!("left to you: {}", escape(reason))));
+    }
     if request.tries > 0 {
         fields.push((
             "finding",
@@ -191,7 +190,10 @@ fn show(out: &mut Output, request: &Asked) -> Result<()> {
     };
     fields.push((
         "decide",
-        format!("agentwatch approve {0}{extents}, agentwatch reject {0}", escape(&request.id)),
+        format!(
+            "agentwatch approve {0}{extents}, agentwatch reject {0}",
+            escape(&request.id)
+        ),
     ));
     out.line(&format!("{}  {what}", escape(&request.id)))?;
     for (name, text) in fields {

@@ -22,4 +22,5 @@ pub mod sessions;
 pub mod status;
 pub mod timeline;
 pub mod verify;
+pub mod webhook;
 pub mod why;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::{
@@ -21,8 +22,8 @@ pub struct Config {
     pub spool: SpoolConfig,
     /// Directory of the policies that hold for every session.
     pub managed_dir: ManagedDir,
-    /// Who decides on actions that wait.
-    pub approvals: Deciders,
+    /// Who decides on actions that wait, and who is told of them.
+    pub approvals: ApprovalsConfig,
     /// Cgroups that become sessions by themselves.
     pub watch: Vec<WatchRule>,
     /// Secrets that events must not show, beside those of known forms.
@@ -44,23 +45,80 @@ impl Default for ManagedDir {
 /// Who may decide on actions that wait, beside root. Nobody inside a session can, whatever this says.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Deciders {
+pub struct ApprovalsConfig {
     /// The user that the session belongs to.
     pub owner: bool,
     /// Names of users, for all sessions.
     pub users: Vec<String>,
     /// Names of groups, for all sessions.
     pub groups: Vec<String>,
+    /// A command that decides what it can, and leaves the rest to people.
+    pub reviewer: Option<ReviewerConfig>,
+    pub notify: NotifyConfig,
 }
 
-impl Default for Deciders {
+impl Default for ApprovalsConfig {
     fn default() -> Self {
         Self {
             owner: true,
             users: Vec::new(),
             groups: Vec::new(),
+            reviewer: None,
+            notify: NotifyConfig::default(),
         }
     }
+}
+
+/// A command that gets a request as JSON, and answers with a verdict as JSON.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReviewerConfig {
+    /// The program's absolute path, and its arguments.
+    pub command: Vec<String>,
+    /// How long it may take.
+    #[serde(default = "half_a_minute")]
+    pub deadline: SignedDuration,
+    /// How often it is asked at the most; what is beyond is left to people.
+    #[serde(default = "sixty")]
+    pub max_per_minute: u32,
+    /// The longest time that it may approve for; zero: once only.
+    #[serde(default)]
+    pub longest: SignedDuration,
+    /// User that it runs as; where absent an unused number.
+    pub user: Option<String>,
+}
+
+/// What is told of requests and decisions.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NotifyConfig {
+    /// Gets each as JSON on standard input: the program's absolute path, and its arguments.
+    pub command: Vec<String>,
+    /// Gets each by POST as JSON.
+    pub webhook: Option<String>,
+    /// How long each may take.
+    pub deadline: SignedDuration,
+    /// User that the command runs as; where absent an unused number.
+    pub user: Option<String>,
+}
+
+impl Default for NotifyConfig {
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            webhook: None,
+            deadline: SignedDuration::from_secs(10),
+            user: None,
+        }
+    }
+}
+
+fn half_a_minute() -> SignedDuration {
+    SignedDuration::from_secs(30)
+}
+
+fn sixty() -> u32 {
+    60
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -137,5 +195,26 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("spol"), "{error}");
+    }
+
+    #[test]
+    fn the_reviewer_is_read() {
+        let text = "[approvals]\ngroups = ['sre']\n[approvals.reviewer]\ncommand = ['/usr/bin/review', '-v']\n\
+                    deadline = '20s'\nlongest = '10m'\nmax_per_minute = 5\n\
+                    [approvals.notify]\nwebhook = 'http://127.0.0.1:8080/'\n";
+        let config = toml::from_str::<Config>(text).unwrap().approvals;
+        let reviewer = config.reviewer.unwrap();
+        assert!(config.owner);
+        assert_eq!(reviewer.deadline, SignedDuration::from_secs(20));
+        assert_eq!(reviewer.longest, SignedDuration::from_mins(10));
+        assert_eq!(config.notify.deadline, SignedDuration::from_secs(10));
+        for wrong in [
+            "[approvals.reviewer]\ndeadline = '20s'\n",
+            "[approvals.reviewer]\ncommand = ['/x']\ndeadline = 'soon'\n",
+            "[approvals.reviewer]\ncommand = ['/x']\nmax_per_minute = -1\n",
+            "[approvals.notify]\nurl = 'http://127.0.0.1/'\n",
+        ] {
+            assert!(toml::from_str::<Config>(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod prove;
 mod refused;
 mod reload;
 mod resume;
+mod review;
 
 use std::{
     collections::HashMap,
@@ -29,12 +30,14 @@ use tokio::{
 };
 
 use super::{
-    config::{Config, Deciders},
+    config::{ApprovalsConfig, Config},
     control::Order,
     forward::Figures,
     launch::Origin,
+    notify::Notifier,
     reckon::Found,
     registry::Registry,
+    review::{Reviewed, Reviewer},
 };
 use crate::{
     approval::Desk,
@@ -111,12 +114,22 @@ pub struct Engine {
     /// What waits for people, and what they have granted.
     desk: Desk,
     /// Who may decide.
-    deciders: Deciders,
+    deciders: ApprovalsConfig,
+    /// Who decides before people do, where the configuration names one.
+    reviewer: Option<Reviewer>,
+    notifier: Notifier,
     /// What was said to tasks that no request stands for.
     heard_soon: Vec<(GrantKey, u64)>,
 }
 
+/// Who works beside the engine.
+pub struct Colleagues {
+    pub reviewer: Option<Reviewer>,
+    pub notifier: Notifier,
+}
+
 impl Engine {
+    #[expect(clippy::too_many_arguments, reason = "everything that it owns")]
     pub fn new(
         kernel: Kernel,
         rings: Rings,
@@ -125,6 +138,7 @@ impl Engine {
         figures: Arc<Figures>,
         registry: Registry,
         runtime: &Path,
+        colleagues: Colleagues,
     ) -> Result<Self> {
         let enricher = Enricher::new(kernel.cgroup_root.clone())?;
         let watches = config
@@ -163,6 +177,8 @@ impl Engine {
             census_taken: false,
             desk: Desk::default(),
             deciders: config.approvals.clone(),
+            reviewer: colleagues.reviewer,
+            notifier: colleagues.notifier,
             heard_soon: Vec::new(),
         })
     }
@@ -172,6 +188,7 @@ impl Engine {
         mut self,
         mut orders: mpsc::Receiver<Order>,
         mut found: mpsc::Receiver<Found>,
+        mut opinions: mpsc::Receiver<Reviewed>,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<()> {
         let mut tick = time::interval(TICK);
@@ -188,6 +205,7 @@ impl Engine {
                     }
                 }
                 Some(found) = found.recv() => self.found(found),
+                Some(reviewed) = opinions.recv() => self.reviewed(reviewed),
                 ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
                 _ = tick.tick() => { self.drain(); self.tick(); }
                 ready = self.rings.bulk.ready() => { ready?; self.drain(); }
@@ -300,6 +318,10 @@ impl Engine {
             self.waits(&record, &mut event);
         } else if record.state & state::GRANTED != 0 {
             self.passed(&record, &mut event);
+        } else if record.state & state::NOT_HELD != 0 {
+            self.cannot_wait(&mut event);
+        } else if record.state & state::REJECTED != 0 {
+            self.refused(&record, &mut event);
         }
         self.ready.push(event);
     }

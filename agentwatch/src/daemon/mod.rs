@@ -7,10 +7,13 @@ pub mod config;
 mod control;
 mod engine;
 mod forward;
+mod hook;
 mod launch;
+mod notify;
 mod reckon;
 mod registry;
 mod release;
+mod review;
 mod spool;
 mod supervise;
 
@@ -62,6 +65,17 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         fs::set_permissions(dir, fs::Permissions::from_mode(mode))
             .with_context(|| format!("open {} to readers", dir.display()))?;
     }
+    let (stop, stopped) = watch::channel(false);
+    let (notifier, mut helpers) = notify::start(&config.approvals.notify, &stopped)?;
+    let (said, opinions) = mpsc::channel(16);
+    let reviewer = match &config.approvals.reviewer {
+        Some(config) => {
+            let (reviewer, task) = review::start(config, said, stopped.clone())?;
+            helpers.push(task);
+            Some(reviewer)
+        }
+        None => None,
+    };
     let _lock = lock(&paths)?;
     let listener = control::listen(&paths.runtime)?;
     let started = Instant::now();
@@ -98,7 +112,6 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     unsafe { libc::malloc_trim(0) };
 
     let collector = supervise::Collector::new(&config, &paths)?;
-    let (stop, stopped) = watch::channel(false);
     let (events, inbox) = mpsc::channel(8192);
     let (forward, figures) = forward::start(
         inbox,
@@ -116,6 +129,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         figures.clone(),
         registry::Registry::open(&paths.state)?,
         &paths.runtime,
+        engine::Colleagues { reviewer, notifier },
     )?;
     let (ask, wanted) = mpsc::unbounded_channel();
     engine.take_over(&registry::Registry::open(&paths.state)?, ask)?;
@@ -127,7 +141,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         answers,
         stopped.clone(),
     ));
-    let engine = tokio::spawn(engine.run(orders, found, stopped.clone()));
+    let engine = tokio::spawn(engine.run(orders, found, opinions, stopped.clone()));
     let control = tokio::spawn(control::serve(listener, commands));
     tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
 
@@ -151,6 +165,11 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         .await
         .context("wait for the forwarder")?
         .map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
+    for helper in helpers {
+        helper
+            .await
+            .context("wait for the reviewer and what notifies")?;
+    }
     reckoner.await.context("wait for the reckoner")?;
     supervisor.await.context("wait for the collector")?;
     let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));

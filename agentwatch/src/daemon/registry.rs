@@ -324,4 +324,107 @@ mod tests {
             assert_eq!(registry.load().unwrap().1.len(), 1, "changed at {at}");
         }
     }
+
+    fn approvals() -> (Pending, Given) {
+        let about = crate::approval::About {
+            kind: 3,
+            dev: 0,
+            inode: 0,
+            detail: 443,
+            name: vec![1, 2, 3],
+        };
+        let pending = Pending {
+            id: "0a1b2c3d".to_owned(),
+            session: 7,
+            about: about.clone(),
+            rights: 1,
+            event: sample(Kind::Connect),
+            rule_text: "198.51.100.4:443".to_owned(),
+            ancestry: Vec::new(),
+            before: vec!["exec git".to_owned()],
+            since: 5,
+            deadline: 9,
+            on_timeout: policy::model::OnTimeout::Deny,
+            tasks: Vec::new(),
+            tries: 2,
+            finding: None,
+            review: Some("odd".to_owned()),
+            shown: true,
+            urged: false,
+            excused: 0,
+            excused_until: 0,
+            restarted: 0,
+        };
+        let given = Given {
+            id: "4e5f6071".to_owned(),
+            session: 7,
+            about,
+            rights: 1,
+            scope: crate::event::model::Scope::Session,
+            until: u64::MAX,
+            summary: "connect".to_owned(),
+            by: crate::event::model::Decider {
+                kind: crate::event::model::DeciderKind::User,
+                uid: Some(1000),
+                name: Some("user".to_owned()),
+            },
+            reason: None,
+            event: sample(Kind::Connect),
+        };
+        (pending, given)
+    }
+
+    #[test]
+    fn what_waits_and_what_was_granted_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        assert!(registry.read_approvals("a").unwrap().is_none());
+        let (pending, given) = approvals();
+        registry.write(&record("a")).unwrap();
+        registry
+            .write_approvals("a", &[&pending], &[&given])
+            .unwrap();
+        let (waits, granted) = registry.read_approvals("a").unwrap().expect("it is there");
+        assert_eq!(
+            serde_json::to_value((&waits, &granted)).unwrap(),
+            serde_json::to_value(([&pending], [&given])).unwrap()
+        );
+        // It is no session's record, and none that is damaged.
+        let (records, damaged) = registry.load().unwrap();
+        assert_eq!((records.len(), damaged.len()), (1, 0), "{damaged:?}");
+        registry.write_approvals("a", &[], &[]).unwrap();
+        assert!(registry.read_approvals("a").unwrap().is_none());
+        registry.remove_approvals("a");
+    }
+
+    #[test]
+    fn damage_to_what_waits_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        let (pending, given) = approvals();
+        registry
+            .write_approvals("a", &[&pending], &[&given])
+            .unwrap();
+        let path = registry.dir.join("a").with_extension(APPROVALS);
+        let whole = fs::read(&path).unwrap();
+        for cut in [0, 10, 64, 65, 66, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(registry.read_approvals("a").is_err(), "cut at {cut}");
+        }
+        for at in [0, 64, 70, whole.len() / 2, whole.len() - 2] {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(&path, &changed).unwrap();
+            assert!(registry.read_approvals("a").is_err(), "changed at {at}");
+        }
+        // Whole, and of another shape.
+        registry
+            .replace(&path, &path.with_extension("new"), b"[1,2]")
+            .unwrap();
+        let error = registry.read_approvals("a").unwrap_err();
+        assert!(
+            format!("{error:#}").contains("another version"),
+            "{error:#}"
+        );
+    }
 }

@@ -339,6 +339,8 @@ pub enum Step {
     Resumed,
     /// What was granted does not hold any more.
     Revoked,
+    /// The action cannot wait, and was denied without anybody being asked: a request of io_uring's, `sendmmsg`, a traced process.
+    Unasked,
 }
 
 /// Who took a step.

@@ -1,8 +1,9 @@
 //! One event of every kind, as the daemon would make it: the golden samples, and what tests begin from.
 
 use super::model::{
-    Counts, Coverage, Event, Exit, File, Guard, Kind, Layer, Lifecycle, Loss, Mode, Net,
-    PolicyRecord, Process, RuleRef, SCHEMA_VERSION, SessionRef, Verdict,
+    Approval, Counts, Coverage, Decider, DeciderKind, Event, Exit, File, Guard, Kind, Layer,
+    Lifecycle, Loss, Mode, Net, PolicyRecord, Process, RuleRef, SCHEMA_VERSION, Scope, SessionRef,
+    Step, Verdict,
 };
 use crate::policy::model::{Rule, Task};
 
@@ -89,6 +90,23 @@ pub fn sample(kind: Kind) -> Event {
                 source: "task.toml:14".into(),
             });
             event.net = Some(net("198.51.100.4", 443, Some("example.net")));
+            event.approval = Some(Approval {
+                id: "0a1b2c3d".into(),
+                step: Step::Approved,
+                action: Kind::Connect,
+                by: Some(Decider {
+                    kind: DeciderKind::User,
+                    uid: Some(1000),
+                    name: Some("user".into()),
+                }),
+                scope: Some(Scope::For),
+                until: Some(jiff::Timestamp::constant(1_795_176_600, 0)),
+                reason: Some("a known mirror".into()),
+                finding: None,
+                waited_ns: 12_000_000_000,
+                tasks: 1,
+                tries: 0,
+            });
         }
         Kind::ToolCall => {}
         Kind::Loss => {

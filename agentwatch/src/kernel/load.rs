@@ -51,6 +51,9 @@ const TRACEPOINTS: [(&str, &str); 10] = [
     ("cgroup_rmdir", "cgroup_rmdir"),
 ];
 
+/// Stops a command that waits and was told to go on, where no LSM program refuses the signal.
+const PAGE_FAULT: &str = "page_fault_user";
+
 /// Stands last among a hook's programs where a kernel need not have the hook.
 const ABSENT: &str = "?";
 
@@ -536,13 +539,7 @@ fn attach(
     checks: &mut Vec<Check>,
 ) -> Result<Backend> {
     for (name, tracepoint) in TRACEPOINTS {
-        let program: &mut BtfTracePoint = program(ebpf, name)?;
-        program
-            .load(tracepoint, btf)
-            .map_err(verifier)
-            .with_context(|| format!("load {name}"))?;
-        let link = program.attach().with_context(|| format!("attach {name}"))?;
-        keep!(links, name, program, link);
+        attach_tracepoint(ebpf, btf, name, tracepoint, links)?;
     }
     let root =
         File::open(cgroup_root).with_context(|| format!("open {}", cgroup_root.display()))?;
@@ -570,10 +567,28 @@ fn attach(
         }
         Some(check) => {
             checks.push(check);
+            attach_tracepoint(ebpf, btf, PAGE_FAULT, PAGE_FAULT, links)?;
             attach_syscalls(ebpf, links)?;
             Backend::Landlock
         }
     })
+}
+
+fn attach_tracepoint(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    name: &str,
+    tracepoint: &str,
+    links: &mut Option<Links>,
+) -> Result<()> {
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
+    program
+        .load(tracepoint, btf)
+        .map_err(verifier)
+        .with_context(|| format!("load {name}"))?;
+    let link = program.attach().with_context(|| format!("attach {name}"))?;
+    keep!(links, name, program, link);
+    Ok(())
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -17,8 +17,8 @@ use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, OP_INET6, PREFIX_BASE, Place,
-        PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, flags, name, net,
+        Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, OP_INET6,
+        PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, flags, name, net,
     },
 };
 use anyhow::{Context as _, Result};

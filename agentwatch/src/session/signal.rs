@@ -44,6 +44,34 @@ pub fn stop_again(pid: u32, start_ns: u64) -> bool {
     runs && send(pid, start_ns, Signal::SIGSTOP).unwrap_or(false)
 }
 
+/// Whether a process that has just been executed has a signal that will end it, and that reaches it only when it goes on.
+///
+/// It has no handlers yet: what it neither blocks nor ignores does what is usual.
+pub fn is_doomed(pid: u32, start_ns: u64) -> bool {
+    let status = procfs::process::Process::new(pid.cast_signed()).and_then(|it| it.status());
+    status.is_ok_and(|status| {
+        let reaches = (status.sigpnd | status.shdpnd) & !status.sigblk & !status.sigign;
+        reaches & deadly() != 0
+    }) && is(pid, start_ns)
+}
+
+/// Signals that end a process by themselves, as a bit each: signal(7), "Standard signals".
+fn deadly() -> u64 {
+    let harmless = [
+        Signal::SIGCHLD,
+        Signal::SIGCONT,
+        Signal::SIGSTOP,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGURG,
+        Signal::SIGWINCH,
+    ];
+    !harmless
+        .into_iter()
+        .fold(0, |bits, signal| bits | 1 << (signal as i32 - 1))
+}
+
 /// Whether the process with a number is the one that started then.
 fn is(pid: u32, start_ns: u64) -> bool {
     let Ok(stat) = procfs::process::Process::new(pid.cast_signed()).and_then(|it| it.stat()) else {
@@ -57,6 +85,33 @@ fn is(pid: u32, start_ns: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deadly_signal_is_seen_while_it_waits() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        let process = procfs::process::Process::new(pid.as_raw()).unwrap();
+        let start =
+            process.stat().unwrap().starttime * (1_000_000_000 / procfs::ticks_per_second());
+        let stopped = || process.stat().unwrap().state == 'T';
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+        while !stopped() {
+            std::thread::yield_now();
+        }
+        assert!(!is_doomed(child.id(), start));
+        // What it ignores by itself does not end it.
+        nix::sys::signal::kill(pid, Signal::SIGWINCH).unwrap();
+        assert!(!is_doomed(child.id(), start));
+        nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+        assert!(is_doomed(child.id(), start));
+        assert!(!is_doomed(child.id(), 1), "another process");
+        assert!(stopped());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn another_process_with_the_number_gets_nothing() {

@@ -17,7 +17,7 @@ use nix::{
 use super::{Engine, orders::Refusal};
 use crate::{
     approval::{
-        About, Asked, Filed, Given, Pending, Waiting,
+        About, Asked, Filed, Given, LONGEST_REASON, Pending, Waiting,
         model::{Ancestor, GrantRow},
         summary,
     },
@@ -45,26 +45,24 @@ const DISMISSAL: Duration = Duration::from_millis(500);
 const ANCESTORS: usize = 16;
 /// The longest approval for a time, in seconds: 30 days.
 const LONGEST: u64 = 30 * 24 * 3600;
-/// The longest reason, in bytes.
-const LONGEST_REASON: usize = 1024;
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Who decides, and what.
-struct Word {
+pub(super) struct Word {
     step: Step,
     allowed: bool,
-    by: Decider,
+    pub by: Decider,
     scope: Option<Scope>,
     until: u64,
-    reason: Option<String>,
+    pub reason: Option<String>,
     finding: Option<&'static str>,
 }
 
 impl Word {
-    fn of(step: Step, allowed: bool, kind: DeciderKind) -> Self {
+    pub fn of(step: Step, allowed: bool, kind: DeciderKind) -> Self {
         Self {
             step,
             allowed,
@@ -92,16 +90,47 @@ fn person(uid: u32) -> Decider {
     }
 }
 
+/// The reviewer, by its command.
+pub(super) fn reviewer(name: Option<String>) -> Decider {
+    Decider {
+        kind: DeciderKind::Reviewer,
+        uid: None,
+        name,
+    }
+}
+
 impl Engine {
     /// The record of an action that waits has arrived.
     pub(super) fn waits(&mut self, record: &Record, event: &mut Event) {
-        // It may be over by now: granted, or gone with its task.
         let Some(hold) = self.kernel.maps.hold(record.tid) else {
+            if !self.desk.answers().contains_key(&record.tid) {
+                self.gone(event);
+            }
             return;
         };
         if hold.key.session == record.session && hold.since <= record.ktime {
             self.ask(&hold, event);
         }
+    }
+
+    /// An action waited, and is over before anybody could be asked: its process has ended.
+    fn gone(&mut self, event: &mut Event) {
+        let step = Approval {
+            id: String::new(),
+            step: Step::Withdrawn,
+            action: event.kind,
+            by: None,
+            scope: None,
+            until: None,
+            reason: None,
+            finding: None,
+            waited_ns: boottime_ns().saturating_sub(event.ktime_ns),
+            tasks: 0,
+            tries: 0,
+        };
+        event.approval = Some(step.clone());
+        let about = event.clone();
+        self.tell_step(&about, step);
     }
 
     /// The record of an action that passed by what was granted has arrived.
@@ -120,6 +149,37 @@ impl Engine {
             let about = answer.pending.event.clone();
             self.tell_step(&about, step);
         }
+    }
+
+    /// The record of an action that was rejected has arrived.
+    pub(super) fn refused(&mut self, record: &Record, event: &mut Event) {
+        let now = boottime_ns();
+        let answer = self.desk.answers().get(&record.tid);
+        if let Some(answer) =
+            answer.filter(|it| it.pending.session == record.session && !it.allowed)
+        {
+            let mut step = answer.pending.step(Step::Rejected, now);
+            step.waited_ns = now.saturating_sub(answer.task.since);
+            event.approval = Some(step);
+        }
+    }
+
+    /// The record of an action that a person was to be asked about, and that cannot wait, has arrived.
+    pub(super) fn cannot_wait(&mut self, event: &mut Event) {
+        event.approval = Some(Approval {
+            id: String::new(),
+            step: Step::Unasked,
+            action: event.kind,
+            by: None,
+            scope: None,
+            until: None,
+            reason: None,
+            finding: None,
+            waited_ns: 0,
+            tasks: 1,
+            tries: 0,
+        });
+        self.desk.count(event);
     }
 
     fn ask(&mut self, hold: &Hold, event: &mut Event) {
@@ -162,6 +222,7 @@ impl Engine {
                     );
                     self.tell_step(&about, step);
                 }
+                self.consult(&id);
                 id
             }
             Filed::Joined(id) => id,
@@ -237,7 +298,7 @@ impl Engine {
     }
 
     /// Passes on a step, and counts it.
-    fn tell_step(&mut self, about: &Event, step: Approval) {
+    pub(super) fn tell_step(&mut self, about: &Event, step: Approval) {
         let mut event = self.enricher.own(&about.session, Kind::Approval);
         event.verdict = about.verdict;
         event.rule.clone_from(&about.rule);
@@ -247,6 +308,7 @@ impl Engine {
         event.net.clone_from(&about.net);
         event.approval = Some(step);
         self.desk.count(&event);
+        self.notifier.tell(&event);
         self.ready.push(event);
     }
 
@@ -291,7 +353,8 @@ impl Engine {
             self.kernel.maps.forget_hold(task.tid);
         }
         // Its other tasks go on with it, and those that wait are parked again.
-        self.desk.excuse(task.pid, boottime_ns() + nanoseconds(REST));
+        self.desk
+            .excuse(task.pid, boottime_ns() + nanoseconds(REST));
     }
 
     fn thaw(&self, pid: u32) {
@@ -301,7 +364,7 @@ impl Engine {
     }
 
     /// Carries out a decision.
-    fn decide(&mut self, id: &str, word: Word) {
+    pub(super) fn decide(&mut self, id: &str, word: Word) {
         let Some(pending) = self.desk.take(id) else {
             return;
         };
@@ -377,10 +440,7 @@ impl Engine {
                 continue;
             };
             let allowed = pending.on_timeout == OnTimeout::Allow;
-            self.decide(
-                &id,
-                Word::of(Step::Expired, allowed, DeciderKind::Timeout),
-            );
+            self.decide(&id, Word::of(Step::Expired, allowed, DeciderKind::Timeout));
         }
         self.look_after_answers(now);
         if thoroughly {
@@ -393,7 +453,7 @@ impl Engine {
     }
 
     fn look_after_tasks(&mut self, now: u64) {
-        let (mut over, mut urged) = (Vec::new(), Vec::new());
+        let (mut over, mut urged, mut doomed) = (Vec::new(), Vec::new(), Vec::new());
         let maps = &self.kernel.maps;
         for pending in self.desk.pending_mut() {
             let mut tries = pending.restarted;
@@ -403,10 +463,12 @@ impl Engine {
                 let waits = hold.is_some_and(|hold| hold.since == task.since);
                 if waits && let Some(hold) = hold {
                     tries += hold.tries;
+                    if command && signal::is_doomed(task.pid, task.start) {
+                        doomed.push(*task);
+                        return true;
+                    }
                     // Where no program refuses it, others can tell a command to go on. It is frozen; that they tried is told once.
-                    if command
-                        && pending.restarted == 0
-                        && signal::stop_again(task.pid, task.start)
+                    if command && pending.restarted == 0 && signal::stop_again(task.pid, task.start)
                     {
                         pending.restarted = 1;
                     }
@@ -426,6 +488,18 @@ impl Engine {
             if pending.tasks.is_empty() {
                 over.push(pending.id.clone());
             }
+        }
+        for task in doomed {
+            // `timeout`, or an interrupt: the signal would reach it when it goes on, which it must not. It ends by one that reaches
+            // it as it is.
+            if let Err(error) = signal::send(task.pid, task.start, Signal::SIGKILL) {
+                tracing::error!(
+                    pid = task.pid,
+                    error = format!("{error:#}"),
+                    "a process waits on"
+                );
+            }
+            self.thaw(task.pid);
         }
         for id in urged {
             if let Some(pending) = self.desk.get(&id) {
@@ -606,7 +680,7 @@ impl Engine {
         self.registry.remove_approvals(id);
     }
 
-    fn save_approvals(&self, number: u32) {
+    pub(super) fn save_approvals(&self, number: u32) {
         let Some(live) = self.sessions.get(&number) else {
             return;
         };
@@ -632,7 +706,14 @@ impl Engine {
     /// Takes over what an earlier daemon had been asked for a session, where it still waits.
     pub(super) fn resume_approvals(&mut self, session: &str) {
         match self.registry.read_approvals(session) {
-            Ok(Some((pending, given))) => self.desk.restore(pending, given),
+            Ok(Some((pending, given))) => {
+                let ids: Vec<String> = pending.iter().map(|it| it.id.clone()).collect();
+                self.desk.restore(pending, given);
+                // What the reviewer was asked by then, it was not heard to say.
+                for id in ids {
+                    self.consult(&id);
+                }
+            }
             Ok(None) => {}
             Err(error) => tracing::error!(
                 session,
@@ -734,52 +815,73 @@ impl Engine {
             })
             .map_err(|error| Refusal::new(format!("{error:#}")).hint("agentwatch approvals"))?;
         let id = found.id.clone();
-        let now = boottime_ns();
-        let mut word = match extent {
-            None => Word::of(Step::Rejected, false, DeciderKind::User),
-            Some(_) => Word::of(Step::Approved, true, DeciderKind::User),
-        };
-        word.by = person(peer.uid);
-        word.reason = reason;
-        if let Some(Extent::For { .. } | Extent::Session) = extent {
-            if let Some(why) = found.once_only() {
-                return Err(Refusal::new(format!("this can only be approved once: {why}"))
-                    .hint("agentwatch approve ID --once"));
+        match extent {
+            Some(extent) => self.approve(&id, extent, person(peer.uid), reason)?,
+            None => {
+                let mut word = Word::of(Step::Rejected, false, DeciderKind::User);
+                word.by = person(peer.uid);
+                word.reason = reason;
+                self.decide(&id, word);
             }
-            let (scope, until) = match extent {
-                Some(Extent::For { seconds }) => {
-                    if seconds == 0 || seconds > LONGEST {
-                        return Err(Refusal::new(
-                            "an approval for a time is for at least a second and at most 30 days",
-                        ));
-                    }
-                    (
-                        Scope::For,
-                        now.saturating_add(seconds.saturating_mul(1_000_000_000)),
-                    )
-                }
-                _ => (Scope::Session, u64::MAX),
-            };
-            word.scope = Some(scope);
-            word.until = until;
-            let given = Given {
-                id: id.clone(),
-                session: found.session,
-                about: found.about.clone(),
-                rights: found.rights,
-                scope,
-                until,
-                summary: found.summary(),
-                by: word.by.clone(),
-                reason: word.reason.clone(),
-                event: found.event.clone(),
-            };
-            self.desk
-                .give(given)
-                .map_err(|error| Refusal::new(format!("{error:#}")).hint("agentwatch grants"))?;
         }
-        self.decide(&id, word);
         Ok(Response::Done)
+    }
+
+    /// Lets an action that waits happen, as far as that is possible.
+    pub(super) fn approve(
+        &mut self,
+        id: &str,
+        extent: Extent,
+        by: Decider,
+        reason: Option<String>,
+    ) -> Result<(), Refusal> {
+        let Some(found) = self.desk.get(id) else {
+            return Err(Refusal::new(format!("no request {id} waits")));
+        };
+        let mut word = Word::of(Step::Approved, true, by.kind);
+        word.by = by;
+        word.reason = reason;
+        let (scope, until) = match extent {
+            Extent::Once => {
+                self.decide(id, word);
+                return Ok(());
+            }
+            Extent::For { seconds } if seconds == 0 || seconds > LONGEST => {
+                return Err(Refusal::new(
+                    "an approval for a time is for at least a second and at most 30 days",
+                ));
+            }
+            Extent::For { seconds } => (
+                Scope::For,
+                boottime_ns().saturating_add(seconds.saturating_mul(1_000_000_000)),
+            ),
+            Extent::Session => (Scope::Session, u64::MAX),
+        };
+        if let Some(why) = found.once_only() {
+            return Err(
+                Refusal::new(format!("this can only be approved once: {why}"))
+                    .hint("agentwatch approve ID --once"),
+            );
+        }
+        word.scope = Some(scope);
+        word.until = until;
+        let given = Given {
+            id: id.to_owned(),
+            session: found.session,
+            about: found.about.clone(),
+            rights: found.rights,
+            scope,
+            until,
+            summary: found.summary(),
+            by: word.by.clone(),
+            reason: word.reason.clone(),
+            event: found.event.clone(),
+        };
+        self.desk
+            .give(given)
+            .map_err(|error| Refusal::new(format!("{error:#}")).hint("agentwatch grants"))?;
+        self.decide(id, word);
+        Ok(())
     }
 
     pub(super) fn order_grants(&self, peer: Peer) -> Response {
@@ -816,7 +918,9 @@ impl Engine {
         let id = match (found.next(), found.next()) {
             (Some(given), None) => given.id.clone(),
             (Some(_), Some(_)) => {
-                return Err(Refusal::new(format!("{named} is the beginning of several grants")));
+                return Err(Refusal::new(format!(
+                    "{named} is the beginning of several grants"
+                )));
             }
             _ => {
                 return Err(
@@ -825,23 +929,28 @@ impl Engine {
             }
         };
         for given in self.desk.take_given(|given| given.id == id) {
-            self.withdraw(&given);
-            let step = Approval {
-                id: given.id.clone(),
-                step: Step::Revoked,
-                action: given.event.kind,
-                by: Some(person(peer.uid)),
-                scope: Some(given.scope),
-                until: None,
-                reason: reason.clone(),
-                finding: None,
-                waited_ns: 0,
-                tasks: 0,
-                tries: 0,
-            };
-            self.tell_step(&given.event, step);
-            self.save_approvals(given.session);
+            self.take_back(given, person(peer.uid), reason.clone());
         }
         Ok(Response::Done)
+    }
+
+    /// A grant does not hold any more.
+    pub(super) fn take_back(&mut self, given: Given, by: Decider, reason: Option<String>) {
+        self.withdraw(&given);
+        let step = Approval {
+            id: given.id.clone(),
+            step: Step::Revoked,
+            action: given.event.kind,
+            by: Some(by),
+            scope: Some(given.scope),
+            until: None,
+            reason,
+            finding: None,
+            waited_ns: 0,
+            tasks: 0,
+            tries: 0,
+        };
+        self.tell_step(&given.event, step);
+        self.save_approvals(given.session);
     }
 }

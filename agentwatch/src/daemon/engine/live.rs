@@ -92,7 +92,8 @@ impl Live {
                 Verdict::Held => " (held)",
                 Verdict::Audited => " (audited)",
             };
-            self.recent.push_back(format!("{}{verdict}", summary(event)));
+            self.recent
+                .push_back(format!("{}{verdict}", summary(event)));
         }
     }
 

@@ -1,7 +1,10 @@
 //! What the command line asks for, and starting sessions.
 
 use std::{
-    collections::{HashMap, VecDeque}, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
+    collections::{HashMap, VecDeque},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::Arc,
     sync::atomic::Ordering,
 };
 
@@ -11,6 +14,7 @@ use jiff::Timestamp;
 
 use super::{Engine, live::Live, policies, refused::Refusals};
 use crate::{
+    approval::metrics::Metrics,
     daemon::{
         control::Peer,
         launch::{self, Holding, Origin},
@@ -600,6 +604,9 @@ impl Engine {
             "unknown_sessions".to_owned(),
             self.inheritance.strangers.len() as u64,
         );
+        let (waiting, decisions) = self.kernel.maps.count_holds();
+        kernel.insert("tasks_that_wait".to_owned(), waiting);
+        kernel.insert("decisions".to_owned(), decisions);
         let connected = self.figures.connected.load(Ordering::Relaxed);
         Ok(Response::Status {
             status: Box::new(Status {
@@ -613,7 +620,10 @@ impl Engine {
                 spooled: self.figures.spooled.load(Ordering::Relaxed),
                 queued: self.figures.queued.load(Ordering::Relaxed),
                 collector: if connected { "connected" } else { "away" }.to_owned(),
-                approvals: self.desk.metrics(),
+                approvals: Metrics {
+                    notifications: self.notifier.figures(),
+                    ..self.desk.metrics()
+                },
                 kernel,
             }),
         })

@@ -121,6 +121,7 @@ impl Engine {
         live.changed(&event);
         // Both are written down before the store, so that whichever a killed daemon leaves in force is known.
         self.write_down(number);
+        self.distrust_reviewer(number);
         self.kernel.maps.bind_policy(number, key, bits);
         self.ready.push(event);
         self.ready(number)

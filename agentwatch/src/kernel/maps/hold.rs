@@ -30,7 +30,10 @@ impl Maps {
         for rule in &policy.commands {
             let candidates: Vec<PathBuf> = match &rule.program {
                 Program::Path(path) => vec![path.clone()],
-                Program::Name(name) => USUAL_DIRECTORIES.iter().map(|dir| Path::new(dir).join(name)).collect(),
+                Program::Name(name) => USUAL_DIRECTORIES
+                    .iter()
+                    .map(|dir| Path::new(dir).join(name))
+                    .collect(),
             };
             let mut arguments = [0; limits::COMMAND_RULE];
             let bytes: Vec<u8> = rule
@@ -94,7 +97,11 @@ impl Maps {
         decision: Decision,
         bound: &mut Bound,
     ) -> Result<bool> {
-        let whole: Vec<u8> = name.bytes().chain([0]).chain(arguments.iter().copied()).collect();
+        let whole: Vec<u8> = name
+            .bytes()
+            .chain([0])
+            .chain(arguments.iter().copied())
+            .collect();
         if whole.len() > limits::COMMAND_RULE || decision.effect == Effect::Allow {
             return Ok(false);
         }
@@ -110,9 +117,11 @@ impl Maps {
             effect: u32::from(bind::effect_of(decision.effect)),
             rule: decision.rule,
         };
-        self.commands.insert(&Key::new(len, key), value, 0).context(
-            "enter a rule on a command into the kernel; hint: too many rules on this host?",
-        )?;
+        self.commands
+            .insert(&Key::new(len, key), value, 0)
+            .context(
+                "enter a rule on a command into the kernel; hint: too many rules on this host?",
+            )?;
         bound.commands.push((len, key));
         Ok(true)
     }
@@ -142,11 +151,15 @@ impl Maps {
     }
 
     pub fn holds(&self) -> Vec<Hold> {
-        self.holds
-            .iter()
-            .flatten()
-            .map(|(_, hold)| hold)
-            .collect()
+        self.holds.iter().flatten().map(|(_, hold)| hold).collect()
+    }
+
+    /// How many tasks wait, and how many decisions there are for tasks and sessions to go by.
+    pub fn count_holds(&self) -> (u64, u64) {
+        (
+            self.holds.keys().flatten().count() as u64,
+            self.grants.keys().flatten().count() as u64,
+        )
     }
 
     /// The task is not taken to wait any more.

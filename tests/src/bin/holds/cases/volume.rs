@@ -1,0 +1,119 @@
+//! Many requests: at once, one after the other, and more than a policy lets a session make.
+
+use std::{net::TcpListener, thread::sleep};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::actions::server;
+use crate::{
+    CALM,
+    place::{Place, eventually},
+};
+
+pub(crate) fn too_many(place: &Place) -> Result<()> {
+    let rule = "[network]\napprove = ['127.0.0.1:20000-20100']\n[approvals]\nmax_pending = 3\n";
+    let doing = place.session("many", rule, &["ports:5:127.0.0.1:20000"])?;
+    eventually("three wait", || {
+        (place.approvals().ok()?.len() == 3).then_some(())
+    })?;
+    place.step("many", |step| step["finding"] == "max_pending")?;
+    sleep(CALM);
+    ensure!(place.approvals()?.len() == 3, "more than three wait");
+    place.agentwatch.output(&["detach", "many"])?;
+    doing.expect(0, "ok")?;
+    doing.end()
+}
+
+pub(crate) fn too_many_in_an_hour(place: &Place) -> Result<()> {
+    let listeners: Vec<TcpListener> = (0..3)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<std::io::Result<_>>()?;
+    let addresses: Vec<String> = listeners
+        .iter()
+        .map(|it| Ok(it.local_addr()?.to_string()))
+        .collect::<Result<_>>()?;
+    let actions: Vec<String> = addresses
+        .iter()
+        .map(|address| format!("connect:{address}"))
+        .collect();
+    let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
+    let rule = format!(
+        "[network]\napprove = ['{}']\n[approvals]\nmax_per_hour = 2\n",
+        addresses.join("', '")
+    );
+    let doing = place.session("hour", &rule, &actions)?;
+    for n in 0..2 {
+        place.approve(&[])?;
+        doing.expect(n, "ok")?;
+    }
+    doing.expect(2, &format!("error {}", libc::EPERM))?;
+    doing.end()?;
+    let step = place.step("hour", |step| step["finding"] == "max_per_hour")?;
+    ensure!(step["approval"]["step"] == "rejected", "{step}");
+    ensure!(step["approval"]["by"]["kind"] == "limit", "{step}");
+    place.nothing_waits()
+}
+
+pub(crate) fn many(place: &Place) -> Result<()> {
+    const MANY: usize = 100;
+    let rule = "[network]\napprove = ['127.0.0.1:20000-29999']\n[approvals]\nmax_pending = 1000\nmax_per_hour = 10000\n";
+    let listeners: Vec<TcpListener> = (0..MANY as u16)
+        .map(|n| TcpListener::bind(("127.0.0.1", 20_000 + n)))
+        .collect::<std::io::Result<_>>()?;
+    let doing = place.session("hundred", rule, &[&format!("ports:{MANY}:127.0.0.1:20000")])?;
+    let requests = eventually("all of them wait", || {
+        let requests = place.approvals().ok()?;
+        (requests.len() == MANY).then_some(requests)
+    })?;
+    for request in requests {
+        let id = request["id"].as_str().context("a request has an id")?;
+        place.agentwatch.output(&["approve", id])?;
+    }
+    doing.expect(0, &format!("ok {MANY}"))?;
+    doing.end()?;
+    drop(listeners);
+    place.nothing_waits()
+}
+
+pub(crate) fn one_after_the_other(place: &Place) -> Result<()> {
+    let (listener, address, rule) = server()?;
+    // What connects is taken in, so that the queue does not run full.
+    listener.set_nonblocking(true)?;
+    let rounds = place.rounds;
+    let rule = format!("{rule}[approvals]\nmax_per_hour = 100000\n");
+    let before = place.metrics()?;
+    let doing = place.session("row", &rule, &[&format!("repeat:{rounds}:{address}")])?;
+    let mut last = String::new();
+    for _ in 0..rounds {
+        let id = eventually("the next one waits", || {
+            while listener.accept().is_ok() {}
+            let id = place.approvals().ok()?.first()?["id"].as_str()?.to_owned();
+            (id != last).then_some(id)
+        })?;
+        place.agentwatch.output(&["approve", &id])?;
+        last = id;
+    }
+    doing.expect(0, &format!("ok {rounds}"))?;
+    doing.end()?;
+    place.nothing_waits()?;
+    let grown = |name: &str| -> Result<u64> {
+        let now = place.metrics()?[name].as_u64().context("a counter")?;
+        Ok(now - before[name].as_u64().unwrap_or(0))
+    };
+    for name in ["requested", "approved", "resumed"] {
+        let count = grown(name)?;
+        ensure!(
+            count == u64::from(rounds),
+            "{name} grew by {count} in {rounds} rounds"
+        );
+    }
+    eventually("nothing is left in the kernel", || {
+        let kernel = place.agentwatch.status().ok()?["kernel"].clone();
+        (kernel["tasks_that_wait"] == 0 && kernel["decisions"] == 0).then_some(())
+    })?;
+    // A session after it is none the worse for it.
+    let doing = place.session("row-after", &rule, &[&format!("connect:{address}")])?;
+    place.approve(&[])?;
+    doing.expect(0, "ok")?;
+    doing.end()
+}

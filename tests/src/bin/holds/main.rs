@@ -1,0 +1,277 @@
+//! Actions that wait for a person, each from the outside: begun in a session, found waiting, decided, and looked at again. On a line
+//! each `PASS`, `SKIP` or `FAIL`, and the line for machines. Needs root. The same program is what runs inside the sessions.
+
+mod cases;
+mod inside;
+mod latency;
+mod place;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Result;
+use cases::{actions::*, deciders::*, processes::*, reviewer::*, volume::*};
+use clap::{Parser, Subcommand};
+use place::Place;
+use serde_json::json;
+
+/// How long anything that must happen may take, under emulation.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long is watched that something does not happen.
+const CALM: Duration = Duration::from_millis(400);
+
+/// The name of this program.
+const NAME: &str = "holds";
+
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Runs the cases
+    All {
+        /// The agentwatch binary
+        #[arg(long)]
+        agentwatch: PathBuf,
+        /// Only cases whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
+        /// How often what is repeated is repeated
+        #[arg(long, default_value_t = 1000)]
+        rounds: u32,
+    },
+    /// Measures the time from an approval to the end of the system call that waited for it
+    Latency {
+        /// The agentwatch binary
+        #[arg(long)]
+        agentwatch: PathBuf,
+        #[arg(long, default_value_t = 200)]
+        rounds: u32,
+    },
+    /// Does things one after the other, inside a session, and reports each on a line of a file
+    Do {
+        report: PathBuf,
+        /// Such as `read:/a/file`, `connect:127.0.0.1:80`, `sleep:100`
+        actions: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    // Under any other name it says what it was given.
+    let mut arguments = std::env::args();
+    let is_copy = arguments.next().is_some_and(|name| {
+        Path::new(&name)
+            .file_name()
+            .is_some_and(|name| name != NAME)
+    });
+    if is_copy {
+        println!("{}", arguments.collect::<Vec<_>>().join(" "));
+        return ExitCode::SUCCESS;
+    }
+    match Options::parse().what {
+        What::Do { report, actions } => inside::perform(&report, &actions),
+        What::All {
+            agentwatch,
+            only,
+            rounds,
+        } => run(&agentwatch, &only, rounds),
+        What::Latency { agentwatch, rounds } => match latency::measure(&agentwatch, rounds) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+type Case = fn(&Place) -> Result<()>;
+
+/// What a case needs of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    Lsm,
+    /// Users whose names the host knows.
+    Users,
+}
+
+impl Needs {
+    /// Why a case cannot be tried here, where that is so.
+    fn lacks(self, place: &Place) -> Option<&'static str> {
+        match self {
+            Self::Lsm if !place.has_lsm => {
+                Some("without BPF LSM files are held by Landlock: what needs approval is denied")
+            }
+            Self::Users if !knows_users() => Some("this host does not know nobody, games and mail"),
+            _ => None,
+        }
+    }
+}
+
+const CASES: &[(&str, Needs, Case)] = &[
+    ("hold_connect_approved", Needs::Nothing, connect_approved),
+    ("hold_connect_rejected", Needs::Nothing, connect_rejected),
+    ("hold_datagram_approved", Needs::Nothing, datagram_approved),
+    ("hold_command_approved", Needs::Nothing, command_approved),
+    ("hold_command_rejected", Needs::Nothing, command_rejected),
+    (
+        "hold_command_by_arguments",
+        Needs::Nothing,
+        command_by_arguments,
+    ),
+    ("hold_command_script", Needs::Nothing, command_script),
+    ("hold_grant_for_a_time", Needs::Nothing, grant_for_a_time),
+    (
+        "hold_grant_for_the_session",
+        Needs::Nothing,
+        grant_for_the_session,
+    ),
+    ("hold_nobody_decides", Needs::Nothing, nobody_decides),
+    (
+        "hold_going_on_by_itself",
+        Needs::Nothing,
+        going_on_by_itself,
+    ),
+    ("hold_killed", Needs::Nothing, killed),
+    ("hold_session_detached", Needs::Nothing, session_detached),
+    (
+        "hold_same_is_one_request",
+        Needs::Nothing,
+        same_is_one_request,
+    ),
+    ("hold_too_many", Needs::Nothing, too_many),
+    (
+        "hold_not_decided_from_inside",
+        Needs::Nothing,
+        not_from_inside,
+    ),
+    ("hold_file_read", Needs::Lsm, file_read),
+    ("hold_file_changes", Needs::Lsm, file_changes),
+    ("hold_file_rejected", Needs::Lsm, file_rejected),
+    ("hold_file_made_once", Needs::Lsm, file_made_once),
+    ("hold_threads", Needs::Nothing, threads),
+    (
+        "hold_threads_one_by_one",
+        Needs::Nothing,
+        threads_one_by_one,
+    ),
+    ("hold_spawned", Needs::Nothing, spawned),
+    (
+        "hold_timeout_ends_a_connect",
+        Needs::Nothing,
+        timeout_ends_a_connect,
+    ),
+    (
+        "hold_timeout_ends_a_command",
+        Needs::Nothing,
+        timeout_ends_a_command,
+    ),
+    (
+        "hold_shell_with_job_control",
+        Needs::Nothing,
+        shell_with_job_control,
+    ),
+    (
+        "hold_told_to_go_on_at_once",
+        Needs::Nothing,
+        told_to_go_on_at_once,
+    ),
+    (
+        "hold_told_to_go_on_from_the_first",
+        Needs::Nothing,
+        told_to_go_on_from_the_first,
+    ),
+    (
+        "hold_first_of_a_pid_namespace",
+        Needs::Nothing,
+        first_of_a_pid_namespace,
+    ),
+    (
+        "hold_connect_without_blocking",
+        Needs::Nothing,
+        connect_without_blocking,
+    ),
+    (
+        "hold_not_what_cannot_wait",
+        Needs::Nothing,
+        what_cannot_wait,
+    ),
+    ("hold_not_an_open_of_io_uring", Needs::Lsm, open_of_io_uring),
+    (
+        "hold_escapes_are_shown_escaped",
+        Needs::Nothing,
+        escapes_are_shown_escaped,
+    ),
+    ("hold_owner_decides", Needs::Nothing, owner_decides),
+    (
+        "hold_owner_of_a_file_session",
+        Needs::Lsm,
+        owner_decides_on_files,
+    ),
+    (
+        "hold_users_and_groups_decide",
+        Needs::Users,
+        users_and_groups_decide,
+    ),
+    (
+        "hold_too_many_in_an_hour",
+        Needs::Nothing,
+        too_many_in_an_hour,
+    ),
+    ("hold_many", Needs::Nothing, many),
+    (
+        "hold_one_after_the_other",
+        Needs::Nothing,
+        one_after_the_other,
+    ),
+    ("hold_daemon_killed", Needs::Nothing, daemon_killed),
+    // From here on with a daemon that has a reviewer.
+    ("hold_reviewer", Needs::Nothing, reviewer),
+];
+
+fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
+    let mut place = match Place::new(binary, rounds) {
+        Ok(place) => place,
+        Err(error) => {
+            println!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut good = true;
+    for (name, needs, case) in CASES {
+        if !name.contains(only) {
+            continue;
+        }
+        let (status, reason) = if let Some(reason) = needs.lacks(&place) {
+            ("skip", reason.to_owned())
+        } else {
+            place.clean();
+            match case(&place) {
+                Ok(()) => ("pass", String::new()),
+                Err(error) => {
+                    println!("{}", place.log());
+                    ("fail", format!("{error:#}"))
+                }
+            }
+        };
+        good &= status != "fail";
+        println!("{} {name} {reason}", status.to_uppercase());
+        println!(
+            "@result {}",
+            json!({"name": name, "status": status, "reason": reason})
+        );
+    }
+    place.stop();
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
