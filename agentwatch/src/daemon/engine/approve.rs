@@ -193,13 +193,21 @@ impl Engine {
             .get(hold.rule as usize)
             .map(|rule| rule.text.clone())
             .unwrap_or_default();
+        let mut before: Vec<String> = live.recent.iter().cloned().collect();
+        // The newest is the action itself.
+        if before
+            .last()
+            .is_some_and(|line| *line == format!("{} (held)", summary(event)))
+        {
+            before.pop();
+        }
         let asked = Asked {
             hold,
             event: event.clone(),
             limits: policy.approvals,
             rule_text,
             ancestry: self.ancestry(hold.pid),
-            before: live.recent.iter().cloned().collect(),
+            before,
         };
         let now = boottime_ns();
         let task = Waiting {

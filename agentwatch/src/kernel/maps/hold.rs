@@ -75,6 +75,13 @@ impl Maps {
                 )?;
                 bound.commands.push((len, key));
             }
+            // Without LSM programs a script is known by its name alone: the rule holds whatever has that name.
+            if let Program::Path(path) = &rule.program
+                && self.host.lsm == 0
+                && let Some(name) = path.file_name().and_then(|name| name.to_str())
+            {
+                self.enter_command_by_name(number, name, &bytes, rule.decision, bound)?;
+            }
             let allows = rule.decision.effect == Effect::Allow;
             if !found && !allows {
                 let id = policy
@@ -113,6 +120,11 @@ impl Maps {
         };
         key.arguments[..whole.len()].copy_from_slice(&whole);
         let len = COMMAND_BASE + 8 * whole.len() as u32;
+        // Of two rules that come to one name the stricter holds.
+        let known = bound.commands.contains(&(len, key));
+        if known && decision.effect != Effect::Deny {
+            return Ok(true);
+        }
         let value = Command {
             effect: u32::from(bind::effect_of(decision.effect)),
             rule: decision.rule,
@@ -122,7 +134,9 @@ impl Maps {
             .context(
                 "enter a rule on a command into the kernel; hint: too many rules on this host?",
             )?;
-        bound.commands.push((len, key));
+        if !known {
+            bound.commands.push((len, key));
+        }
         Ok(true)
     }
 

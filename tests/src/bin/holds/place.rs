@@ -16,6 +16,9 @@ use serde_json::Value;
 
 use crate::{CALM, PATIENCE};
 
+/// How long a daemon may take to load its programs, under emulation and on a machine with other work.
+const LOADING: Duration = Duration::from_secs(400);
+
 /// Who decides, of those whose names a host knows.
 const CONFIGURATION: &str = "[approvals]\nusers = ['nobody']\ngroups = ['games']\n";
 
@@ -132,10 +135,21 @@ impl Place {
             .spawn()?;
         let pid = u64::from(child.id());
         *self.daemon.borrow_mut() = Some(child);
-        eventually("the daemon answers", || {
-            let status = self.agentwatch.status().ok()?;
-            (status["pid"] == pid && status["collector"] == "connected").then_some(())
-        })
+        let since = Instant::now();
+        loop {
+            if let Ok(status) = self.agentwatch.status()
+                && status["pid"] == pid
+                && status["collector"] == "connected"
+            {
+                return Ok(());
+            }
+            ensure!(
+                since.elapsed() < LOADING,
+                "the daemon does not answer:\n{}",
+                self.log()
+            );
+            sleep(Duration::from_millis(50));
+        }
     }
 
     fn configuration(&self) -> PathBuf {

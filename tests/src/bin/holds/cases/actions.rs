@@ -148,13 +148,23 @@ pub(crate) fn command_script(place: &Place) -> Result<()> {
     let script = place.work().join("publish-it");
     fs::write(&script, "#!/bin/sh -e\necho done \"$@\"\n")?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    let rule = "[exec]\napprove = [['publish-it', 'now']]\n";
+    for (name, said) in [
+        ("script", "publish-it".to_owned()),
+        ("script-by-path", script.display().to_string()),
+    ] {
+        script_held(place, name, &script, &said)?;
+    }
+    Ok(())
+}
+
+fn script_held(place: &Place, name: &str, script: &Path, said: &str) -> Result<()> {
+    let rule = format!("[exec]\napprove = [['{said}', 'now']]\n");
     let actions = [
         format!("exec:{} later", script.display()),
         format!("exec:{} now x", script.display()),
     ];
     let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
-    let doing = place.session("script", rule, &actions)?;
+    let doing = place.session(name, &rule, &actions)?;
     doing.expect(0, "ok done later")?;
     place.request()?;
     doing.is_waiting(1)?;
