@@ -3,6 +3,7 @@
 //!
 //! Needs root: the daemon loads programs. Without it, each test makes sure that the daemon says so, and ends.
 
+mod evidence;
 mod faults;
 mod harness;
 mod layers;
