@@ -761,10 +761,7 @@ pub fn binprm_argc(bprm: u64) -> u32 {
 /// The path that an execution was asked for by, and that of what runs it, as addresses: they are two where it is a script.
 #[inline(always)]
 pub fn binprm_names(bprm: u64) -> (u64, u64) {
-    (
-        member(bprm, &BINPRM_FILENAME),
-        member(bprm, &BINPRM_INTERP),
-    )
+    (member(bprm, &BINPRM_FILENAME), member(bprm, &BINPRM_INTERP))
 }
 
 /// The string of a `struct filename` at an address, as an address.

@@ -5,8 +5,8 @@ use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, Place, PlaceKey, Policy, Prefix,
-        PrefixKey, Session, Tag,
+        Binding, Child, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, Place,
+        PlaceKey, Policy, Prefix, PrefixKey, Session, Tag,
     },
     stats,
 };

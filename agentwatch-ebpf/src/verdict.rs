@@ -7,8 +7,9 @@ use agentwatch_common::{
     event::Scratch,
     limits,
     policy::{
-        BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey,
-        Name, PrefixKey, effect, flags, found, name, net, place, right, rule,
+        BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, Name, NameKey,
+        OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, flags, found, name, net, place,
+        right, rule,
     },
     stats,
 };
@@ -24,8 +25,8 @@ use crate::{
     emit,
     kernel::{self, Dentry, DentryAt, SuperBlockAt},
     maps::{
-        BINDINGS, CHILDREN, COMMANDS, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES, PROCESSES,
-        SESSIONS, count,
+        BINDINGS, CHILDREN, COMMANDS, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES,
+        PROCESSES, SESSIONS, count,
     },
     session::Subject,
 };
@@ -67,8 +68,8 @@ impl Decision {
     /// The stricter one of two: denied, held, allowed. Of equals this one.
     #[inline(always)]
     pub fn stricter(self, other: Self) -> Self {
-        let looser = (self.allows() && !other.allows())
-            || (self.holds() && other.effect == effect::DENY);
+        let looser =
+            (self.allows() && !other.allows()) || (self.holds() && other.effect == effect::DENY);
         if looser { other } else { self }
     }
 }
@@ -748,7 +749,10 @@ fn take_away(said: &Name, held: &mut Held, told: u32) -> u32 {
     let mut told = told;
     for right in 0..3 {
         let bit = 1 << right;
-        let (own, other) = (strictness(held.place.effects[right]), strictness(said.effects[right]));
+        let (own, other) = (
+            strictness(held.place.effects[right]),
+            strictness(said.effects[right]),
+        );
         if other == 0 || other < own || (other == own && told & bit != 0) {
             continue;
         }
@@ -976,12 +980,7 @@ pub fn command(
 
 /// The same by the last part of the path that it was asked for by, which stands at an address.
 #[inline(never)]
-pub fn command_by_name(
-    policy: u32,
-    path: u64,
-    arguments: &[u64; 2],
-    answer: &mut Decision,
-) -> u32 {
+pub fn command_by_name(policy: u32, path: u64, arguments: &[u64; 2], answer: &mut Decision) -> u32 {
     let Some(scratch) = emit::take() else {
         count(stats::NO_SCRATCH);
         return 0;
@@ -993,11 +992,7 @@ pub fn command_by_name(
         let mut last = unsafe {
             let data = (&raw mut (*scratch).data).cast::<u8>();
             let len = data.add(RAW + limits::NAME).cast::<u32>().read_volatile();
-            let mut last = LastPart {
-                data,
-                len,
-                used: 0,
-            };
+            let mut last = LastPart { data, len, used: 0 };
             bpf_loop(
                 limits::NAME as u32,
                 one_back as *mut c_void,

@@ -141,11 +141,7 @@ fn opened_before(subject: &Subject, dentry: Dentry, access: u32, flags: u32) -> 
         kind::OPEN,
         access,
         verdict::ALLOWED,
-        [
-            u64::from(dentry.device()),
-            dentry.inode(),
-            u64::from(flags),
-        ],
+        [u64::from(dentry.device()), dentry.inode(), u64::from(flags)],
     );
     emit::fold_as_before(subject, &key, seal)
 }
@@ -503,7 +499,14 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
         // Both sides are asked for, one after the other, and what was granted is used up when both are.
         let mut word = hold::GRANTED;
         if from_says.holds() {
-            word = ask(&subject, what, access, from_says.rule, first, !to_says.holds());
+            word = ask(
+                &subject,
+                what,
+                access,
+                from_says.rule,
+                first,
+                !to_says.holds(),
+            );
         }
         if word == hold::GRANTED && to_says.holds() {
             word = ask(&subject, what, access, to_says.rule, second, true);
@@ -578,14 +581,7 @@ fn outcome(subject: &Subject, decision: &Decision) -> (u32, i32) {
 
 /// Asks a person for one file.
 #[inline(always)]
-fn ask(
-    subject: &Subject,
-    what: u32,
-    bits: u32,
-    rule: u32,
-    dentry: Dentry,
-    last: bool,
-) -> u32 {
+fn ask(subject: &Subject, what: u32, bits: u32, rule: u32, dentry: Dentry, last: bool) -> u32 {
     let request = hold::Request {
         what,
         rights: hold::rights_of(what, bits),
@@ -706,13 +702,13 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
         ],
     );
     // What was let pass because a file is about a process of the session's holds for that process alone.
-    let seal = if allowed_open && !judged_later && action.rule != rule::OWN && !subject.tag.is_null()
-    {
-        // SAFETY: the subject was found by its tag.
-        unsafe { (*subject.tag).seal }
-    } else {
-        0
-    };
+    let seal =
+        if allowed_open && !judged_later && action.rule != rule::OWN && !subject.tag.is_null() {
+            // SAFETY: the subject was found by its tag.
+            unsafe { (*subject.tag).seal }
+        } else {
+            0
+        };
     if folds && emit::fold(subject, &key, seal) {
         return 0;
     }

@@ -186,14 +186,14 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
         // The program of the cgroup follows.
         last: false,
     };
-    let (outcome, errno, noted) = match hold::address(&subject, &request, &peer.addr, peer.port, true)
-    {
-        hold::GRANTED => return 0,
-        hold::PARKED_AGAIN => return answer(true, RESTART),
-        hold::PARKED => (verdict::HELD, RESTART, 0),
-        hold::REJECTED => (verdict::DENIED, EPERM, state::REJECTED),
-        _ => (verdict::DENIED, EPERM, state::NOT_HELD),
-    };
+    let (outcome, errno, noted) =
+        match hold::address(&subject, &request, &peer.addr, peer.port, true) {
+            hold::GRANTED => return 0,
+            hold::PARKED_AGAIN => return answer(true, RESTART),
+            hold::PARKED => (verdict::HELD, RESTART, 0),
+            hold::REJECTED => (verdict::DENIED, EPERM, state::REJECTED),
+            _ => (verdict::DENIED, EPERM, state::NOT_HELD),
+        };
     record(
         &subject,
         kind::CONNECT,
