@@ -366,9 +366,9 @@ fn add(subject: &Subject, entry: *mut Fold) {
     add64(unsafe { &raw mut (*subject.session).folded }, 1);
 }
 
-/// Lets further actions like this one be folded into the event `seq`.
-#[inline(always)]
-pub fn remember(key: &FoldKey, seq: u64, seal: u64) {
+/// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
+#[inline(never)]
+pub fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
     let entry = Fold {
         count: 0,
         last: 0,
@@ -382,4 +382,5 @@ pub fn remember(key: &FoldKey, seq: u64, seal: u64) {
     {
         count(stats::FOLD_FULL);
     }
+    0
 }

@@ -1,5 +1,7 @@
 //! Files, where the kernel takes BPF LSM programs: each operation is decided on the identity of what it acts on.
 
+use core::ffi::c_void;
+
 use agentwatch_common::{
     event::{access, kind, state, verdict},
     hold::RESTART,
@@ -110,7 +112,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     note_overlay(&subject, dentry);
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).denied = 0 };
-    if access & access::EXEC == 0 && opened_before(&subject, dentry, access, flags) {
+    if access & access::EXEC == 0 && opened_before(&subject, dentry.0, access, flags) != 0 {
         return 0;
     }
     let decision = policy::file(&subject, dentry, rights);
@@ -127,14 +129,15 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     answer(&subject, what, dentry, access, flags, decision)
 }
 
-/// Whether the same open was allowed before, and nothing has changed that it stood on.
-#[inline(always)]
-fn opened_before(subject: &Subject, dentry: Dentry, access: u32, flags: u32) -> bool {
+/// Whether the same open was allowed before, and nothing has changed that it stood on. A function of its own, for its share of the stack.
+#[inline(never)]
+fn opened_before(subject: &Subject, dentry: *const c_void, access: u32, flags: u32) -> u32 {
+    let dentry = Dentry(dentry);
     let seal = policy::seal(dentry);
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).seal = seal };
     if seal == 0 || subject.flags & (flags::OPENS_ALL | flags::OPENS_WRITES) != 0 {
-        return false;
+        return 0;
     }
     let key = emit::key(
         subject,
@@ -143,7 +146,7 @@ fn opened_before(subject: &Subject, dentry: Dentry, access: u32, flags: u32) -> 
         verdict::ALLOWED,
         [u64::from(dentry.device()), dentry.inode(), u64::from(flags)],
     );
-    emit::fold_as_before(subject, &key, seal)
+    u32::from(emit::fold_as_before(subject, &key, seal))
 }
 
 /// Creating a file: decided on its directory, because there is no file yet.
