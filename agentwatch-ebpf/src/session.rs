@@ -82,8 +82,8 @@ impl Subject {
         // SAFETY: as above, eight aligned bytes.
         let binding = unsafe { BINDINGS.get_ptr(slot)?.cast::<u64>().read_volatile() };
         let (policy, flags) = (binding as u32, (binding >> 32) as u32);
-        // A session that has ended leaves stale tags behind: they mean nothing.
-        (owner == number && number != 0).then_some(Self {
+        // A session that has ended leaves stale tags behind: they mean nothing. One that is being ended has no policy any more.
+        (owner == number && number != 0 && policy != 0).then_some(Self {
             session,
             number,
             tag,

@@ -425,6 +425,7 @@ impl Engine {
     /// Ends a session: takes what is left of it from the rings, closes its account, and takes it out of the kernel.
     fn end(&mut self, number: u32, reason: &str) {
         self.dismiss(number);
+        self.kernel.maps.stop_counting(number);
         // Nothing is added to the account of a session that is closed; what was added before is in the rings.
         let counted = self.kernel.maps.session(number).unwrap_or_default();
         if let Err(error) = self.kernel.maps.close_session(number) {

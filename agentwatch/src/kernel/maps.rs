@@ -435,6 +435,12 @@ impl Maps {
             .context("enter the session into the kernel")
     }
 
+    /// From here on no action of the session is judged or counted; those that programs are in the middle of are waited for.
+    pub fn stop_counting(&self, number: u32) {
+        self.bindings.set(slot(number), Binding::default());
+        self.wait_for_programs();
+    }
+
     /// From here on, tags of this session mean nothing.
     pub fn close_session(&mut self, number: u32) -> Result<()> {
         self.sessions
