@@ -222,6 +222,10 @@ pub fn urged(pid: u32) {
 /// before its first instruction, and ended the next time.
 #[inline(always)]
 pub fn runs() {
+    // No session's: nearly every fault of a host.
+    if !kernel::has_storage(kernel::current()) {
+        return;
+    }
     let Some(hold) = HOLDS.get_ptr_mut(TaskAt::current().tid()) else {
         return;
     };

@@ -242,7 +242,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     0
 }
 
-/// A program needs a page that it does not have yet, as every one does for its first instruction. On kernels without BPF LSM.
+/// A program needs a page that it does not have yet, as every one does for its first instruction.
 #[btf_tracepoint(function = "page_fault_user")]
 pub fn page_fault_user(_ctx: BtfTracePointContext) -> i32 {
     hold::runs();

@@ -51,7 +51,8 @@ const TRACEPOINTS: [(&str, &str); 10] = [
     ("cgroup_rmdir", "cgroup_rmdir"),
 ];
 
-/// Stops a command that waits and was told to go on, where no LSM program refuses the signal.
+/// Stops a command that waits and was told to go on: where no LSM program refuses the signal, and where one looked at it before there
+/// was anything to refuse.
 const PAGE_FAULT: &str = "page_fault_user";
 
 /// Stands last among a hook's programs where a kernel need not have the hook.
@@ -558,6 +559,14 @@ fn attach(
     Ok(match lsm_refusal(ebpf, btf) {
         None => {
             attach_lsm(ebpf, btf, links)?;
+            // What closes the moment between the look at a signal and its delivery.
+            if let Err(error) = attach_tracepoint(ebpf, btf, PAGE_FAULT, PAGE_FAULT, links) {
+                checks.push(Check::new(
+                    "page-faults",
+                    State::Absent,
+                    format!("commands that wait are stopped once only: {error:#}"),
+                ));
+            }
             checks.push(Check::new(
                 "bpf-lsm",
                 State::Active,
