@@ -17,7 +17,7 @@ use crate::{
     build::{self, Guest},
     initramfs::{CONFORMANCE, Image, Job, PROGRAMS, SCENARIOS},
     kernels::{self, Kernel},
-    paths, process, setup, table,
+    paths, process, setup, table, tools,
     vm::{self, Lines, Machine},
 };
 
@@ -40,6 +40,12 @@ const STOCK_CAPABILITIES: &str = "bpf-lsm,cgroup,landlock";
 
 /// What the names of the cases of actions that wait begin with.
 const HOLDS: &str = "hold";
+
+/// What the names of the scenarios begin with that do real work under a preset.
+const PRESETS: &str = "preset_";
+
+/// How long that may take in an emulated guest.
+const PRESETS_SECONDS: Duration = Duration::from_secs(1200);
 
 /// How often the repeated cases of those are repeated in an emulated guest.
 const ROUNDS_IN_VM: &str = "100";
@@ -185,6 +191,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 if !is_of_holds(only) {
                     summary.stage(&format!("scenarios on {name}"), |summary| {
                         summary.in_vm(name, &image, only)
+                    });
+                }
+                if tries_presets(only) {
+                    summary.stage(&format!("presets on {name}"), |summary| {
+                        summary.presets_in_vm(name, &image, only)
                     });
                 }
                 // In an emulated guest these take minutes: for those who ask for them.
@@ -386,6 +397,37 @@ impl Summary {
         self.job_in_vm(&kernel, image, &words, series)
     }
 
+    /// Runs the scenarios of presets on a stock kernel, with tools on a disk. They are not below `/tmp`, which presets open.
+    fn presets_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
+        let kernel = kernels::fetch(series)?;
+        let (runner, act) = (format!("{PROGRAMS}/scenarios"), format!("{PROGRAMS}/act"));
+        let words = [
+            runner.as_str(),
+            "--agentwatch",
+            "/usr/bin/agentwatch",
+            "--act",
+            &act,
+            "--scenarios",
+            SCENARIOS,
+            "--root",
+            "/srv",
+            "--guest",
+            "--require",
+            &format!("{STOCK_CAPABILITIES},programs"),
+            "--patience",
+            "4",
+            "--only",
+            only.filter(|only| only.contains(PRESETS))
+                .unwrap_or(PRESETS),
+        ];
+        let machine = Machine {
+            disk: Some(tools::disk()?),
+            timeout: Some(PRESETS_SECONDS),
+            ..Machine::default()
+        };
+        self.job_in(&kernel, image, &words, series, machine)
+    }
+
     fn job_in_vm(
         &mut self,
         kernel: &Kernel,
@@ -393,13 +435,24 @@ impl Summary {
         words: &[&str],
         series: &str,
     ) -> Result<()> {
+        self.job_in(kernel, image, words, series, Machine::default())
+    }
+
+    fn job_in(
+        &mut self,
+        kernel: &Kernel,
+        image: &Image,
+        words: &[&str],
+        series: &str,
+        machine: Machine,
+    ) -> Result<()> {
         let mut lines = Lines::default();
         let mut seen = 0;
         let code = vm::boot(
             kernel,
             image,
             &Job::new(words),
-            Machine::default(),
+            machine,
             None,
             &mut |bytes| {
                 for line in lines.complete(bytes) {
@@ -602,6 +655,11 @@ fn is_of_holds(only: Option<&str>) -> bool {
 /// Whether such cases are among what is to be tried.
 fn tries_holds(only: Option<&str>) -> bool {
     only.is_none() || is_of_holds(only)
+}
+
+/// Whether scenarios of presets are among what is to be tried.
+fn tries_presets(only: Option<&str>) -> bool {
+    only.is_none_or(|filter| filter.starts_with(PRESETS) || PRESETS.starts_with(filter))
 }
 
 fn first_line(text: &str) -> &str {

@@ -58,6 +58,9 @@ struct Options {
     /// What their policies are made from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where the scenarios' directory is made.
+    #[arg(long, default_value = "/tmp")]
+    root: PathBuf,
     /// Multiplies every time limit.
     #[arg(long, default_value_t = 1)]
     patience: u32,
@@ -98,7 +101,7 @@ fn all(options: &Options) -> Result<bool> {
     nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES)?;
     let root = tempfile::Builder::new()
         .prefix("agentwatch-test-")
-        .tempdir()?;
+        .tempdir_in(&options.root)?;
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
     // Copies, because the tree that they were built in may be closed to the ordinary user.
     let bin = root.path().join("bin");

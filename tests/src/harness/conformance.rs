@@ -319,6 +319,7 @@ fn try_run(
 
     let actor = Actor {
         dir: &dir,
+        home: &dir,
         uid,
         seconds: 120 * u64::from(stage.patience),
     };
