@@ -6,7 +6,10 @@
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::Path,
     process::{Command, ExitStatus},
 };
@@ -90,6 +93,8 @@ fn leave_rootfs(disk: bool) -> Result<()> {
     std::env::set_current_dir(place)?;
     nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
     nix::unistd::chroot(".")?;
+    // The root of an initramfs is anybody's, and a host's is not.
+    fs::set_permissions("/", fs::Permissions::from_mode(0o755))?;
     Ok(std::env::set_current_dir("/")?)
 }
 
