@@ -183,6 +183,8 @@ pub struct ExpectedEvent {
     pub count: Option<u64>,
     /// How many actions they stand for at the least.
     pub min_count: Option<u64>,
+    /// How many events match, whatever they stand for.
+    pub events: Option<u64>,
     /// No such event may exist.
     #[serde(default)]
     pub absent: bool,
