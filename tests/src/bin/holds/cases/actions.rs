@@ -432,23 +432,47 @@ pub(crate) fn file_made_once(place: &Place) -> Result<()> {
 pub(crate) fn daemon_killed(place: &Place) -> Result<()> {
     let program = copy_of_echo(place, "patient")?;
     let (_listener, address, rule) = server()?;
-    let rule = format!("{rule}[exec]\napprove = ['{program}']\n");
-    let actions = [format!("connect:{address}"), format!("exec:{program} x")];
-    let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
+    let (_other, rejected, _) = server()?;
+    let rule = format!(
+        "[network]\napprove = ['{address}', '{rejected}']\n[exec]\napprove = ['{program}']\n"
+    );
+    let rejected = format!("connect:{rejected}");
+    let actions = [&rejected, &format!("connect:{address}"), &rejected];
+    let actions: Vec<&str> = actions.into_iter().map(String::as_str).collect();
     let doing = place.session("patient", &rule, &actions)?;
-    for n in 0..2 {
-        let request = place.request()?;
-        place.kill_daemon()?;
-        doing.is_waiting(n)?;
-        place.start()?;
-        doing.is_waiting(n)?;
-        let again = place.request()?;
-        ensure!(
-            again["id"] == request["id"],
-            "it is another request now: {again}, and was {request}"
-        );
-        place.approve(&[])?;
-        doing.expect(n, "ok")?;
+    place.reject()?;
+    doing.expect(0, "error")?;
+    place.request()?;
+    let command = place.session("patient-command", &rule, &[&format!("exec:{program} x")])?;
+    let ids = |requests: &[Value]| -> Vec<String> {
+        let ids = requests.iter().filter_map(|it| it["id"].as_str());
+        ids.map(str::to_owned).collect()
+    };
+    let before = ids(&place.requests("both wait", |waiting| waiting.len() == 2)?);
+    place.kill_daemon()?;
+    doing.is_waiting(1)?;
+    command.is_waiting(0)?;
+    place.start()?;
+    doing.is_waiting(1)?;
+    command.is_waiting(0)?;
+    let mut again = ids(&place.requests("both wait", |waiting| waiting.len() == 2)?);
+    ensure!(
+        again.iter().all(|id| before.contains(id)),
+        "they are other requests now: {again:?}, and were {before:?}"
+    );
+    for id in again.drain(..) {
+        place.agentwatch.output(&["approve", &id])?;
     }
+    doing.expect(1, "ok")?;
+    command.expect(0, "ok")?;
+    command.end()?;
+    // What was rejected under the other daemon is known to this one.
+    let request = place.request()?;
+    ensure!(
+        request["finding"] == "repeated_after_rejection",
+        "{request}"
+    );
+    place.reject()?;
+    doing.expect(2, "error")?;
     doing.end()
 }
