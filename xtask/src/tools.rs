@@ -126,6 +126,7 @@ fn make(archives: &[PathBuf], root: &Path, image: &Path) -> Result<()> {
         .next()
         .and_then(|number| number.parse().ok())
         .context("the size of what was unpacked")?;
+    fs::File::create(image)?;
     process::run(
         process::as_root("mke2fs")?
             .args(["-q", "-F", "-t", "ext4", "-L", "tools", "-d"])

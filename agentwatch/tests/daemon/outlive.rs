@@ -817,20 +817,24 @@ fn modes_are_exchanged_whole() {
     assert!(place.cli(&["detach", "modes"]).status.success());
     let events = place.ended("modes");
     accounted(&events);
-    // By its own word, each action was judged in one mode, by the same rule in both.
+    // By its own word, each action was judged in one mode, by the same rule in both. A connect that stands on both sides of an
+    // exchange was let through under the mode before, which has its event; that it came through is told besides.
     let judged: Vec<&Value> = events
         .iter()
         .filter(|event| event["kind"] == "connect" && event["net"]["port"] == closed)
         .collect();
     assert!(judged.len() >= rounds, "{}", judged.len());
+    let mut on_both_sides = 0;
     for event in judged {
-        let verdict = match event["session"]["mode"].as_str() {
-            Some("monitor") => "audited",
-            _ => "denied",
-        };
-        assert_eq!(event["verdict"], verdict, "{event}");
         assert_eq!(event["rule"]["id"], "network.default", "{event}");
+        match (event["session"]["mode"].as_str(), event["verdict"].as_str()) {
+            (Some("monitor"), Some("audited")) | (Some("enforce"), Some("denied")) => {}
+            (Some("enforce"), Some("allowed")) => on_both_sides += 1,
+            _ => panic!("{event}"),
+        }
     }
+    let tasks = 4;
+    assert!(on_both_sides <= rounds / 2 * tasks, "{on_both_sides}");
 }
 
 #[test]

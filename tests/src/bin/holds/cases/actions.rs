@@ -431,7 +431,7 @@ pub(crate) fn file_made_once(place: &Place) -> Result<()> {
 
 pub(crate) fn daemon_killed(place: &Place) -> Result<()> {
     let program = copy_of_echo(place, "patient")?;
-    let (_listener, address, rule) = server()?;
+    let (_listener, address, _) = server()?;
     let (_other, rejected, _) = server()?;
     let rule = format!(
         "[network]\napprove = ['{address}', '{rejected}']\n[exec]\napprove = ['{program}']\n"
