@@ -201,9 +201,16 @@ impl Engine {
         {
             before.pop();
         }
+        let mut about = event.clone();
+        if let Some(process) = &mut about.process
+            && process.argv.is_empty()
+        {
+            // People see what it is by its arguments.
+            process.argv = self.enricher.process_of(hold.pid).argv.to_vec();
+        }
         let asked = Asked {
             hold,
-            event: event.clone(),
+            event: about,
             limits: policy.approvals,
             rule_text,
             ancestry: self.ancestry(hold.pid),

@@ -133,6 +133,17 @@ const CASES: &[(&str, Needs, Case)] = &[
         Needs::Nothing,
         grant_for_the_session,
     ),
+    (
+        "hold_grant_of_one_session",
+        Needs::Nothing,
+        grant_of_one_session,
+    ),
+    ("hold_grant_of_one_access", Needs::Lsm, grant_of_one_access),
+    (
+        "hold_grant_not_of_children",
+        Needs::Nothing,
+        grant_not_of_children,
+    ),
     ("hold_nobody_decides", Needs::Nothing, nobody_decides),
     (
         "hold_going_on_by_itself",

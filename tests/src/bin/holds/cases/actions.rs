@@ -216,6 +216,73 @@ pub(crate) fn grant_for_the_session(place: &Place) -> Result<()> {
         .map(drop)
 }
 
+/// What one session was granted no other has, and a grant to read is none to write.
+pub(crate) fn grant_of_one_session(place: &Place) -> Result<()> {
+    let (_listener, address, rule) = server()?;
+    let connect = format!("connect:{address}");
+    let doing = place.session("has-it", &rule, &[&connect, &connect, "sleep:3000"])?;
+    place.approve(&["--session"])?;
+    doing.expect(1, "ok")?;
+    let other = place.session("has-it-not", &rule, &[&connect])?;
+    place.request()?;
+    other.is_waiting(0)?;
+    place.reject()?;
+    other.expect(0, &format!("error {}", libc::EPERM))?;
+    other.end()?;
+    doing.end()
+}
+
+pub(crate) fn grant_of_one_access(place: &Place) -> Result<()> {
+    let file = place.dir.path().join("granted");
+    fs::write(&file, "content")?;
+    let rule = format!("[files]\napprove = ['{}']\n", file.display());
+    let (read, append) = (
+        format!("read:{}", file.display()),
+        format!("append:{}", file.display()),
+    );
+    let doing = place.session("reads", &rule, &[&read, &read, &append, &read])?;
+    place.approve(&["--session"])?;
+    doing.expect(1, "ok content")?;
+    let request = place.request()?;
+    ensure!(request["file"]["access"] == json!(["write"]), "{request}");
+    doing.is_waiting(2)?;
+    place.reject()?;
+    doing.expect(2, &format!("error {}", libc::EACCES))?;
+    doing.expect(3, "ok content")?;
+    doing.end()
+}
+
+/// A granted command is no grant for what it does: its children are judged by the policy.
+pub(crate) fn grant_not_of_children(place: &Place) -> Result<()> {
+    let (_listener, address, rule) = server()?;
+    let script = place.work().join("publish");
+    let own = place.own()?;
+    fs::write(
+        &script,
+        format!("#!/bin/sh -e\n{own} do /dev/null connect:{address}\n"),
+    )?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let rule = format!("{rule}[exec]\napprove = [['publish', 'now']]\n");
+    let publish = format!("exec:{} now", script.display());
+    let doing = place.session("publishes", &rule, &[&publish, &publish])?;
+    ensure!(place.request()?["action"] == "exec", "the command waits");
+    place.approve(&["--session"])?;
+    for n in 0..2 {
+        // The command is granted by now, and what it starts waits by itself.
+        let request = place.requests("its child connects", |waiting| {
+            waiting.first().is_some_and(|it| it["action"] == "connect")
+        })?;
+        ensure!(
+            request[0]["ancestry"].to_string().contains("publish"),
+            "{request:?}"
+        );
+        doing.is_waiting(n)?;
+        place.reject()?;
+        doing.expect(n, "code 1")?;
+    }
+    doing.end()
+}
+
 pub(crate) fn nobody_decides(place: &Place) -> Result<()> {
     let (_listener, address, rule) = server()?;
     let action = format!("connect:{address}");

@@ -92,7 +92,6 @@ pub(crate) fn unknown_destination(place: &Place) -> Result<()> {
     says("session_name", "unknown")?;
     says("before", &denied)?;
     says("process", &connect)?;
-    says("ancestry", "argv")?;
     says("since", "T")?;
     says("deadline", "T")?;
     says("net", "127.0.0.1")?;
