@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn results_are_read_as_they_are_written() {
         let mut text = Vec::new();
-        perform_all(&[Step::Act(vec!["stat".into(), "/".into()])], &mut text).unwrap();
+        let steps = [Step::Act(vec!["stat".into(), "/".into()])];
+        perform_all(&steps, STEP, &mut text).unwrap();
         let done = parse_result(String::from_utf8(text).unwrap().trim()).unwrap();
         assert_eq!(done.outcome, "ok");
         assert!(done.begin > 0 && done.end > done.begin);
