@@ -49,7 +49,7 @@ const LONG: Duration = Duration::from_secs(1200);
 
 /// How often the repeated cases of actions that wait are repeated in an emulated guest: among everything else, and for those who ask
 /// for them.
-const ROUNDS: &str = "20";
+const ROUNDS: &str = "30";
 const ROUNDS_ASKED_FOR: &str = "100";
 
 /// How one check, test or scenario went.
@@ -327,13 +327,20 @@ impl Summary {
     fn holds_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
         let kernel = kernels::fetch(series)?;
         println!("kernel {}", kernel.version);
-        let holds = format!("{PROGRAMS}/holds");
-        let mut words = vec![holds.as_str(), "all", "--agentwatch", "/usr/bin/agentwatch"];
-        match only {
-            Some(only) => words.extend(["--only", only, "--rounds", ROUNDS_ASKED_FOR]),
-            // Loading the programs once more takes most of a minute there: with `--only hold`.
-            None => words.extend(["--brief", "--rounds", ROUNDS]),
-        }
+        let words = [
+            &format!("{PROGRAMS}/holds"),
+            "all",
+            "--agentwatch",
+            "/usr/bin/agentwatch",
+            "--only",
+            only.unwrap_or_default(),
+            "--rounds",
+            if only.is_none() {
+                ROUNDS
+            } else {
+                ROUNDS_ASKED_FOR
+            },
+        ];
         let machine = Machine {
             timeout: Some(LONG),
             ..Machine::default()

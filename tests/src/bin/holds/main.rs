@@ -42,12 +42,9 @@ enum What {
         /// Only cases whose name contains this
         #[arg(long, default_value = "")]
         only: String,
-        /// How often what is repeated is repeated
+        /// How often what is repeated is repeated; as many wait at the same time, and 300 at most
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
-        /// Leave out the cases that put another daemon into place, which takes a while in an emulated guest
-        #[arg(long)]
-        brief: bool,
     },
     /// Measures the time from an approval to the end of the system call that waited for it
     Latency {
@@ -83,8 +80,7 @@ fn main() -> ExitCode {
             agentwatch,
             only,
             rounds,
-            brief,
-        } => run(&agentwatch, &only, rounds, brief),
+        } => run(&agentwatch, &only, rounds),
         What::Latency { agentwatch, rounds } => match latency::measure(&agentwatch, rounds) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -104,17 +100,12 @@ enum Needs {
     Lsm,
     /// Users whose names the host knows.
     Users,
-    /// The time to put another daemon into place.
-    AnotherDaemon,
 }
 
 impl Needs {
     /// Why a case cannot be tried here, where that is so.
-    fn lacks(self, place: &Place, brief: bool) -> Option<&'static str> {
+    fn lacks(self, place: &Place) -> Option<&'static str> {
         match self {
-            Self::AnotherDaemon if brief => {
-                Some("puts another daemon into place: not with --brief")
-            }
             Self::Lsm if !place.has_lsm => {
                 Some("without BPF LSM files are held by Landlock: what needs approval is denied")
             }
@@ -288,12 +279,12 @@ const CASES: &[(&str, Needs, Case)] = &[
         Needs::Lsm,
         one_after_the_other_on_files,
     ),
-    ("hold_daemon_killed", Needs::AnotherDaemon, daemon_killed),
+    ("hold_daemon_killed", Needs::Nothing, daemon_killed),
     // From here on with a daemon that has a reviewer.
-    ("hold_reviewer", Needs::AnotherDaemon, reviewer),
+    ("hold_reviewer", Needs::Nothing, reviewer),
 ];
 
-fn run(binary: &Path, only: &str, rounds: u32, brief: bool) -> ExitCode {
+fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
     let mut place = match Place::new(binary, rounds) {
         Ok(place) => place,
         Err(error) => {
@@ -307,7 +298,7 @@ fn run(binary: &Path, only: &str, rounds: u32, brief: bool) -> ExitCode {
             continue;
         }
         let mut milliseconds = 0;
-        let (status, reason) = if let Some(reason) = needs.lacks(&place, brief) {
+        let (status, reason) = if let Some(reason) = needs.lacks(&place) {
             ("skip", reason.to_owned())
         } else {
             place.clean();

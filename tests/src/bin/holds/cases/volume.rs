@@ -55,7 +55,7 @@ pub(crate) fn too_many_in_an_hour(place: &Place) -> Result<()> {
 }
 
 pub(crate) fn many(place: &Place) -> Result<()> {
-    let many: usize = if place.is_emulated() { 100 } else { 300 };
+    let many = place.rounds.min(300) as usize;
     let rule = "[network]\napprove = ['127.0.0.1:20000-29999']\n[approvals]\nmax_pending = 1000\nmax_per_hour = 10000\n";
     let listeners: Vec<TcpListener> = (0..many as u16)
         .map(|n| TcpListener::bind(("127.0.0.1", 20_000 + n)))
