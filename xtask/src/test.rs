@@ -327,8 +327,9 @@ impl Summary {
     fn holds_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
         let kernel = kernels::fetch(series)?;
         println!("kernel {}", kernel.version);
+        let holds = format!("{PROGRAMS}/holds");
         let words = [
-            &format!("{PROGRAMS}/holds"),
+            holds.as_str(),
             "all",
             "--agentwatch",
             "/usr/bin/agentwatch",

@@ -634,6 +634,40 @@ mod tests {
     }
 
     #[test]
+    fn files_get_the_one_layout() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let loose = file(
+            "loose.toml",
+            "[files] # why\nwrite  = ['/w']\nread=['/r']\n",
+        );
+        let broken = file("broken.toml", "name = \n");
+        let wanted = "[files] # why\nread = ['/r']\nwrite = ['/w']\n";
+        let code = |arguments: &[&str]| run(arguments).unwrap();
+        let (failed, named) = code(&["fmt", "--check", &loose]);
+        assert_eq!(failed, ExitCode::from(INVALID));
+        assert_eq!(named.trim(), loose);
+        assert_ne!(
+            fs::read_to_string(&loose).unwrap(),
+            wanted,
+            "only looked at"
+        );
+        // What is no TOML stays as it is, and keeps no other file from its layout.
+        assert_eq!(code(&["fmt", &broken, &loose]).0, ExitCode::from(INVALID));
+        assert_eq!(fs::read_to_string(&loose).unwrap(), wanted);
+        assert_eq!(fs::read_to_string(&broken).unwrap(), "name = \n");
+        assert_eq!(
+            code(&["fmt", "--check", &loose]),
+            (ExitCode::SUCCESS, String::new())
+        );
+        assert!(run(&["fmt"]).is_err());
+    }
+
+    #[test]
     fn questions_that_make_no_sense_are_refused() {
         use clap::error::ErrorKind;
         assert_eq!(
