@@ -181,8 +181,10 @@ pub struct Tag {
     /// What holds at the file in hand: here rather than on the programs' small stack, and where the verifier of no kernel tries to
     /// tell apart what it may be.
     pub held: Held,
+    /// What that was found for.
+    pub held_of: HeldOf,
 }
-const _: () = assert!(size_of::<Tag>() == 280);
+const _: () = assert!(size_of::<Tag>() == 312);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
@@ -287,6 +289,20 @@ pub struct Held {
     pub steps: u32,
 }
 const _: () = assert!(size_of::<Held>() == 56);
+
+/// What something was found for: it holds for the same again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOf {
+    /// Digest of what it stands on; 0 where that cannot be told.
+    pub seal: u64,
+    /// Address of the directory entry.
+    pub dentry: u64,
+    pub inode: u64,
+    pub dev: u32,
+    pub policy: u32,
+}
+const _: () = assert!(size_of::<HeldOf>() == 32);
 
 /// A name in a directory that has a rule before anything has the name.
 #[repr(C)]

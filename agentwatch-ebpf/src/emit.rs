@@ -2,6 +2,8 @@
 //!
 //! Nothing is dropped silently: a record that finds no room has taken a sequence number, which user space misses.
 
+use core::hint::black_box;
+
 use agentwatch_common::{
     event::{Fold, FoldKey, Record, Scratch, kind, state, verdict},
     limits,
@@ -9,7 +11,9 @@ use agentwatch_common::{
     stats,
 };
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{
+        BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, task_struct,
+    },
     helpers::{
         bpf_ktime_get_boot_ns,
         generated::{
@@ -20,8 +24,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel::{DentryAt, TaskAt},
+    kernel::{Entry, Task},
     maps::{BULK, FOLDS, SCRATCH, VERDICTS, count},
+    memory,
     session::{Subject, add64, swap64},
 };
 
@@ -32,7 +37,7 @@ pub struct Draft(*mut Scratch);
 
 /// Takes a scratch slot and fills in who acts and when.
 #[inline(always)]
-pub fn begin(what: u32, subject: &Subject, task: TaskAt) -> Option<Draft> {
+pub fn begin(what: u32, subject: &Subject, task: Task) -> Option<Draft> {
     let Some(scratch) = take() else {
         count(stats::NO_SCRATCH);
         if what == kind::FORK {
@@ -70,20 +75,18 @@ pub fn give_back(scratch: *mut Scratch) {
 }
 
 #[inline(never)]
-fn fill(scratch: *mut Scratch, kind: u32, session: u32, task: u64) -> u64 {
-    let task = TaskAt(task);
+fn fill(scratch: *mut Scratch, kind: u32, session: u32, task: *mut task_struct) -> u64 {
+    let task = Task(task);
     // SAFETY: the slot is ours.
     let record = unsafe { &mut (*scratch).record };
-    // Field by field: a whole-record store would go through the stack.
+    memory::zero(record);
     record.kind = kind;
     record.verdict = verdict::ALLOWED;
     record.session = session;
     record.rule = u32::MAX;
-    record.seq = 0;
     record.ktime = unsafe { bpf_ktime_get_boot_ns() };
     record.pid = task.pid();
     record.tid = task.tid();
-    record.errno = 0;
     record.start = task.start();
     let parent = task.parent();
     record.ppid = parent.pid();
@@ -93,23 +96,6 @@ fn fill(scratch: *mut Scratch, kind: u32, session: u32, task: u64) -> u64 {
     record.uid = uid;
     record.gid = gid;
     record.comm = task.comm();
-    record.state = 0;
-    record.access = 0;
-    record.flags = 0;
-    record.dev = 0;
-    record.inode = 0;
-    record.second_inode = 0;
-    record.second_dev = 0;
-    record.family = 0;
-    record.port = 0;
-    record.addr = [0; 16];
-    record.socket_type = 0;
-    record._pad = 0;
-    record.duration = 0;
-    record.name_len = 0;
-    record.path_len = 0;
-    record.second_len = 0;
-    record.policy = 0;
     0
 }
 
@@ -177,7 +163,7 @@ impl Draft {
 
     /// Adds the arguments of the task, whose memory is the current one.
     #[inline(always)]
-    pub fn arguments(&mut self, task: TaskAt) {
+    pub fn arguments(&mut self, task: Task) {
         let (start, end) = task.arguments();
         let all = end.wrapping_sub(start);
         let len = if all > limits::ARGV as u64 {
@@ -196,9 +182,9 @@ impl Draft {
 
     /// Adds the components of a path.
     #[inline(always)]
-    pub fn path(&mut self, dentry: DentryAt) {
+    pub fn path(&mut self, dentry: impl Entry) {
         let offset = self.record().name_len;
-        let len = components(self.0, dentry.0, offset);
+        let len = components(self.0, dentry, offset);
         let record = self.record();
         record.path_len = len as u32;
         record.state |= (len >> 32) as u32;
@@ -206,10 +192,10 @@ impl Draft {
 
     /// Adds the components of the second path.
     #[inline(always)]
-    pub fn second_path(&mut self, dentry: DentryAt) {
+    pub fn second_path(&mut self, dentry: impl Entry) {
         let record = self.record();
         let offset = record.name_len + record.path_len;
-        let len = components(self.0, dentry.0, offset);
+        let len = components(self.0, dentry, offset);
         self.record().second_len = len as u32;
     }
 
@@ -229,14 +215,14 @@ impl Draft {
 
 /// Writes path components, leaf first, at `offset` of the data. Gives back their length, and state bits above bit 32.
 #[inline(never)]
-fn components(scratch: *mut Scratch, dentry: u64, offset: u32) -> u64 {
+fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
     let data = unsafe { &raw mut (*scratch).data }.cast::<u8>();
-    let mut entry = DentryAt(dentry);
+    let mut entry = dentry;
     let mut at = u64::from(offset);
     let end = u64::from(offset) + limits::PATH as u64;
     for _ in 0..limits::DEPTH {
         let parent = entry.parent();
-        if parent.0 == entry.0 || parent.0 == 0 {
+        if parent.address() == entry.address() || parent.address() == 0 {
             return at - u64::from(offset);
         }
         if at > end || at > (limits::DATA - limits::NAME) as u64 {
@@ -318,7 +304,8 @@ fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) 
 #[inline(always)]
 pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 3]) -> FoldKey {
     let image = if subject.tag.is_null() {
-        0
+        // Or the compiler makes a loop over bytes of it and of what is zero behind it.
+        black_box(0)
     } else {
         unsafe { (*subject.tag).image }
     };
@@ -369,9 +356,10 @@ fn add(subject: &Subject, entry: *mut Fold) {
 /// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
 #[inline(never)]
 pub fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
+    let nothing = black_box(0);
     let entry = Fold {
-        count: 0,
-        last: 0,
+        count: nothing,
+        last: nothing,
         seq,
         seal,
     };

@@ -21,8 +21,9 @@ use aya_ebpf::helpers::generated::{
 
 use crate::{
     emit,
-    kernel::{self, DentryAt, TaskAt},
+    kernel::{self, DentryAt, Entry as _, Task},
     maps::{GRANTS, HOLDS, count},
+    memory,
     session::{Subject, add64},
 };
 
@@ -93,7 +94,7 @@ pub fn file(subject: &Subject, request: &Request, dentry: u64) -> u32 {
         object.kind = object::FILE;
         object.inode = inode;
         object.detail = u64::from(dentry.generation());
-        zero(&mut object.name);
+        memory::zero(&mut object.name);
         word = heard(hold, 1 << request.what, request.last);
     }
     if word == UNHEARD {
@@ -189,7 +190,7 @@ pub fn command(
         word = heard(hold, 1 << request.what, request.last);
     }
     if word == UNHEARD {
-        let task = TaskAt::current();
+        let task = Task::current();
         // What traces it decides which signals reach it.
         word = if task.can_stop() && !task.is_traced() {
             park(hold)
@@ -223,10 +224,10 @@ pub fn urged(pid: u32) {
 #[inline(always)]
 pub fn runs() {
     // No session's: nearly every fault of a host.
-    if !kernel::has_storage(kernel::current()) {
+    if !Task::current().has_storage() {
         return;
     }
-    let Some(hold) = HOLDS.get_ptr_mut(TaskAt::current().tid()) else {
+    let Some(hold) = HOLDS.get_ptr_mut(Task::current().tid()) else {
         return;
     };
     // SAFETY: an entry of a map, of the current task.
@@ -267,10 +268,10 @@ pub fn executes() -> bool {
 
 #[inline(always)]
 fn begin(hold: &mut Hold, subject: &Subject, request: &Request) {
-    let task = TaskAt::current();
+    let task = Task::current();
     hold.key.session = subject.number;
     hold.key.task = 0;
-    zero(&mut hold.key.object.name);
+    memory::zero(&mut hold.key.object.name);
     hold.rights = request.rights;
     hold.what = request.what;
     hold.rule = request.rule;
@@ -377,15 +378,14 @@ unsafe fn is_same(a: *const Hold, b: *const Hold) -> bool {
 /// would end with the error.
 #[inline(always)]
 fn is_repeatable() -> bool {
-    TaskAt::current().can_stop() && kernel::system_call() != SYS_IO_URING_ENTER
+    Task::current().can_stop() && kernel::system_call() != SYS_IO_URING_ENTER
 }
 
 /// The same of what connects and sends; of `sendmmsg` a part may have been sent.
 #[inline(always)]
 fn is_network_call() -> bool {
     let call = kernel::system_call();
-    TaskAt::current().can_stop()
-        && (call == SYS_CONNECT || call == SYS_SENDTO || call == SYS_SENDMSG)
+    Task::current().can_stop() && (call == SYS_CONNECT || call == SYS_SENDTO || call == SYS_SENDMSG)
 }
 
 /// What rights an action on a file needs, as a person is asked for them.
@@ -455,14 +455,4 @@ extern "C" fn skip_one(_index: u32, context: *mut c_void) -> i64 {
         skipping.at += len as u64;
     }
     0
-}
-
-/// Zeroes a name, eight bytes at a time.
-#[inline(always)]
-fn zero(name: &mut [u8; limits::NAME]) {
-    let words = name.as_mut_ptr().cast::<u64>();
-    for word in 0..limits::NAME / 8 {
-        // SAFETY: inside the name, which stands aligned in its hold.
-        unsafe { words.add(word).write_volatile(0) };
-    }
 }

@@ -11,7 +11,7 @@ use aya_ebpf::{
     Global,
     bindings::task_struct,
     helpers::{
-        bpf_get_current_task, bpf_get_current_task_btf,
+        bpf_get_current_task_btf,
         generated::{bpf_probe_read_kernel, bpf_task_pt_regs},
     },
 };
@@ -146,23 +146,42 @@ impl File {
     }
 }
 
+/// A directory entry.
+pub trait Entry: Copy {
+    fn address(self) -> u64;
+    /// What it stands in: itself at the root of its file system.
+    fn parent(self) -> Self;
+    /// Address of its name.
+    fn name(self) -> u64;
+    /// Inode number, 0 for a name without a file.
+    fn inode(self) -> u64;
+    /// Number of its file system's device.
+    fn device(self) -> u32;
+    /// Generation of its inode.
+    fn generation(self) -> u32;
+}
+
 /// A directory entry that the verifier knows.
 #[derive(Clone, Copy)]
 pub struct Dentry(pub *const c_void);
 
-impl Dentry {
+impl Entry for Dentry {
     #[inline(always)]
-    pub fn address(self) -> u64 {
+    fn address(self) -> u64 {
         self.0 as u64
     }
     #[inline(always)]
-    pub fn parent(self) -> Dentry {
+    fn parent(self) -> Dentry {
         // SAFETY: a direct load.
         Dentry(unsafe { direct(self.0, &DENTRY_D_PARENT) })
     }
-    /// Inode number, 0 for a name without a file.
     #[inline(always)]
-    pub fn inode(self) -> u64 {
+    fn name(self) -> u64 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_NAME_NAME) }
+    }
+    #[inline(always)]
+    fn inode(self) -> u64 {
         // SAFETY: direct loads.
         unsafe {
             let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
@@ -173,6 +192,27 @@ impl Dentry {
             }
         }
     }
+    #[inline(always)]
+    fn device(self) -> u32 {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct(super_block, &SUPER_BLOCK_S_DEV)
+        }
+    }
+    #[inline(always)]
+    fn generation(self) -> u32 {
+        let inode = self.inode_pointer();
+        if inode.is_null() {
+            0
+        } else {
+            // SAFETY: a direct load.
+            unsafe { direct(inode, &INODE_I_GENERATION) }
+        }
+    }
+}
+
+impl Dentry {
     #[inline(always)]
     pub fn is_dir(self) -> bool {
         // SAFETY: direct loads.
@@ -186,14 +226,6 @@ impl Dentry {
         let inode = self.inode_pointer();
         // SAFETY: a direct load.
         !inode.is_null() && unsafe { direct::<u16>(inode, &INODE_I_MODE) } & S_IFMT == S_IFSOCK
-    }
-    #[inline(always)]
-    pub fn device(self) -> u32 {
-        // SAFETY: direct loads.
-        unsafe {
-            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
-            direct(super_block, &SUPER_BLOCK_S_DEV)
-        }
     }
     /// The inode itself, null for a name without a file.
     #[inline(always)]
@@ -212,17 +244,6 @@ impl Dentry {
             )
         };
         u64::from(hash) | u64::from(len) << 32
-    }
-    /// Generation of the inode.
-    #[inline(always)]
-    pub fn generation(self) -> u32 {
-        let inode = self.inode_pointer();
-        if inode.is_null() {
-            0
-        } else {
-            // SAFETY: a direct load.
-            unsafe { direct(inode, &INODE_I_GENERATION) }
-        }
     }
     /// Address of its file system.
     #[inline(always)]
@@ -254,29 +275,21 @@ impl Dentry {
 #[derive(Clone, Copy)]
 pub struct DentryAt(pub u64);
 
-impl DentryAt {
+impl Entry for DentryAt {
     #[inline(always)]
-    pub fn parent(self) -> DentryAt {
+    fn address(self) -> u64 {
+        self.0
+    }
+    #[inline(always)]
+    fn parent(self) -> DentryAt {
         DentryAt(member(self.0, &DENTRY_D_PARENT))
     }
     #[inline(always)]
-    pub fn name(self) -> u64 {
+    fn name(self) -> u64 {
         member(self.0, &DENTRY_D_NAME_NAME)
     }
     #[inline(always)]
-    pub fn super_block(self) -> SuperBlockAt {
-        SuperBlockAt(member(self.0, &DENTRY_D_SB))
-    }
-    #[inline(always)]
-    pub fn device(self) -> u32 {
-        self.super_block().device()
-    }
-    #[inline(always)]
-    pub fn inode_address(self) -> u64 {
-        member(self.0, &DENTRY_D_INODE)
-    }
-    #[inline(always)]
-    pub fn inode(self) -> u64 {
+    fn inode(self) -> u64 {
         let inode = self.inode_address();
         if inode == 0 {
             0
@@ -285,13 +298,28 @@ impl DentryAt {
         }
     }
     #[inline(always)]
-    pub fn generation(self) -> u32 {
+    fn device(self) -> u32 {
+        self.super_block().device()
+    }
+    #[inline(always)]
+    fn generation(self) -> u32 {
         let inode = self.inode_address();
         if inode == 0 {
             0
         } else {
             member(inode, &INODE_I_GENERATION)
         }
+    }
+}
+
+impl DentryAt {
+    #[inline(always)]
+    pub fn super_block(self) -> SuperBlockAt {
+        SuperBlockAt(member(self.0, &DENTRY_D_SB))
+    }
+    #[inline(always)]
+    pub fn inode_address(self) -> u64 {
+        member(self.0, &DENTRY_D_INODE)
     }
     #[inline(always)]
     pub fn is_dir(self) -> bool {
@@ -528,9 +556,9 @@ impl FileAt {
     }
 }
 
-/// A task by address.
+/// A task that the verifier knows.
 #[derive(Clone, Copy)]
-pub struct TaskAt(pub u64);
+pub struct Task(pub *mut task_struct);
 
 /// The status of a process that ends.
 pub struct Ending {
@@ -539,73 +567,94 @@ pub struct Ending {
     pub last: bool,
 }
 
-impl TaskAt {
+impl Task {
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: no requirements.
-        TaskAt(unsafe { bpf_get_current_task() })
+        Task(unsafe { bpf_get_current_task_btf() })
+    }
+    #[inline(always)]
+    fn field<T: Copy>(self, offset: &Global<u64>) -> T {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0.cast_const().cast(), offset) }
     }
     #[inline(always)]
     pub fn pid(self) -> u32 {
-        member(self.0, &TASK_TGID)
+        self.field(&TASK_TGID)
     }
     /// Number of its executions.
     #[inline(always)]
     pub fn exec_id(self) -> u32 {
-        member(self.0, &TASK_SELF_EXEC_ID)
+        self.field(&TASK_SELF_EXEC_ID)
     }
     /// Whether it is on its way out (`PF_EXITING`).
     #[inline(always)]
     pub fn is_exiting(self) -> bool {
-        member::<u32>(self.0, &TASK_FLAGS) & PF_EXITING != 0
+        self.field::<u32>(&TASK_FLAGS) & PF_EXITING != 0
     }
     /// Whether it is a process's own task that can be stopped: no thread of the kernel's, no worker of io_uring's, none on its way out.
     #[inline(always)]
     pub fn can_stop(self) -> bool {
-        member::<u32>(self.0, &TASK_FLAGS) & (PF_EXITING | PF_IO_WORKER | PF_KTHREAD) == 0
+        self.field::<u32>(&TASK_FLAGS) & (PF_EXITING | PF_IO_WORKER | PF_KTHREAD) == 0
     }
     /// Whether another process traces it, and decides which signals reach it.
     #[inline(always)]
     pub fn is_traced(self) -> bool {
-        member::<u32>(self.0, &TASK_PTRACE) != 0
+        self.field::<u32>(&TASK_PTRACE) != 0
     }
     #[inline(always)]
     pub fn tid(self) -> u32 {
-        member(self.0, &TASK_PID)
+        self.field(&TASK_PID)
     }
     #[inline(always)]
     pub fn comm(self) -> [u8; 16] {
-        member(self.0, &TASK_COMM)
+        let at = self.0.cast::<u8>();
+        // SAFETY: direct loads, of a member of sixteen bytes.
+        let halves: [u64; 2] = unsafe {
+            let comm = at.add(TASK_COMM.load() as usize).cast::<u64>();
+            [comm.read_volatile(), comm.add(1).read_volatile()]
+        };
+        // SAFETY: both are sixteen plain bytes.
+        unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(halves) }
     }
     #[inline(always)]
-    pub fn parent(self) -> TaskAt {
-        TaskAt(member(self.0, &TASK_REAL_PARENT))
+    pub fn parent(self) -> Self {
+        Task(self.field(&TASK_REAL_PARENT))
+    }
+    /// The first task of its process.
+    #[inline(always)]
+    pub fn leader(self) -> Self {
+        Task(self.field(&TASK_GROUP_LEADER))
+    }
+    /// Whether anything is kept of it: where nothing is, there is no need to look.
+    #[inline(always)]
+    pub fn has_storage(self) -> bool {
+        TASK_BPF_STORAGE.load() == 0 || self.field::<u64>(&TASK_BPF_STORAGE) != 0
     }
     /// When the process (not the thread) started, nanoseconds of CLOCK_BOOTTIME.
     #[inline(always)]
     pub fn start(self) -> u64 {
-        let leader: u64 = member(self.0, &TASK_GROUP_LEADER);
-        member(leader, &TASK_START_BOOTTIME)
+        self.leader().field(&TASK_START_BOOTTIME)
     }
     /// Real user and group id in the initial namespace.
     #[inline(always)]
     pub fn ids(self) -> (u32, u32) {
-        let cred: u64 = member(self.0, &TASK_REAL_CRED);
-        (member(cred, &CRED_UID), member(cred, &CRED_GID))
+        let cred: *const c_void = self.field(&TASK_REAL_CRED);
+        // SAFETY: direct loads.
+        unsafe { (direct(cred, &CRED_UID), direct(cred, &CRED_GID)) }
     }
+    /// Its working directory; null for a task that has none any more.
     #[inline(always)]
-    pub fn cwd(self) -> DentryAt {
-        let fs: u64 = member(self.0, &TASK_FS);
-        if fs == 0 {
-            DentryAt(0)
-        } else {
-            DentryAt(member(fs, &FS_PWD_DENTRY))
-        }
+    pub fn cwd(self) -> Dentry {
+        let fs: *const c_void = self.field(&TASK_FS);
+        // Without a look at whether it is null: a load from null gives null of the right type.
+        // SAFETY: a direct load.
+        Dentry(unsafe { direct(fs, &FS_PWD_DENTRY) })
     }
     /// The file behind a descriptor; address 0 where there is none.
     #[inline(always)]
     pub fn file(self, fd: i32) -> FileAt {
-        let files: u64 = member(self.0, &TASK_FILES);
+        let files: u64 = self.field(&TASK_FILES);
         if files == 0 || fd < 0 {
             return FileAt(0);
         }
@@ -620,21 +669,28 @@ impl TaskAt {
     /// Where the arguments stand in its memory.
     #[inline(always)]
     pub fn arguments(self) -> (u64, u64) {
-        let mm: u64 = member(self.0, &TASK_MM);
-        if mm == 0 {
+        let mm: *const c_void = self.field(&TASK_MM);
+        if mm.is_null() {
             return (0, 0);
         }
-        (member(mm, &MM_ARG_START), member(mm, &MM_ARG_END))
+        // SAFETY: direct loads.
+        unsafe { (direct(mm, &MM_ARG_START), direct(mm, &MM_ARG_END)) }
     }
     #[inline(always)]
     pub fn ending(self) -> Ending {
-        let signal: u64 = member(self.0, &TASK_SIGNAL);
-        let live: u32 = member(signal, &SIGNAL_LIVE);
-        let flags: u32 = member(signal, &SIGNAL_FLAGS);
+        let signal: *const c_void = self.field(&TASK_SIGNAL);
+        // SAFETY: direct loads.
+        let (live, flags, code): (u32, u32, u32) = unsafe {
+            (
+                direct(signal, &SIGNAL_LIVE),
+                direct(signal, &SIGNAL_FLAGS),
+                direct(signal, &SIGNAL_GROUP_EXIT_CODE),
+            )
+        };
         let status = if flags & SIGNAL_GROUP_EXIT != 0 {
-            member(signal, &SIGNAL_GROUP_EXIT_CODE)
+            code
         } else {
-            member(self.0, &TASK_EXIT_CODE)
+            self.field(&TASK_EXIT_CODE)
         };
         Ending {
             status,
@@ -644,17 +700,17 @@ impl TaskAt {
     /// The credentials that it acts under.
     #[inline(always)]
     pub fn acting_credentials(self) -> u64 {
-        member(self.0, &TASK_CRED)
+        self.field(&TASK_CRED)
     }
     /// Whether it acts under other credentials than its own: inside an operation that a file system does on its behalf.
     #[inline(always)]
     pub fn acts_for_another(self) -> bool {
-        self.acting_credentials() != member::<u64>(self.0, &TASK_REAL_CRED)
+        self.acting_credentials() != self.field::<u64>(&TASK_REAL_CRED)
     }
     /// Number of its mount namespace, and whether that belongs to the host's user namespace.
     #[inline(always)]
     pub fn mount_namespace(self) -> (u32, bool) {
-        let proxy: u64 = member(self.0, &TASK_NSPROXY);
+        let proxy: u64 = self.field(&TASK_NSPROXY);
         if proxy == 0 {
             return (0, true);
         }
@@ -668,8 +724,13 @@ impl TaskAt {
     /// Id of its cgroup in the unified hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> u64 {
-        let set: u64 = member(self.0, &TASK_CGROUPS);
-        CgroupAt(member(set, &CSS_SET_DFL_CGRP)).id()
+        let set: *const c_void = self.field(&TASK_CGROUPS);
+        // SAFETY: direct loads.
+        unsafe {
+            let cgroup: *const c_void = direct(set, &CSS_SET_DFL_CGRP);
+            let node: *const c_void = direct(cgroup, &CGROUP_KN);
+            direct(node, &KERNFS_NODE_ID)
+        }
     }
 }
 
@@ -699,12 +760,12 @@ impl CgroupAt {
 /// Number of the system call that the current task is in.
 #[inline(always)]
 pub fn system_call() -> u64 {
-    let task = current();
-    if TASK_STATUS.load() != 0 && member::<u32>(task as u64, &TASK_STATUS) & TS_COMPAT != 0 {
+    let task = Task::current();
+    if TASK_STATUS.load() != 0 && task.field::<u32>(&TASK_STATUS) & TS_COMPAT != 0 {
         return COMPAT_SYSCALL;
     }
     // SAFETY: the current task.
-    let registers = unsafe { bpf_task_pt_regs(task) };
+    let registers = unsafe { bpf_task_pt_regs(task.0) };
     member(registers as u64, &PT_REGS_SYSCALL)
 }
 
@@ -719,30 +780,6 @@ pub fn path_dentry(path: *const c_void) -> Dentry {
 #[inline(always)]
 pub fn raw_argument(context: *const c_void, n: usize) -> u64 {
     read(context as u64 + 8 * n as u64)
-}
-
-/// The current task, typed.
-#[inline(always)]
-pub fn current() -> *mut task_struct {
-    // SAFETY: no requirements.
-    unsafe { bpf_get_current_task_btf() }
-}
-
-/// Whether anything is kept of a task: where nothing is, there is no need to look.
-#[inline(always)]
-pub fn has_storage(task: *mut task_struct) -> bool {
-    if TASK_BPF_STORAGE.load() == 0 {
-        return true;
-    }
-    // SAFETY: a direct load.
-    unsafe { direct::<u64>(task.cast_const().cast(), &TASK_BPF_STORAGE) != 0 }
-}
-
-/// The first task of a task's process, typed.
-#[inline(always)]
-pub fn leader(task: *mut task_struct) -> *mut task_struct {
-    // SAFETY: a direct load.
-    unsafe { direct(task.cast_const().cast(), &TASK_GROUP_LEADER) }
 }
 
 /// The file that a program is loaded from, of a `linux_binprm` that the verifier knows.

@@ -9,6 +9,7 @@ mod hold;
 mod hooks;
 mod kernel;
 mod maps;
+mod memory;
 mod session;
 mod verdict;
 

@@ -13,7 +13,7 @@ use agentwatch_common::{
 use aya_ebpf::bindings::task_struct;
 
 use crate::{
-    kernel::{CgroupAt, TaskAt, current, has_storage, leader},
+    kernel::{CgroupAt, Task},
     maps::{BINDINGS, CENSUS, CGROUPS, PROCESSES, SESSIONS, TAGS, count},
 };
 
@@ -32,27 +32,27 @@ impl Subject {
     /// By the current task's tag. `None`, for nearly every task of a host, costs next to nothing.
     #[inline(always)]
     pub fn current() -> Option<Self> {
-        let task = current();
-        if has_storage(task) {
-            let tag = TAGS.get(task);
+        let task = Task::current();
+        if task.has_storage() {
+            let tag = TAGS.get(task.0);
             if !tag.is_null() {
                 // SAFETY: not null; the kernel keeps it until the task's end.
                 return Self::of(unsafe { (*tag).session }, tag);
             }
         }
         // A process that enters a cgroup with many threads is announced by its leader alone.
-        let leader = leader(task);
-        if leader == task || !has_storage(leader) {
+        let leader = task.leader();
+        if leader.0 == task.0 || !leader.has_storage() {
             return None;
         }
-        let leader = TAGS.get(leader);
+        let leader = TAGS.get(leader.0);
         if leader.is_null() {
             return None;
         }
         // SAFETY: as above.
         let (number, image) = unsafe { ((*leader).session, (*leader).image) };
-        self::tag(task, number, image);
-        let tag = TAGS.get(task);
+        self::tag(task.0, number, image);
+        let tag = TAGS.get(task.0);
         if tag.is_null() {
             None
         } else {
@@ -63,7 +63,7 @@ impl Subject {
     /// By the current process, then by its cgroup, for programs that cannot read task storage.
     #[inline(always)]
     pub fn by_process() -> Option<Self> {
-        let task = TaskAt::current();
+        let task = Task::current();
         // SAFETY: entries are replaced whole.
         let number = match unsafe { PROCESSES.get(task.pid()) } {
             Some(number) => *number,
@@ -130,7 +130,7 @@ pub fn of_task(task: *mut task_struct) -> u32 {
         // SAFETY: not null.
         return unsafe { (*tag).session };
     }
-    let tag = TAGS.get(leader(task));
+    let tag = TAGS.get(Task(task).leader().0);
     if tag.is_null() {
         return 0;
     }
@@ -191,17 +191,14 @@ pub fn inherit(task: *mut task_struct, number: u32, image: u64) -> Option<u32> {
 /// Lets programs that cannot read task storage know of a process.
 #[inline(always)]
 fn known_by_process(task: *mut task_struct, number: u32) {
-    if PROCESSES
-        .insert(TaskAt(task as u64).pid(), number, 0)
-        .is_err()
-    {
+    if PROCESSES.insert(Task(task).pid(), number, 0).is_err() {
         count(stats::PROCESS_FULL);
     }
 }
 
 /// A process of nobody's: what is left of an earlier one with its number means nothing.
 #[inline(always)]
-pub fn forget_process(task: TaskAt) {
+pub fn forget_process(task: Task) {
     let pid = task.pid();
     // SAFETY: only looked at whether it is there.
     if unsafe { PROCESSES.get(pid) }.is_some() {
@@ -220,7 +217,7 @@ fn add_tasks(number: u32, n: u32) {
 #[inline(always)]
 pub fn count_in_census(task: *mut task_struct) {
     let tag = TAGS.get(task);
-    if tag.is_null() || TaskAt(task as u64).is_exiting() {
+    if tag.is_null() || Task(task).is_exiting() {
         return;
     }
     // SAFETY: not null.
@@ -236,7 +233,7 @@ pub fn count_in_census(task: *mut task_struct) {
 
 /// A tagged task ends; `last` of its process.
 #[inline(always)]
-pub fn leave(subject: &Subject, task: TaskAt, last: bool) {
+pub fn leave(subject: &Subject, task: Task, last: bool) {
     if last {
         let _ = PROCESSES.remove(task.pid());
     }

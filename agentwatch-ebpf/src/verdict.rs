@@ -8,8 +8,8 @@ use agentwatch_common::{
     limits,
     policy::{
         BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, Name, NameKey,
-        OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, effect, flags, found, name, net, place,
-        right, rule,
+        OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, Tag, effect, flags, found, name, net,
+        place, right, rule,
     },
     stats,
 };
@@ -23,11 +23,12 @@ use aya_ebpf::{
 
 use crate::{
     emit,
-    kernel::{self, Dentry, DentryAt, SuperBlockAt},
+    kernel::{self, Dentry, DentryAt, Entry as _, SuperBlockAt},
     maps::{
         BINDINGS, CHILDREN, COMMANDS, DIRECTORIES, HOST, NAMES, OBJECTS, PLACES, PREFIXES,
         PROCESSES, SESSIONS, count,
     },
+    memory,
     session::Subject,
 };
 
@@ -83,24 +84,11 @@ pub const EXEC: Rights = 1 << right::EXEC;
 /// Nothing holds, so far: denied.
 #[inline(always)]
 fn clear(held: &mut Held) {
-    *held = NOTHING;
+    const {
+        assert!(effect::DENY == 0 && rule::FILES_DEFAULT == 0 && found::NOTHING == 0);
+    }
+    memory::zero(held);
 }
-
-const NOTHING: Held = Held {
-    place: Place {
-        effects: [effect::DENY; 3],
-        flags: 0,
-        rules: [rule::FILES_DEFAULT; 3],
-        pin_rule: 0,
-        socket_rule: 0,
-        generation: 0,
-    },
-    found: found::NOTHING,
-    number: 0,
-    inode: 0,
-    dev: 0,
-    steps: 0,
-};
 
 #[inline(always)]
 fn has(held: &Held, flag: u8) -> bool {
@@ -181,17 +169,52 @@ pub fn seal(dentry: Dentry) -> u64 {
 /// Everything that holds at a file.
 #[inline(always)]
 pub fn everything(subject: &Subject, dentry: Dentry) -> &Held {
+    look(subject.policy, subject.flags, dentry.0, subject.tag);
     // SAFETY: the subject was found by its tag, and the task is in the middle of this.
-    let held = unsafe { &mut (*subject.tag).held };
-    hold(subject.policy, subject.flags, dentry.0, held);
-    held
+    unsafe { &(*subject.tag).held }
+}
+
+/// Finds what holds at a file, but where the task has just asked for the same: an execution asks some four times.
+#[inline(never)]
+fn look(policy: u32, flags: u32, dentry: *const c_void, tag: *mut Tag) -> u32 {
+    // SAFETY: the caller found the task by it.
+    let (held, of) = unsafe { (&mut (*tag).held, &mut (*tag).held_of) };
+    let asked = Dentry(dentry);
+    let seal = seal(asked);
+    let (address, inode, dev) = (asked.address(), asked.inode(), asked.device());
+    if seal != 0
+        && of.seal == seal
+        && of.dentry == address
+        && of.inode == inode
+        && of.dev == dev
+        && of.policy == policy
+    {
+        return 1;
+    }
+    // Seals are odd: it is none yet.
+    of.seal = seal & !1;
+    of.dentry = address;
+    of.inode = inode;
+    of.dev = dev;
+    of.policy = policy;
+    hold(policy, flags, dentry, held);
+    // SAFETY: as above. A file system that the session mounted goes with its numbers and addresses.
+    unsafe {
+        if (*tag).held.place.rules[right::READ] != rule::OWN && (*tag).held_of.seal != 0 {
+            (*tag).held_of.seal |= 1;
+        }
+    }
+    0
 }
 
 /// Everything that holds at a file by address.
 #[inline(always)]
 pub fn everything_at(subject: &Subject, dentry: u64) -> &Held {
     // SAFETY: as above.
-    let held = unsafe { &mut (*subject.tag).held };
+    let held = unsafe {
+        (*subject.tag).held_of.seal = 0;
+        &mut (*subject.tag).held
+    };
     climb(subject.policy, dentry, held);
     below(subject.policy, subject.flags, dentry, held);
     held
@@ -245,7 +268,7 @@ fn is_own_process(super_block: SuperBlockAt, inode: u64, session: u32) -> bool {
 }
 
 /// What holds at a file: its own place, a rule on its name, or what holds in its directory.
-#[inline(never)]
+#[inline(always)]
 fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 {
     clear(held);
     let dentry = Dentry(dentry);
@@ -380,7 +403,7 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
         {
             return 0;
         }
-        copy(&raw const (*kept).held, held);
+        memory::copy(&raw const (*kept).held, held);
         if (&raw const (*kept).version).read_volatile() != version
             || (&raw const (*kept).seal).read_volatile() != version
         {
@@ -388,19 +411,6 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
             return 0;
         }
         1
-    }
-}
-
-/// Copies word by word.
-#[inline(always)]
-unsafe fn copy(from: *const Held, to: *mut Held) {
-    for word in 0..size_of::<Held>() / 8 {
-        // SAFETY: both are valid, and made of words.
-        unsafe {
-            to.cast::<u64>()
-                .add(word)
-                .write_volatile(from.cast::<u64>().add(word).read_volatile());
-        }
     }
 }
 
@@ -670,7 +680,7 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         key.dev = 0;
         key.inode = held.number;
     }
-    zero(&mut key.name);
+    memory::zero(&mut key.name);
     // SAFETY: the helper writes at most the name's length.
     unsafe {
         bpf_probe_read_kernel_str(
@@ -706,16 +716,6 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     }
     emit::give_back(scratch);
     hit
-}
-
-/// Zeroes a name, eight bytes at a time.
-#[inline(always)]
-fn zero(name: &mut [u8; limits::NAME]) {
-    let words = name.as_mut_ptr().cast::<u64>();
-    for word in 0..limits::NAME / 8 {
-        // SAFETY: inside the name, which stands aligned in its key.
-        unsafe { words.add(word).write_volatile(0) };
-    }
 }
 
 /// Takes away what rules on the name of a file take away: of its end and of its beginning the stricter, right by right. `told` are the

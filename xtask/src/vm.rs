@@ -39,6 +39,12 @@ pub struct Options {
     /// On a disk with git, make, gcc, python, cargo, go and npm.
     #[arg(long)]
     tools: bool,
+    /// One processor, whose clock counts instructions.
+    #[arg(long)]
+    count_instructions: bool,
+    /// Also take this program of the host along, with its libraries.
+    #[arg(long)]
+    with: Vec<PathBuf>,
     /// The command; a shell where there is none.
     #[arg(last = true)]
     command: Vec<String>,
@@ -80,7 +86,7 @@ impl Default for Machine {
 /// `cargo xtask vm`.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let kernel = kernels::fetch(&options.kernel)?;
-    let image = image(&[], !options.debug)?;
+    let image = image(&options.with, !options.debug)?;
     let interactive = options.command.is_empty();
     let mut job = if interactive {
         println!("a shell on {} (Ctrl-D ends it)", kernel.version);
@@ -105,6 +111,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         &image,
         &job,
         Machine {
+            cpus: if options.count_instructions { 1 } else { 2 },
+            count_instructions: options.count_instructions,
             timeout,
             disk: options.tools.then(tools::disk).transpose()?,
             ..Machine::default()

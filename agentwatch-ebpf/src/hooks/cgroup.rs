@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::{bindings::task_struct, macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
-    kernel::{CgroupAt, TaskAt},
+    kernel::{CgroupAt, Task},
     maps::CGROUPS,
     session,
 };
@@ -37,8 +37,8 @@ pub extern "C" fn tag_tasks(ctx: *mut c_void) -> i32 {
     if task.is_null() {
         return 0;
     }
-    let number = session::of_cgroup(TaskAt(task as u64).cgroup());
-    if number != 0 && !TaskAt(task as u64).is_exiting() {
+    let number = session::of_cgroup(Task(task).cgroup());
+    if number != 0 && !Task(task).is_exiting() {
         session::tag(task, number, 0);
     }
     session::count_in_census(task);

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use crate::{
     emit::{self, Draft},
     hold,
-    kernel::{self, Dentry, DentryAt, File, TaskAt},
+    kernel::{self, Dentry, Entry, File, Task},
     maps::{HOST, IDENTIFIED},
     session::{self, Subject},
     verdict::{self as policy, Decision},
@@ -99,7 +99,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
                     access,
                     flags,
                     errno: -result,
-                    dentry: name.0,
+                    dentry: name,
                     inode: name.inode(),
                     device: name.device(),
                     state: 0,
@@ -409,7 +409,7 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
     } else {
         (kind::OPEN, super::syscall::access_of(flags))
     };
-    let task = TaskAt::current();
+    let task = Task::current();
     let Some(mut draft) = emit::begin(what, &subject, task) else {
         return 0;
     };
@@ -425,19 +425,21 @@ pub fn do_filp_open(ctx: FExitContext) -> i32 {
 
 /// Adds the directory that a name starts at.
 #[inline(always)]
-pub fn base(draft: &mut Draft, task: TaskAt, fd: i32) {
-    let dentry = if fd == kernel::AT_FDCWD {
-        task.cwd()
+pub fn base(draft: &mut Draft, task: Task, fd: i32) {
+    draft.record().state |= state::NAME_ONLY;
+    if fd == kernel::AT_FDCWD {
+        add_base(draft, task.cwd());
     } else {
         let file = task.file(fd);
-        if file.0 == 0 {
-            DentryAt(0)
-        } else {
-            file.dentry()
+        if file.0 != 0 {
+            add_base(draft, file.dentry());
         }
-    };
-    draft.record().state |= state::NAME_ONLY;
-    if dentry.0 != 0 {
+    }
+}
+
+#[inline(always)]
+fn add_base(draft: &mut Draft, dentry: impl Entry) {
+    if dentry.address() != 0 {
         draft.path(dentry);
         let record = draft.record();
         record.dev = dentry.device();
@@ -447,18 +449,20 @@ pub fn base(draft: &mut Draft, task: TaskAt, fd: i32) {
 
 /// The same for the second name.
 #[inline(always)]
-pub fn second_base(draft: &mut Draft, task: TaskAt, fd: i32) {
-    let dentry = if fd == kernel::AT_FDCWD {
-        task.cwd()
+pub fn second_base(draft: &mut Draft, task: Task, fd: i32) {
+    if fd == kernel::AT_FDCWD {
+        add_second_base(draft, task.cwd());
     } else {
         let file = task.file(fd);
-        if file.0 == 0 {
-            DentryAt(0)
-        } else {
-            file.dentry()
+        if file.0 != 0 {
+            add_second_base(draft, file.dentry());
         }
-    };
-    if dentry.0 != 0 {
+    }
+}
+
+#[inline(always)]
+fn add_second_base(draft: &mut Draft, dentry: impl Entry) {
+    if dentry.address() != 0 {
         draft.second_path(dentry);
         draft.record().second_dev = dentry.device();
     }
@@ -522,10 +526,10 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
         }
         (outcome, result, state) = heard(word);
     }
-    let Some(mut draft) = emit::begin(what, &subject, TaskAt::current()) else {
+    let Some(mut draft) = emit::begin(what, &subject, Task::current()) else {
         return session::answer(result != 0, EACCES);
     };
-    let (from, to) = (DentryAt(first.address()), DentryAt(second.address()));
+    let (from, to) = (first, second);
     draft.path(from);
     draft.second_path(to);
     let record = draft.record();
@@ -551,7 +555,7 @@ fn note_overlay(subject: &Subject, dentry: Dentry) {
     let shown_to = if policy::is_own(dentry.super_block(), subject.number) {
         0
     } else {
-        TaskAt::current().acting_credentials()
+        Task::current().acting_credentials()
     };
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).shown_to = shown_to };
@@ -561,7 +565,7 @@ fn note_overlay(subject: &Subject, dentry: Dentry) {
 /// session's over the same layers acts as whom the decision was made for, or after a decision on a file of its own.
 #[inline(always)]
 fn is_behind(subject: &Subject, dentry: Dentry) -> bool {
-    let task = TaskAt::current();
+    let task = Task::current();
     // SAFETY: the subject was found by its tag.
     let shown_to = unsafe { (*subject.tag).shown_to };
     shown_to != 0
@@ -649,7 +653,7 @@ fn answer(
             access,
             flags,
             errno: -result,
-            dentry: dentry.address(),
+            dentry,
             inode: dentry.inode(),
             device: dentry.device(),
             state,
@@ -659,14 +663,14 @@ fn answer(
 }
 
 /// An action on one file, as it is recorded.
-pub struct Action {
+pub struct Action<E> {
     pub what: u32,
     pub verdict: u32,
     pub rule: u32,
     pub access: u32,
     pub flags: u32,
     pub errno: i32,
-    pub dentry: u64,
+    pub dentry: E,
     pub inode: u64,
     pub device: u32,
     /// Bits of the record's state.
@@ -675,7 +679,7 @@ pub struct Action {
 
 /// Records an action on one file; used by both backends. A function of its own, for its share of the stack.
 #[inline(never)]
-pub fn record_file(subject: &Subject, action: &Action) -> u32 {
+pub fn record_file<E: Entry>(subject: &Subject, action: &Action<E>) -> u32 {
     // What was refused, or would have been, is recorded whatever is asked for; without the LSM that is worked out later.
     let judged_later = subject.flags & flags::LANDLOCK != 0 && subject.monitors();
     let allowed_open = action.what == kind::OPEN
@@ -715,10 +719,10 @@ pub fn record_file(subject: &Subject, action: &Action) -> u32 {
     if folds && emit::fold(subject, &key, seal) {
         return 0;
     }
-    let Some(mut draft) = emit::begin(action.what, subject, TaskAt::current()) else {
+    let Some(mut draft) = emit::begin(action.what, subject, Task::current()) else {
         return 0;
     };
-    draft.path(DentryAt(action.dentry));
+    draft.path(action.dentry);
     let record = draft.record();
     record.verdict = action.verdict;
     record.rule = action.rule;

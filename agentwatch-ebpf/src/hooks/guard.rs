@@ -11,7 +11,7 @@ use aya_ebpf::{
 
 use crate::{
     emit, hold,
-    kernel::{self, DentryAt, MountAt, PathAt, SuperBlockAt, TaskAt},
+    kernel::{self, DentryAt, Entry as _, MountAt, PathAt, SuperBlockAt, Task},
     maps::{HOST, OBJECTS, POLICIES},
     session::{Subject, answer, of_task},
 };
@@ -102,7 +102,7 @@ pub fn record(subject: &Subject, guarded: &Guarded) -> u32 {
     if emit::fold(subject, &key, 0) {
         return 0;
     }
-    let Some(mut draft) = emit::begin(kind::GUARD, subject, TaskAt::current()) else {
+    let Some(mut draft) = emit::begin(kind::GUARD, subject, Task::current()) else {
         return 0;
     };
     if guarded.dentry != 0 {
@@ -137,14 +137,7 @@ fn outside(operation: u32, task: *mut task_struct, detail: u64, tell: bool) -> i
     if of_task(task) == subject.number {
         return 0;
     }
-    decide(
-        &subject,
-        operation,
-        TaskAt(task as u64).pid(),
-        detail,
-        0,
-        tell,
-    )
+    decide(&subject, operation, Task(task).pid(), detail, 0, tell)
 }
 
 /// ptrace, process_vm_readv, pidfd_getfd, and what of /proc shows a process's memory, files and environment.
@@ -182,7 +175,7 @@ pub fn ptrace_held(ctx: LsmContext) -> i32 {
 /// Whether a task is a command that waits for a person, and it is not the daemon that turns to it. That somebody else does is counted.
 #[inline(always)]
 fn waits(task: *mut task_struct) -> bool {
-    let pid = TaskAt(task as u64).pid();
+    let pid = Task(task).pid();
     if !hold::is_held_command(pid) {
         return false;
     }
@@ -351,7 +344,7 @@ fn administers() -> u32 {
 
 #[inline(always)]
 fn in_the_hosts_mounts() -> bool {
-    let (number, _) = TaskAt::current().mount_namespace();
+    let (number, _) = Task::current().mount_namespace();
     is_hosts(number)
 }
 
@@ -365,7 +358,7 @@ fn is_hosts(number: u32) -> bool {
 /// Whether a change at a mount would be seen by the host: in the host's own mounts, and in a copy of them whose changes go back.
 #[inline(always)]
 fn host_would_see(mount: MountAt) -> bool {
-    let (number, hosts) = TaskAt::current().mount_namespace();
+    let (number, hosts) = Task::current().mount_namespace();
     is_hosts(number) || (hosts && mount.is_shared())
 }
 
@@ -379,7 +372,7 @@ pub fn sb_mount(ctx: LsmContext) -> i32 {
     };
     let path = PathAt(ctx.arg(1));
     let flags: u64 = ctx.arg(3);
-    let (number, _) = TaskAt::current().mount_namespace();
+    let (number, _) = Task::current().mount_namespace();
     if !is_hosts(number) && (flags & (APART | MS_REMOUNT) != 0 || !host_would_see(path.mount())) {
         return 0;
     }

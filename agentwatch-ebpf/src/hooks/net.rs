@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 
-use crate::{emit, hold, kernel::TaskAt, maps::HOST, session::Subject, verdict as policy};
+use crate::{emit, hold, kernel::Task, maps::HOST, session::Subject, verdict as policy};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -52,10 +52,7 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
 /// An IPv4 address, in network order, as v4-mapped.
 #[inline(always)]
 pub fn mapped(addr: u32) -> [u8; 16] {
-    let b = addr.to_ne_bytes();
-    [
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
-    ]
+    words([0, 0, 0xffff_u32.to_be(), addr])
 }
 
 /// An IPv6 address from its words, in network order.
@@ -190,7 +187,7 @@ pub fn record(
     if folds && emit::fold(subject, &key, 0) {
         return;
     }
-    let Some(mut draft) = emit::begin(what, subject, TaskAt::current()) else {
+    let Some(mut draft) = emit::begin(what, subject, Task::current()) else {
         return;
     };
     let record = draft.record();

@@ -13,7 +13,7 @@ use aya_ebpf::{
 
 use crate::{
     emit, hold,
-    kernel::{self, Dentry, DentryAt, TaskAt},
+    kernel::{self, Dentry, Entry as _, Task},
     session::{self, Subject},
     verdict::{self as policy, Decision},
 };
@@ -33,15 +33,15 @@ pub fn task_newtask(ctx: BtfTracePointContext) -> i32 {
             let image = unsafe { (*subject.tag).image };
             session::tag(child, subject.number, image);
             if clone_flags & CLONE_THREAD == 0 {
-                announce(&subject, TaskAt(child as u64));
+                announce(&subject, Task(child));
             }
         }
         None => {
-            let number = session::of_cgroup(TaskAt(child as u64).cgroup());
+            let number = session::of_cgroup(Task(child).cgroup());
             if number != 0 {
                 session::tag(child, number, 0);
             } else if clone_flags & CLONE_THREAD == 0 {
-                session::forget_process(TaskAt(child as u64));
+                session::forget_process(Task(child));
             }
         }
     }
@@ -62,9 +62,9 @@ pub fn task_alloc(ctx: LsmContext) -> i32 {
 
 /// Lets user space know of a process before its first action.
 #[inline(always)]
-fn announce(subject: &Subject, child: TaskAt) {
+fn announce(subject: &Subject, child: Task) {
     if let Some(mut draft) = emit::begin(kind::FORK, subject, child) {
-        draft.path(TaskAt::current().cwd());
+        draft.path(Task::current().cwd());
         draft.submit_unnumbered();
     }
 }
@@ -120,7 +120,7 @@ fn judged(ctx: &BtfTracePointContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let task = TaskAt::current();
+    let task = Task::current();
     let exec_id = task.exec_id();
     // SAFETY: the subject was found by its tag.
     if unsafe { core::mem::replace(&mut (*subject.tag).judged, exec_id) } == exec_id {
@@ -190,7 +190,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let task = TaskAt::current();
+    let task = Task::current();
     let exec_id = task.exec_id();
     // SAFETY: the subject was found by its tag.
     if unsafe { core::mem::replace(&mut (*subject.tag).exec_id, exec_id) } == exec_id {
@@ -225,7 +225,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
         return 0;
     };
     draft.arguments(task);
-    draft.path(DentryAt(dentry.address()));
+    draft.path(dentry);
     let cwd = task.cwd();
     draft.second_path(cwd);
     let record = draft.record();
@@ -276,7 +276,7 @@ impl Command {
 
 /// Decides on a command by its file and its arguments, and where it is a script on that and on what runs it: the stricter holds.
 #[inline(always)]
-fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: TaskAt) -> Command {
+fn judge(subject: &Subject, bprm: u64, dentry: Dentry, task: Task) -> Command {
     let (start, end) = task.arguments();
     let mut program = Command {
         decision: ALLOWED,
@@ -414,7 +414,7 @@ fn ended() -> i32 {
     if unsafe { core::mem::replace(&mut (*subject.tag).ended, 1) } != 0 {
         return 0;
     }
-    let task = TaskAt::current();
+    let task = Task::current();
     let ending = task.ending();
     if ending.last
         && let Some(mut draft) = emit::begin(kind::EXIT, &subject, task)

@@ -19,7 +19,7 @@ use crate::{
         guard::{self, Guarded},
         net::{mapped, record, words},
     },
-    kernel::{self, FileAt, SockAt, TaskAt, read},
+    kernel::{self, Entry as _, FileAt, SockAt, Task, read},
     maps::{POLICIES, SOCKETS},
     session::{Subject, answer},
     verdict::{self as policy, Decision},
@@ -470,7 +470,7 @@ fn unix(peer: *const c_void, socket_type: u32) -> i32 {
     if emit::fold(&subject, &key, 0) {
         return answer(errno != 0, EPERM);
     }
-    let Some(mut draft) = emit::begin(kind::CONNECT, &subject, TaskAt::current()) else {
+    let Some(mut draft) = emit::begin(kind::CONNECT, &subject, Task::current()) else {
         return answer(errno != 0, EPERM);
     };
     if dentry.0 != 0 {
@@ -538,7 +538,7 @@ pub fn connected(subject: &Subject, socket_type: u32, address: u64, len: u32, er
         return;
     }
     let family: u16 = if len >= 2 { read(address) } else { 0 };
-    let task = TaskAt::current();
+    let task = Task::current();
     let Some(mut draft) = emit::begin(kind::CONNECT, subject, task) else {
         return;
     };

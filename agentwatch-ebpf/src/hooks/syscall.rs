@@ -18,7 +18,7 @@ use crate::{
         file::{Action, base, record_file, second_base},
         socket::connected,
     },
-    kernel::{AT_FDCWD, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, TaskAt},
+    kernel::{AT_FDCWD, Entry as _, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, Task},
     session::Subject,
 };
 
@@ -126,7 +126,7 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
         )
     };
     let result = result(&ctx);
-    let task = TaskAt::current();
+    let task = Task::current();
     if result >= 0 {
         let file = task.file(result as i32);
         if file.0 == 0 {
@@ -155,7 +155,7 @@ pub fn sys_exit_open(ctx: TracePointContext) -> u32 {
             access: access::CREATE,
             flags: 0,
             errno: 0,
-            dentry: dentry.0,
+            dentry,
             inode: dentry.inode(),
             device: dentry.device(),
             state: 0,
@@ -207,7 +207,7 @@ pub fn sys_exit_exec(ctx: TracePointContext) -> u32 {
     failed(
         &subject,
         kind::EXEC,
-        TaskAt::current(),
+        Task::current(),
         fd,
         pointer,
         0,
@@ -226,7 +226,7 @@ pub fn sys_exit_exec(ctx: TracePointContext) -> u32 {
 fn failed(
     subject: &Subject,
     what: u32,
-    task: TaskAt,
+    task: Task,
     fd: i32,
     pointer: u64,
     open_flags: u32,
@@ -287,7 +287,7 @@ pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
         hold::stop();
         return 0;
     }
-    let file = TaskAt::current().file(fd);
+    let file = Task::current().file(fd);
     let socket_type = if file.0 == 0 { 0 } else { file.socket_type() };
     connected(&subject, socket_type, address, len, -result as i32);
     0
@@ -400,7 +400,7 @@ fn finish(ctx: &TracePointContext, what: u32, bits: u32, two: bool) -> u32 {
             words.add(1).read(),
         )
     };
-    let task = TaskAt::current();
+    let task = Task::current();
     let Some(mut draft) = emit::begin(what, &subject, task) else {
         return 0;
     };

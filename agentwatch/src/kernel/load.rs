@@ -16,9 +16,11 @@ use aya::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::policy::model::Compiled;
+
 use super::{
     btf,
-    maps::Maps,
+    maps::{Bound, Maps},
     pin::{Attached, Links, Pins},
     probe::{self, Check, State},
     ring::Ring,
@@ -51,8 +53,13 @@ const TRACEPOINTS: [(&str, &str); 10] = [
     ("cgroup_rmdir", "cgroup_rmdir"),
 ];
 
+/// Ends the name of a program that does what another has left undone, and is attached only where programs of tracepoints can be
+/// preempted: since this kernel, which then leaves out the run of the next task on that processor.
+const AGAIN: &str = "_again";
+const PREEMPTIBLE: (u8, u8) = (7, 0);
+
 /// Stops a command that waits and was told to go on: where no LSM program refuses the signal, and where one looked at it before there
-/// was anything to refuse.
+/// was anything to refuse. Every page fault of the host passes it, so it is attached when a policy first lets commands wait.
 const PAGE_FAULT: &str = "page_fault_user";
 
 /// Stands last among a hook's programs where a kernel need not have the hook.
@@ -236,6 +243,9 @@ macro_rules! keep {
 /// The loaded programs.
 pub struct Kernel {
     ebpf: Ebpf,
+    btf: Btf,
+    /// Whether what stops commands that wait is attached.
+    commands_wait: bool,
     /// Where the kernel keeps them beyond our life; `None` where it does not.
     pins: Option<Pins>,
     pub taken: Taken,
@@ -308,6 +318,11 @@ impl Kernel {
             }
             _ => None,
         };
+        // Sessions of the daemon before may need it.
+        let commands_wait = match (pins, &before) {
+            (Some(pins), Some(before)) => pins.has(before, PAGE_FAULT),
+            _ => false,
+        };
         let (file_backend, taken) = match adopted {
             Some(Attached { backend, .. }) => {
                 checks.push(match backend {
@@ -331,7 +346,14 @@ impl Kernel {
                     Some(pins) => Some(pins.begin()?),
                     None => None,
                 };
-                let backend = attach(&mut ebpf, &btf, &cgroup_root, &mut links, &mut checks)?;
+                let backend = attach(
+                    &mut ebpf,
+                    &btf,
+                    &cgroup_root,
+                    commands_wait,
+                    &mut links,
+                    &mut checks,
+                )?;
                 if let (Some(pins), Some(links)) = (pins, &links) {
                     pins.complete(links, &digest, backend)?;
                 }
@@ -360,7 +382,9 @@ impl Kernel {
         let maps = Maps::take(&mut ebpf, file_backend == Backend::BpfLsm)?;
         let kernel = Self {
             ebpf,
+            btf,
             pins: None,
+            commands_wait,
             taken,
             maps,
             file_backend,
@@ -368,6 +392,40 @@ impl Kernel {
             checks,
         };
         Ok((kernel, Rings { verdicts, bulk }))
+    }
+
+    /// Puts a policy into the kernel: see [`Maps::insert_policy`]. What only its rules need is attached first.
+    pub fn insert_policy(
+        &mut self,
+        number: u32,
+        policy: &Compiled,
+        cgroup: Option<&Path>,
+    ) -> Result<Bound> {
+        if policy.commands_wait() && !self.commands_wait {
+            self.stop_commands().context(
+                "commands cannot be made to wait on this kernel; hint: no `approve` under [exec]",
+            )?;
+        }
+        self.maps.insert_policy(number, policy, cgroup)
+    }
+
+    fn stop_commands(&mut self) -> Result<()> {
+        let mut links = match &self.pins {
+            Some(pins) => Some(pins.resume()?),
+            None => None,
+        };
+        attach_tracepoint(
+            &mut self.ebpf,
+            &self.btf,
+            PAGE_FAULT,
+            PAGE_FAULT,
+            &mut links,
+        )?;
+        if let (Some(pins), Some(links)) = (&self.pins, &links) {
+            pins.extend(links)?;
+        }
+        self.commands_wait = true;
+        Ok(())
     }
 
     /// Whether sessions go on without a daemon.
@@ -536,11 +594,18 @@ fn attach(
     ebpf: &mut Ebpf,
     btf: &Btf,
     cgroup_root: &Path,
+    commands_wait: bool,
     links: &mut Option<Links>,
     checks: &mut Vec<Check>,
 ) -> Result<Backend> {
+    let preemptible = probe::release() >= PREEMPTIBLE;
     for (name, tracepoint) in TRACEPOINTS {
-        attach_tracepoint(ebpf, btf, name, tracepoint, links)?;
+        if preemptible || !name.ends_with(AGAIN) {
+            attach_tracepoint(ebpf, btf, name, tracepoint, links)?;
+        }
+    }
+    if commands_wait {
+        attach_tracepoint(ebpf, btf, PAGE_FAULT, PAGE_FAULT, links)?;
     }
     let root =
         File::open(cgroup_root).with_context(|| format!("open {}", cgroup_root.display()))?;
@@ -559,14 +624,6 @@ fn attach(
     Ok(match lsm_refusal(ebpf, btf) {
         None => {
             attach_lsm(ebpf, btf, links)?;
-            // What closes the moment between the look at a signal and its delivery.
-            if let Err(error) = attach_tracepoint(ebpf, btf, PAGE_FAULT, PAGE_FAULT, links) {
-                checks.push(Check::new(
-                    "page-faults",
-                    State::Absent,
-                    format!("commands that wait are stopped once only: {error:#}"),
-                ));
-            }
             checks.push(Check::new(
                 "bpf-lsm",
                 State::Active,
@@ -576,7 +633,6 @@ fn attach(
         }
         Some(check) => {
             checks.push(check);
-            attach_tracepoint(ebpf, btf, PAGE_FAULT, PAGE_FAULT, links)?;
             attach_syscalls(ebpf, links)?;
             Backend::Landlock
         }

@@ -95,7 +95,7 @@ impl Pins {
     /// The programs of the daemon before, where there are any. What one left that died while it loaded is removed: no
     /// session has begun by then.
     pub fn attached(&self) -> Result<Option<Attached>> {
-        let attached = self.say(CURRENT).and_then(|text| Attached::parse(&text));
+        let attached = self.current();
         for entry in list(&self.dir)? {
             let name = name_of(&entry);
             if name.starts_with(LINKS) && attached.as_ref().is_none_or(|known| known.links != name)
@@ -114,6 +114,32 @@ impl Pins {
     /// Whether all links of these programs are still there.
     pub fn is_complete(&self, attached: &Attached) -> bool {
         list(&self.dir.join(&attached.links)).is_ok_and(|links| links.len() == attached.count)
+    }
+
+    /// Whether a link is among those of these programs.
+    pub fn has(&self, attached: &Attached, name: &str) -> bool {
+        self.dir.join(&attached.links).join(name).exists()
+    }
+
+    /// The links in force, to add another.
+    pub fn resume(&self) -> Result<Links> {
+        let attached = self.current().context("no programs are attached")?;
+        Ok(Links {
+            dir: self.dir.join(&attached.links),
+            name: attached.links,
+            count: attached.count,
+        })
+    }
+
+    /// Those that were added are in force too. Until then the links are not complete, and a daemon that begins attaches all anew.
+    pub fn extend(&self, links: &Links) -> Result<()> {
+        let mut attached = self.current().context("no programs are attached")?;
+        attached.count = links.count;
+        self.note(CURRENT, &attached.to_string())
+    }
+
+    fn current(&self) -> Option<Attached> {
+        Attached::parse(&self.say(CURRENT)?)
     }
 
     /// A place for the links of programs that are about to be attached.

@@ -137,6 +137,12 @@ pub fn mount_namespace() -> u32 {
         .unwrap_or(0)
 }
 
+/// Major and minor number of the kernel's release; where it cannot be told that of one to come.
+pub fn release() -> (u8, u8) {
+    procfs::sys::kernel::Version::current()
+        .map_or((u8::MAX, 0), |version| (version.major, version.minor))
+}
+
 /// Address of a symbol of the kernel; 0 where it does not show it.
 pub fn symbol(name: &str) -> u64 {
     let Ok(file) = fs::File::open("/proc/kallsyms") else {

@@ -393,6 +393,18 @@ pub struct Compiled {
 const RECORDED: usize = 3 << 20;
 
 impl Compiled {
+    /// Whether it may let a command wait for a person.
+    pub fn commands_wait(&self) -> bool {
+        let waits = |decision: &Decision| decision.effect == Effect::Approve;
+        let exec = Access::Exec as usize;
+        self.commands.iter().any(|rule| waits(&rule.decision))
+            || self
+                .places
+                .iter()
+                .any(|place| waits(&place.decisions[exec]))
+            || self.names.iter().any(|name| waits(&name.decisions[exec]))
+    }
+
     /// What the record of a session keeps of the policy.
     pub fn record(&self) -> PolicyRecord {
         let written = self.rules.get(DEFAULT_RULES.len()..).unwrap_or_default();

@@ -50,18 +50,9 @@ enum Command {
     },
     /// Say a word and wait until standard input ends.
     Idle,
-    /// Do nothing: what is executed when exec is measured.
-    Nothing,
 }
 
 fn main() -> Result<()> {
-    // The parser's own start would be most of what the exec of a small program costs.
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == "nothing")
-    {
-        return Ok(());
-    }
     match Options::parse().command {
         Command::Measure { config, effort } => measure::all(&config, effort),
         Command::Bench {
@@ -83,6 +74,5 @@ fn main() -> Result<()> {
             std::io::stdin().read_to_end(&mut Vec::new())?;
             Ok(())
         }
-        Command::Nothing => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{DIR, POLICY};
+use super::{DENIED, DIR, POLICY};
 use crate::harness::agentwatch::Daemon;
 
 /// What the measurement runs with.
@@ -29,6 +29,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 pub fn all(tools: &Tools) -> Result<()> {
     let own = std::env::current_exe()?;
     fs::create_dir_all(DIR)?;
+    fs::write(Path::new(DIR).join(DENIED), "x")?;
     // What a fresh boot still does in the background would count as the first configuration's.
     std::thread::sleep(SETTLE);
     run(measure(Command::new(&own), "bare", tools.effort), "bare")?;

@@ -1,7 +1,7 @@
 //! Times single actions with the monotonic clock.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs::{self, File},
     hint::black_box,
     net::{TcpListener, TcpStream, UdpSocket},
@@ -18,7 +18,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::DIR;
+use super::{DENIED, DIR};
 
 /// What a result line begins with.
 pub const MARK: &str = "@cost";
@@ -38,12 +38,12 @@ pub struct Cost {
 pub fn all(config: &str, effort: u64) -> Result<()> {
     let dir = Path::new(DIR);
     fs::create_dir_all(dir)?;
+    let scaled = |number: u64| (number * effort / 100).max(2);
     let measure = |action: &str,
                    times: u64,
                    batches: u64,
                    work: &mut dyn FnMut() -> Result<()>|
      -> Result<()> {
-        let scaled = |number: u64| (number * effort / 100).max(2);
         let cost = batch(config, action, scaled(times), scaled(batches), work)
             .with_context(|| action.to_owned())?;
         println!("{MARK} {}", serde_json::to_string(&cost)?);
@@ -65,6 +65,32 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
             },
         )?;
     }
+    let (times, batches) = (50, 20);
+    let mut fresh = Vec::new();
+    for number in 0..scaled(times) * (scaled(batches) + 1) {
+        let path = dir.join(format!("first-{config}-{number}"));
+        fs::write(&path, "x")?;
+        fresh.push(CString::new(path.to_string_lossy().as_bytes())?);
+    }
+    measure("first open + close of a file", times, batches, &mut || {
+        let path = fresh.pop().context("there are as many files as opens")?;
+        drop(open(
+            path.as_c_str(),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?);
+        Ok(())
+    })?;
+    // Denied in sessions that enforce; elsewhere it is opened.
+    let denied = CString::new(dir.join(DENIED).to_string_lossy().as_bytes())?;
+    measure("open of a denied file", 300, 30, &mut || {
+        drop(open(
+            denied.as_c_str(),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        ));
+        Ok(())
+    })?;
     let file_path = deep_file(dir, 4)?;
     measure("stat", 300, 30, &mut || {
         black_box(nix::sys::stat::stat(&file_path)?);
@@ -76,8 +102,8 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
         black_box(file.read_at(&mut byte, 0)?);
         Ok(())
     })?;
-    let program = CString::new(std::env::current_exe()?.to_string_lossy().as_bytes())?;
-    measure("fork + exec + wait", 20, 15, &mut || spawn(&program))?;
+    // Few at a time: what the daemon does meanwhile on the same processor is not the action's own path.
+    measure("fork + exec + wait", 5, 60, &mut || spawn(c"/bin/true"))?;
     let listener = TcpListener::bind("127.0.0.1:7001")?;
     let peer = listener.local_addr()?;
     measure("TCP connect + accept + close", 30, 20, &mut || {
@@ -109,8 +135,8 @@ fn deep_file(dir: &Path, depth: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn spawn(program: &CString) -> Result<()> {
-    let arguments = [program.clone(), c"nothing".to_owned()];
+fn spawn(program: &CStr) -> Result<()> {
+    let arguments = [program];
     // SAFETY: this program has one thread, and the child only executes or ends.
     match unsafe { fork() }? {
         ForkResult::Child => {

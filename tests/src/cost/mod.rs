@@ -9,6 +9,9 @@ pub mod storm;
 /// Where the measured files lie: a tmpfs, so that no disk has a part in it.
 pub const DIR: &str = "/tmp/agentwatch-cost";
 
+/// The file there that the policy denies.
+pub const DENIED: &str = "denied";
+
 /// The policy of the measured sessions: wide, so that every measured action is an allowed one.
 pub const POLICY: &str = r#"
 [files]

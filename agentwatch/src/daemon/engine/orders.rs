@@ -504,7 +504,6 @@ impl Engine {
         let _ = holding;
         let bound = self
             .kernel
-            .maps
             .insert_policy(number, &plan.policy, plan.cgroup)?;
         let rest = (|| {
             self.kernel.maps.open_session(number, number, bits)?;

@@ -78,7 +78,7 @@ impl Engine {
         };
         let nothing = policy::load("canary", b"", &context)
             .map_err(|error| anyhow::anyhow!("the empty policy: {error}"))?;
-        let bound = self.kernel.maps.insert_policy(number, &nothing, None)?;
+        let bound = self.kernel.insert_policy(number, &nothing, None)?;
         let path = cgroup::create(
             &self.kernel.cgroup_root,
             &format!("canary-{}-{number}", std::process::id()),

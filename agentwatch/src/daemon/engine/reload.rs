@@ -82,10 +82,7 @@ impl Engine {
 
         self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
-        let mut bound = self
-            .kernel
-            .maps
-            .insert_policy(key, &policy, Some(&cgroup))?;
+        let mut bound = self.kernel.insert_policy(key, &policy, Some(&cgroup))?;
         if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {
             self.kernel.maps.remove_policy(&bound);
             return Err(refusal);
