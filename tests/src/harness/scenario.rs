@@ -185,6 +185,8 @@ pub struct ExpectedEvent {
     pub min_count: Option<u64>,
     /// How many events match, whatever they stand for.
     pub events: Option<u64>,
+    /// How many events match at the most.
+    pub max_events: Option<u64>,
     /// No such event may exist.
     #[serde(default)]
     pub absent: bool,
