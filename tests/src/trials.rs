@@ -126,6 +126,7 @@ impl Place<'_> {
     fn actor(&self) -> Actor<'_> {
         Actor {
             dir: &self.dir,
+            home: &self.dir,
             uid: 0,
             seconds: 60 * u64::from(self.stage.patience),
         }

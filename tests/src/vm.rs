@@ -25,6 +25,8 @@ pub struct Job {
     pub modules: Vec<String>,
     /// Whether a person sits at the other end of the port: it then keeps echo and line editing.
     pub interactive: bool,
+    /// Whether the root is the first disk, with our own programs bound into it.
+    pub disk: bool,
     /// Added to the command's environment.
     pub env: BTreeMap<String, String>,
 }

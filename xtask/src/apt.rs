@@ -17,6 +17,8 @@ pub struct Apt {
     root: PathBuf,
     /// In words: how the packages are authenticated.
     pub trust: String,
+    /// The machine's own release.
+    release: String,
 }
 
 impl Apt {
@@ -26,8 +28,9 @@ impl Apt {
         for dir in ["state/lists/partial", "cache/archives/partial", "download"] {
             fs::create_dir_all(root.join(dir))?;
         }
-        let stanzas = debian_stanzas()?;
-        let (sources, trust) = our_sources(&stanzas);
+        let release = release();
+        let stanzas = debian_stanzas(&release)?;
+        let (sources, trust) = our_sources(&stanzas, &release);
         let list = root.join("agentwatch.sources");
         let stamp = root.join("updated");
         let unchanged = fs::read_to_string(&list).is_ok_and(|old| old == sources);
@@ -38,7 +41,11 @@ impl Apt {
                     .is_ok_and(|age| age < Duration::from_secs(3600))
             });
         fs::write(&list, sources)?;
-        let apt = Apt { root, trust };
+        let apt = Apt {
+            root,
+            trust,
+            release,
+        };
         if !(unchanged && recent) {
             println!(
                 "kernels: reading the package lists of the machine's Debian mirror into the cache"
@@ -65,6 +72,24 @@ impl Apt {
             .next()
             .context("apt-get downloaded nothing")??;
         Ok(archive.path())
+    }
+
+    /// Downloads packages of the machine's own release with everything that they depend on, as if nothing were installed, and
+    /// gives the archives' paths. They are there until the next call.
+    pub fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        process::output(self.command("apt-get").arg("clean"))?;
+        process::output(
+            self.command("apt-get")
+                .args(["install", "-qq", "-y", "--download-only"])
+                .args(["--no-install-recommends", "-t", &self.release])
+                .args(packages),
+        )?;
+        let mut archives: Vec<PathBuf> = fs::read_dir(self.root.join("cache/archives"))?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<_>>()?;
+        archives.retain(|path| path.extension().is_some_and(|ending| ending == "deb"));
+        archives.sort();
+        Ok(archives)
     }
 
     /// Names of all packages that begin so.
@@ -122,15 +147,19 @@ struct Stanza {
     signed_by: String,
 }
 
-/// The machine's own sources that are Debian's: those whose suites are the release that runs here.
-fn debian_stanzas() -> Result<Vec<Stanza>> {
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename = release
+/// The code name of the release that runs here.
+fn release() -> String {
+    fs::read_to_string("/etc/os-release")
+        .unwrap_or_default()
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
         .unwrap_or("stable")
         .trim_matches('"')
-        .to_owned();
+        .to_owned()
+}
+
+/// The machine's own sources that are Debian's: those whose suites are the release that runs here.
+fn debian_stanzas(codename: &str) -> Result<Vec<Stanza>> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(entries.flatten().map(|entry| entry.path()));
@@ -238,7 +267,11 @@ fn parse_line(line: &str) -> Option<Stanza> {
 }
 
 /// Our source list on the mirrors of `stanzas`, and how it is authenticated.
-fn our_sources(stanzas: &[Stanza]) -> (String, String) {
+fn our_sources(stanzas: &[Stanza], release: &str) -> (String, String) {
+    let mut suites = SUITES.to_vec();
+    if !suites.contains(&release) {
+        suites.push(release);
+    }
     let mut text = String::new();
     let mut trust = "signed by a key that apt trusts".to_owned();
     let mut seen = Vec::new();
@@ -250,7 +283,7 @@ fn our_sources(stanzas: &[Stanza]) -> (String, String) {
         let suites: &[&str] = if is_security {
             &SECURITY_SUITES
         } else {
-            &SUITES
+            &suites
         };
         for uri in &stanza.uris {
             if seen.contains(&(uri, is_security)) {

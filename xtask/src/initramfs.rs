@@ -53,6 +53,8 @@ pub struct Job {
     pub command: Vec<String>,
     pub modules: Vec<String>,
     pub interactive: bool,
+    /// Whether the root is the first disk.
+    pub disk: bool,
     pub env: std::collections::BTreeMap<String, String>,
 }
 
@@ -63,6 +65,7 @@ impl Job {
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             modules: MODULES.map(str::to_owned).to_vec(),
             interactive: false,
+            disk: false,
             env: Default::default(),
         }
     }

@@ -17,7 +17,13 @@ pub const SERIES: [&str; 3] = ["6.1", "6.12", "7.2"];
 
 /// Modules that the VM loads, as file names without their ending, each behind those that it needs. What a series has built in, or
 /// not at all, is left out.
-pub const MODULES: [&str; 16] = [
+pub const MODULES: [&str; 22] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
     "overlay",
     "tun",
     "vsock",

@@ -16,6 +16,7 @@ mod process;
 mod setup;
 mod table;
 mod test;
+mod tools;
 mod vm;
 
 use std::process::ExitCode;

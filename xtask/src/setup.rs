@@ -66,6 +66,8 @@ pub fn for_testing() -> Result<()> {
             "the sandbox of agents, which is tried inside sessions",
         ),
         ("make", "make", "a build that is tried inside sessions"),
+        ("git", "git", "work that is tried under a preset"),
+        ("go", "golang-go", "work that is tried under a preset"),
         (
             "mkfs.btrfs",
             "btrfs-progs",

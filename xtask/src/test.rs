@@ -17,7 +17,7 @@ use crate::{
     build::{self, Guest},
     initramfs::{CONFORMANCE, Image, Job, PROGRAMS, SCENARIOS},
     kernels::{self, Kernel},
-    paths, process, setup, table,
+    paths, process, setup, table, tools,
     vm::{self, Lines, Machine},
 };
 
@@ -41,8 +41,16 @@ const STOCK_CAPABILITIES: &str = "bpf-lsm,cgroup,landlock";
 /// What the names of the cases of actions that wait begin with.
 const HOLDS: &str = "hold";
 
-/// How often the repeated cases of those are repeated in an emulated guest.
-const ROUNDS_IN_VM: &str = "100";
+/// What the names of the scenarios begin with that do real work under a preset.
+const PRESETS: &str = "preset_";
+
+/// How long what takes minutes may take in an emulated guest.
+const LONG: Duration = Duration::from_secs(1200);
+
+/// How often the repeated cases of actions that wait are repeated in an emulated guest: among everything else, and for those who ask
+/// for them.
+const ROUNDS: &str = "30";
+const ROUNDS_ASKED_FOR: &str = "100";
 
 /// How one check, test or scenario went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -187,8 +195,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                         summary.in_vm(name, &image, only)
                     });
                 }
-                // In an emulated guest these take minutes: for those who ask for them.
-                if is_of_holds(only) {
+                if tries_presets(only) {
+                    summary.stage(&format!("presets on {name}"), |summary| {
+                        summary.presets_in_vm(name, &image, only)
+                    });
+                }
+                if tries_holds(only) {
                     summary.stage(&format!("holds on {name}"), |summary| {
                         summary.holds_in_vm(name, &image, only)
                     });
@@ -315,17 +327,26 @@ impl Summary {
     fn holds_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
         let kernel = kernels::fetch(series)?;
         println!("kernel {}", kernel.version);
+        let holds = format!("{PROGRAMS}/holds");
         let words = [
-            &format!("{PROGRAMS}/holds"),
+            holds.as_str(),
             "all",
             "--agentwatch",
             "/usr/bin/agentwatch",
             "--only",
             only.unwrap_or_default(),
             "--rounds",
-            ROUNDS_IN_VM,
+            if only.is_none() {
+                ROUNDS
+            } else {
+                ROUNDS_ASKED_FOR
+            },
         ];
-        self.job_in_vm(&kernel, image, &words, series)
+        let machine = Machine {
+            timeout: Some(LONG),
+            ..Machine::default()
+        };
+        self.job_in(&kernel, image, &words, series, machine)
     }
 
     /// Runs a program whose lines are results.
@@ -386,6 +407,37 @@ impl Summary {
         self.job_in_vm(&kernel, image, &words, series)
     }
 
+    /// Runs the scenarios of presets on a stock kernel, with tools on a disk. They are not below `/tmp`, which presets open.
+    fn presets_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
+        let kernel = kernels::fetch(series)?;
+        let (runner, act) = (format!("{PROGRAMS}/scenarios"), format!("{PROGRAMS}/act"));
+        let words = [
+            runner.as_str(),
+            "--agentwatch",
+            "/usr/bin/agentwatch",
+            "--act",
+            &act,
+            "--scenarios",
+            SCENARIOS,
+            "--root",
+            "/srv",
+            "--guest",
+            "--require",
+            &format!("{STOCK_CAPABILITIES},programs"),
+            "--patience",
+            "4",
+            "--only",
+            only.filter(|only| only.contains(PRESETS))
+                .unwrap_or(PRESETS),
+        ];
+        let machine = Machine {
+            disk: Some(tools::disk()?),
+            timeout: Some(LONG),
+            ..Machine::default()
+        };
+        self.job_in(&kernel, image, &words, series, machine)
+    }
+
     fn job_in_vm(
         &mut self,
         kernel: &Kernel,
@@ -393,13 +445,24 @@ impl Summary {
         words: &[&str],
         series: &str,
     ) -> Result<()> {
+        self.job_in(kernel, image, words, series, Machine::default())
+    }
+
+    fn job_in(
+        &mut self,
+        kernel: &Kernel,
+        image: &Image,
+        words: &[&str],
+        series: &str,
+        machine: Machine,
+    ) -> Result<()> {
         let mut lines = Lines::default();
         let mut seen = 0;
         let code = vm::boot(
             kernel,
             image,
             &Job::new(words),
-            Machine::default(),
+            machine,
             None,
             &mut |bytes| {
                 for line in lines.complete(bytes) {
@@ -602,6 +665,11 @@ fn is_of_holds(only: Option<&str>) -> bool {
 /// Whether such cases are among what is to be tried.
 fn tries_holds(only: Option<&str>) -> bool {
     only.is_none() || is_of_holds(only)
+}
+
+/// Whether scenarios of presets are among what is to be tried.
+fn tries_presets(only: Option<&str>) -> bool {
+    only.is_none_or(|filter| filter.starts_with(PRESETS) || PRESETS.starts_with(filter))
 }
 
 fn first_line(text: &str) -> &str {

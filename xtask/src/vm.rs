@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{IsTerminal, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use crate::{
     build::{self, Guest},
     initramfs::{Image, Job},
     kernels::{self, Kernel},
-    process, setup,
+    process, setup, tools,
 };
 
 #[derive(Args)]
@@ -32,16 +32,19 @@ pub struct Options {
     timeout: Option<u64>,
     /// Keep the kernel's console in this file.
     #[arg(long)]
-    console: Option<std::path::PathBuf>,
+    console: Option<PathBuf>,
     /// With agentwatch as `cargo build` makes it: sooner there, slower in use.
     #[arg(long)]
     debug: bool,
+    /// On a disk with git, make, gcc, python, cargo, go and npm.
+    #[arg(long)]
+    tools: bool,
     /// One processor, whose clock counts instructions.
     #[arg(long)]
     count_instructions: bool,
     /// Also take this program of the host along, with its libraries.
     #[arg(long)]
-    with: Vec<std::path::PathBuf>,
+    with: Vec<PathBuf>,
     /// The command; a shell where there is none.
     #[arg(last = true)]
     command: Vec<String>,
@@ -57,13 +60,15 @@ const RECORD_SEPARATOR: u8 = 0x1e;
 const LSMS: &str = "landlock,lockdown,yama,integrity,apparmor,bpf";
 
 /// How the machine is to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     pub cpus: u32,
     pub memory_mib: u32,
     /// One guest nanosecond is one instruction.
     pub count_instructions: bool,
     pub timeout: Option<Duration>,
+    /// An ext4 image that its root is on. What is written there is gone with the VM.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for Machine {
@@ -73,6 +78,7 @@ impl Default for Machine {
             memory_mib: 1536,
             count_instructions: false,
             timeout: Some(Duration::from_secs(600)),
+            disk: None,
         }
     }
 }
@@ -108,6 +114,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             cpus: if options.count_instructions { 1 } else { 2 },
             count_instructions: options.count_instructions,
             timeout,
+            disk: options.tools.then(tools::disk).transpose()?,
             ..Machine::default()
         },
         options.console.as_deref(),
@@ -121,7 +128,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Builds what goes into a VM.
-pub fn image(host_programs: &[std::path::PathBuf], release: bool) -> Result<Image> {
+pub fn image(host_programs: &[PathBuf], release: bool) -> Result<Image> {
     setup::for_testing()?;
     let agentwatch = build::agentwatch(release)?;
     Image::gather(&agentwatch, &Guest::build()?, host_programs)
@@ -138,14 +145,18 @@ pub fn boot(
 ) -> Result<i32> {
     let scratch = tempfile::tempdir()?;
     let initramfs = scratch.path().join("initramfs");
-    image.write(&initramfs, kernel, job)?;
+    let job = Job {
+        disk: machine.disk.is_some(),
+        ..job.clone()
+    };
+    image.write(&initramfs, kernel, &job)?;
     let log = console.map_or_else(|| scratch.path().join("console"), Path::to_owned);
     let stdin = if job.interactive {
         Stdio::inherit()
     } else {
         Stdio::null()
     };
-    let mut command = qemu(kernel, &initramfs, &log, machine, job.interactive);
+    let mut command = qemu(kernel, &initramfs, &log, &machine, job.interactive);
     let mut child = command
         .stdin(stdin)
         .stdout(Stdio::piped())
@@ -178,7 +189,7 @@ fn qemu(
     kernel: &Kernel,
     initramfs: &Path,
     console: &Path,
-    machine: Machine,
+    machine: &Machine,
     interactive: bool,
 ) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
@@ -204,6 +215,12 @@ fn qemu(
         ]);
     } else {
         command.args(["-accel", "tcg,thread=multi"]);
+    }
+    if let Some(disk) = &machine.disk {
+        command.arg("-drive").arg(format!(
+            "if=virtio,format=raw,snapshot=on,file={}",
+            disk.display()
+        ));
     }
     command.arg("-smp").arg(machine.cpus.to_string());
     command.arg("-m").arg(machine.memory_mib.to_string());

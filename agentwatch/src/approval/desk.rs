@@ -240,6 +240,29 @@ pub struct Given {
     pub event: Event,
 }
 
+/// Everything that another daemon has to know of a session to go on where this one stopped.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Papers {
+    pub pending: Vec<Pending>,
+    pub given: Vec<Given>,
+    /// What was rejected, with the rights that were asked for.
+    pub rejected: Vec<(About, u32)>,
+    /// When something was asked within the last hour.
+    pub asked: Vec<u64>,
+    /// What was decided, for people.
+    pub decided: Vec<String>,
+}
+
+impl Papers {
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+            && self.given.is_empty()
+            && self.rejected.is_empty()
+            && self.asked.is_empty()
+            && self.decided.is_empty()
+    }
+}
+
 /// What was said to a task, until it is known to have heard it.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -498,10 +521,46 @@ impl Desk {
         taken
     }
 
+    /// What is on the desk of a session.
+    pub fn papers(&self, session: u32) -> Papers {
+        Papers {
+            pending: self.of_session(session).cloned().collect(),
+            given: self
+                .given
+                .iter()
+                .filter(|given| given.session == session)
+                .cloned()
+                .collect(),
+            rejected: self
+                .rejected
+                .iter()
+                .filter(|(number, ..)| *number == session)
+                .map(|(_, about, rights)| (about.clone(), *rights))
+                .collect(),
+            asked: self
+                .asked
+                .get(&session)
+                .map(|times| times.iter().copied().collect())
+                .unwrap_or_default(),
+            decided: self.decided(session),
+        }
+    }
+
     /// Puts back what an earlier daemon had on its desk.
-    pub fn restore(&mut self, pending: Vec<Pending>, given: Vec<Given>) {
-        self.pending.extend(pending);
-        self.given.extend(given);
+    pub fn restore(&mut self, session: u32, papers: Papers) {
+        self.pending.extend(papers.pending);
+        self.given.extend(papers.given);
+        self.rejected.extend(
+            papers
+                .rejected
+                .into_iter()
+                .map(|(about, rights)| (session, about, rights)),
+        );
+        self.asked.entry(session).or_default().extend(papers.asked);
+        self.decided
+            .entry(session)
+            .or_default()
+            .extend(papers.decided);
     }
 
     /// A session has ended.
@@ -701,7 +760,11 @@ mod tests {
         );
         let mut twin = desk.get(&id).expect("it waits").clone();
         twin.id = format!("{}zzzz", &id[..4]);
-        desk.restore(vec![twin], Vec::new());
+        let papers = Papers {
+            pending: vec![twin],
+            ..Papers::default()
+        };
+        desk.restore(1, papers);
         let several = desk.find(&id[..4], |_| true).map(drop).unwrap_err();
         assert!(several.to_string().contains("several"), "{several}");
     }
@@ -725,6 +788,44 @@ mod tests {
         desk.take(&id);
         desk.forget(1);
         assert!(desk.decided(1).is_empty() && desk.answers().is_empty());
+    }
+
+    #[test]
+    fn another_desk_knows_what_was_asked_and_said() {
+        let mut desk = Desk::default();
+        assert!(desk.papers(1).is_empty());
+        let limits = Approvals {
+            max_per_hour: 3,
+            ..Approvals::default()
+        };
+        for (tid, port) in [(10, 443), (11, 80)] {
+            let id = new(&mut desk, &hold(1, tid, about(port), 5));
+            let pending = desk.take(&id).expect("it waits");
+            desk.answered(&pending, port == 80, "decided", 6);
+        }
+        new(&mut desk, &hold(1, 12, about(7), 7));
+        new(&mut desk, &hold(2, 13, about(443), 7));
+        desk.give(given(1, 80, 9)).expect("there is room");
+        let json = serde_json::to_vec(&desk.papers(1)).expect("JSON");
+        let papers: Papers = serde_json::from_slice(&json).expect("the same");
+        assert_eq!((papers.pending.len(), papers.given.len()), (1, 1));
+        assert_eq!(papers.rejected, [(About::of(&about(443)), 1)]);
+        let mut desk = Desk::default();
+        desk.restore(1, papers);
+        assert_eq!(desk.decided(1).len(), 2);
+        // Three were asked within the hour: there is no fourth.
+        let fourth = hold(1, 14, about(9), 8);
+        assert_eq!(
+            file(&mut desk, &fourth, limits),
+            Filed::Over("max_per_hour")
+        );
+        let again = new(&mut desk, &hold(1, 14, about(443), 8));
+        assert_eq!(
+            desk.get(&again).and_then(|it| it.finding.as_deref()),
+            Some("repeated_after_rejection")
+        );
+        desk.forget(1);
+        assert!(desk.papers(1).rejected.is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub mod metrics;
 pub mod model;
 mod opinion;
 
-pub use desk::{About, Answer, Asked, Desk, Filed, Given, Pending, Waiting, summary};
+pub use desk::{About, Answer, Asked, Desk, Filed, Given, Papers, Pending, Waiting, summary};
 pub use opinion::Opinion;
 
 /// The longest reason that a decision may have, in bytes.

@@ -37,7 +37,7 @@ pub struct Request {
     pub rule: Option<RuleRef>,
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub rule_text: String,
-    /// The first process that waits. Of an `exec`, its arguments are those that it will see.
+    /// The first process that waits, with its arguments; of an `exec`, those that it will see.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process: Option<Process>,
     /// Its ancestors in the session, the nearest first.

@@ -1,7 +1,8 @@
-//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. `check`, `explain`, `test`, `presets`
-//! and `schema` work on files alone: they must never talk to a daemon, and need neither a kernel that enforces nor rights
+//! `agentwatch policy …`: what a policy file says, asked before anything runs under it. `check`, `explain`, `test`, `fmt`,
+//! `presets` and `schema` work on files alone: they must never talk to a daemon, and need neither a kernel that enforces nor rights
 //! of any kind. The others ask the history.
 
+mod format;
 mod history;
 mod judge;
 mod show;
@@ -48,6 +49,8 @@ pub enum PolicyCommand {
     Explain(ExplainArgs),
     /// Hold a policy to the answers that it expects itself, in `[[expect]]` tables: exit code 1 if one is another
     Test(CheckArgs),
+    /// Give policy files the one layout: tables and keys in their order, comments where they belong
+    Fmt(format::FormatArgs),
     /// Write a policy that allows what sessions did, from the history
     Learn(judge::LearnArgs),
     /// Judge the history by a policy: what would be denied and allowed anew; exit code 1 if something would be denied
@@ -121,6 +124,7 @@ impl PolicyCommand {
     fn run_to(self, runtime_dir: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         match self {
             PolicyCommand::Test(args) => test(&args, out),
+            PolicyCommand::Fmt(args) => format::run(&args, out),
             PolicyCommand::Learn(args) => judge::learn(&args, runtime_dir, out),
             PolicyCommand::Backtest(args) => judge::backtest(&args, runtime_dir, out),
             PolicyCommand::Presets(args) => show::presets(&args, out),
@@ -347,6 +351,7 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
     };
     let answer = question.answer(&compiled);
     let (action, object) = (question.action(), question.object());
+    let difference = policy::without_lsm::difference(&compiled, &question);
     let text = if args.source.json {
         serde_json::to_string_pretty(&json!({
             "action": action,
@@ -354,9 +359,17 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
             "mode": compiled.mode,
             "effect": answer.decision.effect,
             "chain": answer.chain,
+            "without_bpf_lsm": difference,
         }))?
     } else {
-        answer_text(&compiled, action, &object, &answer)
+        let mut text = answer_text(&compiled, action, &object, &answer);
+        if let Some(difference) = difference {
+            text.push_str(&format!(
+                "\n  on a kernel without BPF LSM: {}",
+                Visible(&difference)
+            ));
+        }
+        text
     };
     print(out, &text)?;
     Ok(ExitCode::SUCCESS)
@@ -618,6 +631,40 @@ mod tests {
             assert!(out.contains(expected), "{args:?}: {out}");
             assert_eq!(out.is_empty(), expected.is_empty(), "{args:?}: {out}");
         }
+    }
+
+    #[test]
+    fn files_get_the_one_layout() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let loose = file(
+            "loose.toml",
+            "[files] # why\nwrite  = ['/w']\nread=['/r']\n",
+        );
+        let broken = file("broken.toml", "name = \n");
+        let wanted = "[files] # why\nread = ['/r']\nwrite = ['/w']\n";
+        let code = |arguments: &[&str]| run(arguments).unwrap();
+        let (failed, named) = code(&["fmt", "--check", &loose]);
+        assert_eq!(failed, ExitCode::from(INVALID));
+        assert_eq!(named.trim(), loose);
+        assert_ne!(
+            fs::read_to_string(&loose).unwrap(),
+            wanted,
+            "only looked at"
+        );
+        // What is no TOML stays as it is, and keeps no other file from its layout.
+        assert_eq!(code(&["fmt", &broken, &loose]).0, ExitCode::from(INVALID));
+        assert_eq!(fs::read_to_string(&loose).unwrap(), wanted);
+        assert_eq!(fs::read_to_string(&broken).unwrap(), "name = \n");
+        assert_eq!(
+            code(&["fmt", "--check", &loose]),
+            (ExitCode::SUCCESS, String::new())
+        );
+        assert!(run(&["fmt"]).is_err());
     }
 
     #[test]

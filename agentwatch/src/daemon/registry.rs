@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::launch::{Holding, Origin};
 use crate::{
-    approval::{Given, Pending},
+    approval::Papers,
     event::{Event, model::SessionRef},
     policy::model::Compiled,
 };
@@ -154,19 +154,19 @@ impl Registry {
         }
     }
 
-    /// Writes down what waits in a session, and what was granted to it.
-    pub fn write_approvals(&self, id: &str, pending: &[&Pending], given: &[&Given]) -> Result<()> {
-        if pending.is_empty() && given.is_empty() {
+    /// Writes down what was asked and decided in a session.
+    pub fn write_approvals(&self, id: &str, papers: &Papers) -> Result<()> {
+        if papers.is_empty() {
             self.remove_approvals(id);
             return Ok(());
         }
         let path = self.dir.join(id).with_extension(APPROVALS);
-        let json = serde_json::to_vec(&(pending, given)).context("encode what waits")?;
+        let json = serde_json::to_vec(papers).context("encode what waits")?;
         self.replace(&path, &path.with_extension("approvals-new"), &json)
     }
 
-    /// What waited in a session, and what was granted to it; `None` where there was nothing.
-    pub fn read_approvals(&self, id: &str) -> Result<Option<(Vec<Pending>, Vec<Given>)>> {
+    /// What was asked and decided in a session; `None` where there was nothing.
+    pub fn read_approvals(&self, id: &str) -> Result<Option<Papers>> {
         let path = self.dir.join(id).with_extension(APPROVALS);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    fn approvals() -> (Pending, Given) {
+    fn approvals() -> Papers {
         let about = crate::approval::About {
             kind: 3,
             dev: 0,
@@ -333,7 +333,7 @@ mod tests {
             detail: 443,
             name: vec![1, 2, 3],
         };
-        let pending = Pending {
+        let pending = crate::approval::Pending {
             id: "0a1b2c3d".to_owned(),
             session: 7,
             about: about.clone(),
@@ -355,7 +355,7 @@ mod tests {
             excused_until: 0,
             restarted: 0,
         };
-        let given = Given {
+        let given = crate::approval::Given {
             id: "4e5f6071".to_owned(),
             session: 7,
             about,
@@ -371,7 +371,13 @@ mod tests {
             reason: None,
             event: sample(Kind::Connect),
         };
-        (pending, given)
+        Papers {
+            rejected: vec![(pending.about.clone(), 1)],
+            asked: vec![5],
+            decided: vec!["rejected: connect".to_owned()],
+            pending: vec![pending],
+            given: vec![given],
+        }
     }
 
     #[test]
@@ -379,20 +385,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         assert!(registry.read_approvals("a").unwrap().is_none());
-        let (pending, given) = approvals();
+        let papers = approvals();
         registry.write(&record("a")).unwrap();
-        registry
-            .write_approvals("a", &[&pending], &[&given])
-            .unwrap();
-        let (waits, granted) = registry.read_approvals("a").unwrap().expect("it is there");
+        registry.write_approvals("a", &papers).unwrap();
+        let read = registry.read_approvals("a").unwrap().expect("it is there");
         assert_eq!(
-            serde_json::to_value((&waits, &granted)).unwrap(),
-            serde_json::to_value(([&pending], [&given])).unwrap()
+            serde_json::to_value(&read).unwrap(),
+            serde_json::to_value(&papers).unwrap()
         );
         // It is no session's record, and none that is damaged.
         let (records, damaged) = registry.load().unwrap();
         assert_eq!((records.len(), damaged.len()), (1, 0), "{damaged:?}");
-        registry.write_approvals("a", &[], &[]).unwrap();
+        registry.write_approvals("a", &Papers::default()).unwrap();
         assert!(registry.read_approvals("a").unwrap().is_none());
         registry.remove_approvals("a");
     }
@@ -401,10 +405,7 @@ mod tests {
     fn damage_to_what_waits_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
-        let (pending, given) = approvals();
-        registry
-            .write_approvals("a", &[&pending], &[&given])
-            .unwrap();
+        registry.write_approvals("a", &approvals()).unwrap();
         let path = registry.dir.join("a").with_extension(APPROVALS);
         let whole = fs::read(&path).unwrap();
         for cut in [0, 10, 64, 65, 66, whole.len() / 2, whole.len() - 1] {

@@ -471,6 +471,17 @@ const SESSIONS: Keys = Keys {
     planned: &[],
 };
 
+/// The keys of a table in the order in which they are written down, by the table's path.
+pub(super) fn order_of(path: &[&str]) -> Vec<&'static str> {
+    let name = path.join(".");
+    let mut tables = [&TOP, &EXPECT].into_iter().chain(TABLES);
+    let Some(keys) = tables.find(|keys| keys.table == name) else {
+        return Vec::new();
+    };
+    let of_managed = keys.managed.iter().filter(|key| !keys.known.contains(key));
+    keys.known.iter().chain(of_managed).copied().collect()
+}
+
 type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
 type Value<'i> = Spanned<DeValue<'i>>;
 

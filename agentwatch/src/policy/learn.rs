@@ -760,6 +760,8 @@ mod tests {
             let learned = learner.learn(&["s".to_owned()], &context());
             let compiled = load("learned.toml", learned.text.as_bytes(), &context());
             proptest::prop_assert!(compiled.is_ok(), "{}", learned.text);
+            let formatted = crate::policy::format::format(&learned.text).expect("TOML");
+            proptest::prop_assert_eq!(&formatted, &learned.text);
             let compiled = compiled.unwrap();
             let mut backtest = Backtest::default();
             events.iter().for_each(|event| backtest.judge(&compiled, event));

@@ -14,6 +14,7 @@ pub mod diagnostic;
 pub mod expect;
 pub mod explain;
 pub mod file;
+pub mod format;
 pub mod learn;
 pub mod limits;
 mod lint;
@@ -25,6 +26,7 @@ pub mod preset;
 pub mod replay;
 pub mod sources;
 pub mod surface;
+pub mod without_lsm;
 
 #[cfg(test)]
 mod documentation;

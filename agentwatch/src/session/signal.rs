@@ -55,21 +55,42 @@ pub fn is_doomed(pid: u32, start_ns: u64) -> bool {
     }) && is(pid, start_ns)
 }
 
-/// Signals that end a process by themselves, as a bit each: signal(7), "Standard signals".
-fn deadly() -> u64 {
-    let harmless = [
-        Signal::SIGCHLD,
+/// Whether a stopped process has a signal for one of its threads that it neither blocks nor ignores, and that it hears only when it
+/// goes on. What stops it is none: going on would undo that.
+pub fn is_called(pid: u32, start_ns: u64) -> bool {
+    let threads = procfs::process::Process::new(pid.cast_signed()).and_then(|it| it.tasks());
+    let called = threads.is_ok_and(|threads| {
+        threads
+            .flatten()
+            .filter_map(|thread| thread.status().ok())
+            .any(|status| {
+                let reaches = (status.sigpnd | status.shdpnd) & !status.sigblk & !status.sigign;
+                reaches & !stops() != 0
+            })
+    });
+    called && is(pid, start_ns)
+}
+
+/// Signals that stop a process or let it go on, as a bit each.
+fn stops() -> u64 {
+    bits([
         Signal::SIGCONT,
         Signal::SIGSTOP,
         Signal::SIGTSTP,
         Signal::SIGTTIN,
         Signal::SIGTTOU,
-        Signal::SIGURG,
-        Signal::SIGWINCH,
-    ];
-    !harmless
+    ])
+}
+
+fn bits<const N: usize>(signals: [Signal; N]) -> u64 {
+    signals
         .into_iter()
         .fold(0, |bits, signal| bits | 1 << (signal as i32 - 1))
+}
+
+/// Signals that end a process by themselves, as a bit each: signal(7), "Standard signals".
+fn deadly() -> u64 {
+    !(stops() | bits([Signal::SIGCHLD, Signal::SIGURG, Signal::SIGWINCH]))
 }
 
 /// Whether the process with a number is the one that started then.
@@ -101,13 +122,15 @@ mod tests {
         while !stopped() {
             std::thread::yield_now();
         }
-        assert!(!is_doomed(child.id(), start));
+        assert!(!is_doomed(child.id(), start) && !is_called(child.id(), start));
         // What it ignores by itself does not end it.
         nix::sys::signal::kill(pid, Signal::SIGWINCH).unwrap();
         assert!(!is_doomed(child.id(), start));
         nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
         assert!(is_doomed(child.id(), start));
         assert!(!is_doomed(child.id(), 1), "another process");
+        assert!(is_called(child.id(), start));
+        assert!(!is_called(child.id(), 1), "another process");
         assert!(stopped());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -778,6 +778,66 @@ fn modes_are_exchanged_and_strangers_may_not() {
 }
 
 #[test]
+fn modes_are_exchanged_whole() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let cgroup = Cgroup::new("agentwatch-modes");
+    let ports = listeners(2);
+    let (open, closed) = (ports[0], ports[1]);
+    attach(
+        &place,
+        &cgroup,
+        "modes",
+        &format!(
+            "[files]\nread = ['/']\nexec = ['/']\nwrite = ['/']\n[network]\nallow = ['127.0.0.1:{open}']\n"
+        ),
+    );
+    let mut client = connector(&place, &cgroup, &ports);
+    let rounds = 20;
+    for round in 0..rounds {
+        let mode = if round % 2 == 0 { "monitor" } else { "enforce" };
+        let output = place.cli(&["reload", "modes", "--mode", mode, "--accept-degraded"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let probe = format!("bash -c ': < /dev/tcp/127.0.0.1/{closed}' 2>/dev/null");
+        assert_eq!(
+            cgroup.run(&probe).success(),
+            mode == "monitor",
+            "in force as soon as it has been said so: round {round}"
+        );
+    }
+    calm(&place);
+    assert!(client.wait().expect("reap it").success());
+    for passed in [true, false] {
+        assert!(connects(&place).contains(&(closed, passed)), "{passed}");
+    }
+    assert!(!connects(&place).contains(&(open, false)));
+    assert!(place.cli(&["detach", "modes"]).status.success());
+    let events = place.ended("modes");
+    accounted(&events);
+    // By its own word, each action was judged in one mode, by the same rule in both. A connect that stands on both sides of an
+    // exchange was let through under the mode before, which has its event; that it came through is told besides.
+    let judged: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "connect" && event["net"]["port"] == closed)
+        .collect();
+    assert!(judged.len() >= rounds, "{}", judged.len());
+    let mut on_both_sides = 0;
+    for event in judged {
+        assert_eq!(event["rule"]["id"], "network.default", "{event}");
+        match (event["session"]["mode"].as_str(), event["verdict"].as_str()) {
+            (Some("monitor"), Some("audited")) | (Some("enforce"), Some("denied")) => {}
+            (Some("enforce"), Some("allowed")) => on_both_sides += 1,
+            _ => panic!("{event}"),
+        }
+    }
+    let tasks = 4;
+    assert!(on_both_sides <= rounds / 2 * tasks, "{on_both_sides}");
+}
+
+#[test]
 fn a_process_of_hundreds_of_threads_can_be_attached() {
     if !possible() || !python() {
         return;

@@ -22,8 +22,8 @@ pub enum Step {
 /// What a result line begins with; the step's index, its begin, its end and its outcome follow.
 pub const RESULT_MARK: &str = "@step";
 
-/// No step takes longer than this, in seconds: one that hangs is killed, and the next one goes on.
-const STEP: u32 = 40;
+/// No step takes longer than this, in seconds, where nothing else is said: one that hangs is killed, and the next one goes on.
+pub const STEP: u32 = 40;
 
 /// How a step went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,13 +34,13 @@ pub struct Done {
     pub end: u64,
 }
 
-/// Performs the steps in order and writes one line for each.
-pub fn perform_all(steps: &[Step], mut results: impl Write) -> std::io::Result<()> {
+/// Performs the steps in order, each for so many seconds at most, and writes one line for each.
+pub fn perform_all(steps: &[Step], seconds: u32, mut results: impl Write) -> std::io::Result<()> {
     for (index, step) in steps.iter().enumerate() {
         let begin = boot_time();
         let outcome = process::in_child(|| {
             // SAFETY: only sets a timer of this process.
-            unsafe { libc::alarm(STEP) };
+            unsafe { libc::alarm(seconds) };
             perform_step(step)
         });
         process::reap_strays();
@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn results_are_read_as_they_are_written() {
         let mut text = Vec::new();
-        perform_all(&[Step::Act(vec!["stat".into(), "/".into()])], &mut text).unwrap();
+        let steps = [Step::Act(vec!["stat".into(), "/".into()])];
+        perform_all(&steps, STEP, &mut text).unwrap();
         let done = parse_result(String::from_utf8(text).unwrap().trim()).unwrap();
         assert_eq!(done.outcome, "ok");
         assert!(done.begin > 0 && done.end > done.begin);

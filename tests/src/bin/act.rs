@@ -1,5 +1,5 @@
 //! The actor: performs one operation (`act open-read /etc/passwd`) or, with `--script`, the steps that it reads as
-//! JSON from standard input. Prints `ok` or the errno's name; exits 0 where all went well, 1 where it did not and 2
+//! JSON from standard input (each for 40 seconds at most, or as many as follow). Prints `ok` or the errno's name; exits 0 where all went well, 1 where it did not and 2
 //! where it was called wrongly. With `--outside DIR` it is the process outside that conformance cases act upon; with
 //! `--container CGROUP ROOT VOLUME LAYERS UID` it reads its steps as the first process of a container.
 
@@ -17,9 +17,15 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Some("--script") => run_script(),
+        Some("--script") => match words.get(1).map_or(Ok(script::STEP), |word| word.parse()) {
+            Ok(seconds) => run_script(seconds),
+            Err(error) => {
+                eprintln!("act: --script takes seconds: {error}");
+                ExitCode::from(2)
+            }
+        },
         Some("--container") => match enter_container(&words[1..]) {
-            Ok(()) => run_script(),
+            Ok(()) => run_script(script::STEP),
             Err(error) => {
                 eprintln!("act: {error:#}");
                 ExitCode::from(2)
@@ -59,13 +65,13 @@ fn enter_container(words: &[String]) -> Result<()> {
     })
 }
 
-fn run_script() -> ExitCode {
+fn run_script(seconds: u32) -> ExitCode {
     let mut text = String::new();
     let done = std::io::stdin()
         .read_to_string(&mut text)
         .map_err(anyhow::Error::from)
         .and_then(|_| Ok(serde_json::from_str::<Vec<script::Step>>(&text)?))
-        .and_then(|steps| Ok(script::perform_all(&steps, std::io::stdout())?));
+        .and_then(|steps| Ok(script::perform_all(&steps, seconds, std::io::stdout())?));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

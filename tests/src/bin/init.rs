@@ -6,7 +6,10 @@
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::Path,
     process::{Command, ExitStatus},
 };
@@ -28,6 +31,16 @@ use nix::{
 /// The port of the command.
 const PORT: &str = "/dev/ttyS1";
 
+/// The first disk.
+const DISK: &str = "/dev/vda";
+
+/// What of the initramfs is bound into a root that is on a disk.
+const OURS: [&str; 3] = [
+    "/usr/bin/agentwatch",
+    "/usr/lib/agentwatch-tests",
+    "/usr/share/agentwatch-tests",
+];
+
 fn main() {
     if let Err(error) = boot() {
         eprintln!("init: {error:#}");
@@ -39,9 +52,6 @@ fn main() {
 }
 
 fn boot() -> Result<()> {
-    leave_rootfs().context("stand on a mount")?;
-    mount_all();
-    bring_up_loopback()?;
     let job: Job =
         serde_json::from_slice(&fs::read(JOB).context("read the job")?).context("parse the job")?;
     for name in &job.modules {
@@ -49,6 +59,9 @@ fn boot() -> Result<()> {
             eprintln!("init: module {name}: {error:#}");
         }
     }
+    leave_rootfs(job.disk).context("stand on a mount")?;
+    mount_all();
+    bring_up_loopback()?;
     let code = run(&job)?;
     let mut port = open_port()?;
     use std::io::Write;
@@ -59,12 +72,29 @@ fn boot() -> Result<()> {
 
 /// Stands on a mount like any other host: before Linux 7 nothing pivots out of the root that an initramfs is unpacked into, and
 /// sandboxes want to.
-fn leave_rootfs() -> Result<()> {
+fn leave_rootfs(disk: bool) -> Result<()> {
     let (none, place) = (None::<&str>, "/mnt");
-    nix::mount::mount(Some("/"), place, none, MsFlags::MS_BIND, none)?;
+    let bind = |from: &str, to: &str| {
+        nix::mount::mount(Some(from), to, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("bind {from} to {to}"))
+    };
+    if disk {
+        let kind = Some("devtmpfs");
+        nix::mount::mount(kind, "/dev", kind, MsFlags::MS_NOSUID, none)?;
+        nix::mount::mount(Some(DISK), place, Some("ext4"), MsFlags::MS_NOATIME, none)
+            .with_context(|| format!("mount {DISK}"))?;
+        nix::mount::umount("/dev")?;
+        for path in OURS {
+            bind(path, &format!("{place}{path}"))?;
+        }
+    } else {
+        bind("/", place)?;
+    }
     std::env::set_current_dir(place)?;
     nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
     nix::unistd::chroot(".")?;
+    // The root of an initramfs is anybody's, and a host's is not.
+    fs::set_permissions("/", fs::Permissions::from_mode(0o755))?;
     Ok(std::env::set_current_dir("/")?)
 }
 

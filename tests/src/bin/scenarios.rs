@@ -40,9 +40,9 @@ struct Options {
     /// This machine is a guest that is thrown away: cases that touch the host may run.
     #[arg(long)]
     guest: bool,
-    /// Only scenarios whose name, and cases whose `conformance/FAMILY/CASE`, contains this.
-    #[arg(long)]
-    only: Option<String>,
+    /// Only scenarios whose name, and cases whose `conformance/FAMILY/CASE`, contains one of these.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Capabilities that this kernel must have.
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
@@ -58,6 +58,9 @@ struct Options {
     /// What their policies are made from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where the scenarios' directory is made.
+    #[arg(long, default_value = "/tmp")]
+    root: PathBuf,
     /// Multiplies every time limit.
     #[arg(long, default_value_t = 1)]
     patience: u32,
@@ -84,21 +87,21 @@ fn all(options: &Options) -> Result<bool> {
         "the scenarios need root: they start a daemon"
     );
     let mut scenarios = scenario::load_all(&options.scenarios)?;
-    if let Some(filter) = &options.only {
-        scenarios.retain(|scenario| scenario.name.contains(filter.as_str()));
-    }
+    let wanted = |name: &str| {
+        let filters = &options.only;
+        filters.is_empty() || filters.iter().any(|only| name.contains(only.as_str()))
+    };
+    scenarios.retain(|scenario| wanted(&scenario.name));
     let mut families = match &options.conformance {
         Some(dir) => conformance::load_all(dir)?,
         None => Vec::new(),
     };
-    if let Some(filter) = &options.only {
-        families.iter_mut().for_each(|family| family.retain(filter));
-    }
+    families.iter_mut().for_each(|family| family.retain(wanted));
     // A chain of directories is taken away with a descriptor for each level.
     nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES)?;
     let root = tempfile::Builder::new()
         .prefix("agentwatch-test-")
-        .tempdir()?;
+        .tempdir_in(&options.root)?;
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
     // Copies, because the tree that they were built in may be closed to the ordinary user.
     let bin = root.path().join("bin");
@@ -152,11 +155,7 @@ fn all(options: &Options) -> Result<bool> {
             daemon = Daemon::start(&binary, root.path()).context("start the daemon again")?;
         }
     }
-    if options
-        .only
-        .as_deref()
-        .is_none_or(|only| explained::NAME.contains(only))
-    {
+    if wanted(explained::NAME) {
         let extent = Extent {
             rounds: options.rounds,
             policies: options.policies,
@@ -173,8 +172,7 @@ fn all(options: &Options) -> Result<bool> {
         );
     }
     for trial in &TRIALS {
-        let wanted = options.only.as_deref().unwrap_or_default();
-        if !format!("trials/{}", trial.name).contains(wanted) {
+        if !wanted(&format!("trials/{}", trial.name)) {
             continue;
         }
         let started = Instant::now();

@@ -15,8 +15,8 @@ use nix::{
 };
 use serde_json::Value;
 
-/// How long the daemon may take to answer. Loading programs under emulation takes seconds.
-const START: Duration = Duration::from_secs(90);
+/// How long the daemon may take to answer: it loads its programs, under emulation and on a machine with other work.
+const START: Duration = Duration::from_secs(400);
 
 /// The command, and which daemon it talks to.
 #[derive(Clone, Debug)]

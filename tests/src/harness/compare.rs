@@ -70,6 +70,13 @@ fn judge(expected: &ExpectedEvent, events: &[Value], complete: bool) -> Option<S
             nearest(expected, events)
         ));
     }
+    let events = matching.len() as u64;
+    if let Some(wanted) = expected.events.filter(|wanted| *wanted != events) {
+        return Some(format!("{events} events instead of {wanted}: {}", what()));
+    }
+    if let Some(most) = expected.max_events.filter(|most| events > *most) {
+        return Some(format!("{events} events, more than {most}: {}", what()));
+    }
     match (expected.count, expected.min_count) {
         (Some(count), _) if count != actions => {
             Some(format!("{actions} actions instead of {count}: {}", what()))

@@ -52,6 +52,7 @@ impl Container<'_> {
             .arg(self.uid.to_string());
         let actor = Actor {
             dir: self.dir,
+            home: self.dir,
             uid: 0,
             seconds: self.seconds,
         };

@@ -140,6 +140,7 @@ fn one_round(seed: u64, extent: Extent, daemon: &Daemon, stage: &Stage) -> Resul
     ];
     let actor = Actor {
         dir: &dir,
+        home: &dir,
         uid: 0,
         seconds: 240 * u64::from(stage.patience) * u64::from(extent.rounds.min(4)),
     };

@@ -29,6 +29,9 @@ use crate::act::script;
 /// The uid of `users = ["user"]`.
 pub const USER: u32 = 1000;
 
+/// What stands among the required capabilities where the programs that scenarios need have to be there.
+const PROGRAMS: &str = "programs";
+
 /// How a scenario went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -85,6 +88,21 @@ pub fn run(scenario: &Scenario, user: &str, daemon: &mut Daemon, stage: &Stage) 
     if scenario.guest && !stage.guest {
         return Verdict::Skip("only in a guest".to_owned());
     }
+    if let Some(not_below) = &scenario.not_below
+        && stage.root.starts_with(not_below)
+    {
+        return Verdict::Skip(format!("not below {not_below}: see --root"));
+    }
+    if let Some(program) = scenario
+        .programs
+        .iter()
+        .find(|path| !Path::new(path).exists())
+    {
+        return match stage.requires(&[PROGRAMS.to_owned()]) {
+            true => Verdict::Fail(format!("this machine must have {program}")),
+            false => Verdict::Skip(format!("this machine has no {program}")),
+        };
+    }
     match try_run(scenario, user, daemon, stage) {
         Ok(left_out) if left_out.is_empty() => Verdict::Pass,
         Ok(left_out) => Verdict::PassWithout(left_out),
@@ -114,11 +132,14 @@ fn try_run(
     let mut scenario = scenario.filled(&values)?;
     let left_out = leave_out(&mut scenario, &stage.doctor);
 
+    let (home, workspace) = (dir.join(&scenario.home), dir.join(&scenario.workspace));
     let actor = Actor {
-        dir: &dir,
+        dir: &workspace,
+        home: &home,
         uid,
         seconds: scenario.seconds * u64::from(stage.patience),
     };
+    let step_seconds = scenario.step_seconds.to_string();
     let fresh = |listeners: &mut Listeners| -> Result<()> {
         fixture::make_files(&dir, &scenario.files, &stage.act, uid)?;
         listeners.open_unix(&scenario.listeners, &dir)
@@ -133,7 +154,7 @@ fn try_run(
     if !unconfined.is_empty() {
         fresh(&mut listeners)?;
         let mut command = Command::new(&stage.act);
-        command.arg("--script");
+        command.args(["--script", &step_seconds]);
         let results = actor
             .perform(command, &scripts(&unconfined))
             .context("without agentwatch")?;
@@ -161,7 +182,7 @@ fn try_run(
         arguments.push("--accept-degraded");
     }
     let act = stage.act.to_string_lossy();
-    arguments.extend(["--", &act, "--script"]);
+    arguments.extend(["--", &act, "--script", &step_seconds]);
     let confined: Vec<(usize, &Step)> = scenario
         .steps
         .iter()
@@ -273,6 +294,7 @@ fn await_events(scenario: &Scenario, session: &str, daemon: &Daemon, stage: &Sta
 /// Who performs the steps, where, and for how long at most.
 pub(crate) struct Actor<'a> {
     pub(crate) dir: &'a Path,
+    pub(crate) home: &'a Path,
     pub(crate) uid: u32,
     pub(crate) seconds: u64,
 }
@@ -302,7 +324,7 @@ impl Actor<'_> {
         let script = serde_json::to_vec(steps)?;
         command
             .current_dir(self.dir)
-            .env("HOME", self.dir)
+            .env("HOME", self.home)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

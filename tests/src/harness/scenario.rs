@@ -24,6 +24,17 @@ pub struct Scenario {
     /// between them where any one will do.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// Programs, by their paths, without which there is nothing to try.
+    #[serde(default)]
+    pub programs: Vec<String>,
+    /// A directory that the scenarios must not be made in.
+    pub not_below: Option<String>,
+    /// The user's home, below `{dir}`; `{dir}` itself where nothing is said.
+    #[serde(default)]
+    pub home: String,
+    /// Where the steps begin, below `{dir}`; `{dir}` itself where nothing is said.
+    #[serde(default)]
+    pub workspace: String,
     /// Whether it touches the host around it, so that it runs in a guest that is thrown away, and nowhere else.
     #[serde(default)]
     pub guest: bool,
@@ -45,6 +56,9 @@ pub struct Scenario {
     /// How long the steps may take, in seconds on a machine with KVM-like speed; VMs get more.
     #[serde(default = "step_seconds")]
     pub seconds: u64,
+    /// How long one of the steps may take; not multiplied.
+    #[serde(default = "one_step_seconds")]
+    pub step_seconds: u32,
     #[serde(default, rename = "file")]
     pub files: Vec<FileFixture>,
     #[serde(default, rename = "listener")]
@@ -169,6 +183,10 @@ pub struct ExpectedEvent {
     pub count: Option<u64>,
     /// How many actions they stand for at the least.
     pub min_count: Option<u64>,
+    /// How many events match, whatever they stand for.
+    pub events: Option<u64>,
+    /// How many events match at the most.
+    pub max_events: Option<u64>,
     /// No such event may exist.
     #[serde(default)]
     pub absent: bool,
@@ -183,6 +201,10 @@ fn root_only() -> Vec<String> {
 
 fn step_seconds() -> u64 {
     20
+}
+
+fn one_step_seconds() -> u32 {
+    script::STEP
 }
 
 /// Reads every scenario below `dir`, in the order of their names.

@@ -17,7 +17,7 @@ use nix::{
 use super::{Engine, orders::Refusal};
 use crate::{
     approval::{
-        About, Asked, Filed, Given, LONGEST_REASON, Pending, Waiting,
+        About, Asked, Filed, Given, LONGEST_REASON, Waiting,
         model::{Ancestor, GrantRow},
         summary,
     },
@@ -201,9 +201,16 @@ impl Engine {
         {
             before.pop();
         }
+        let mut about = event.clone();
+        if let Some(process) = &mut about.process
+            && process.argv.is_empty()
+        {
+            // People see what it is by its arguments.
+            process.argv = self.enricher.process_of(hold.pid).argv.to_vec();
+        }
         let asked = Asked {
             hold,
-            event: event.clone(),
+            event: about,
             limits: policy.approvals,
             rule_text,
             ancestry: self.ancestry(hold.pid),
@@ -462,6 +469,7 @@ impl Engine {
 
     fn look_after_tasks(&mut self, now: u64) {
         let (mut over, mut urged, mut doomed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut called = Vec::new();
         let maps = &self.kernel.maps;
         for pending in self.desk.pending_mut() {
             let mut tries = pending.restarted;
@@ -474,6 +482,9 @@ impl Engine {
                     if command && signal::is_doomed(task.pid, task.start) {
                         doomed.push(*task);
                         return true;
+                    }
+                    if !command && signal::is_called(task.pid, task.start) {
+                        called.push(*task);
                     }
                     // Where no program refuses it, others can tell a command to go on. It is frozen; that they tried is told once.
                     if command && pending.restarted == 0 && signal::stop_again(task.pid, task.start)
@@ -508,6 +519,17 @@ impl Engine {
                 );
             }
             self.thaw(task.pid);
+        }
+        for task in called {
+            // It hears the signal when it goes on; unless that ends it, its system call is done once more and parked again.
+            self.desk.excuse(task.pid, now + nanoseconds(REST));
+            if let Err(error) = signal::send(task.pid, task.start, Signal::SIGCONT) {
+                tracing::warn!(
+                    pid = task.pid,
+                    error = format!("{error:#}"),
+                    "a process that waits does not hear a signal"
+                );
+            }
         }
         for id in urged {
             if let Some(pending) = self.desk.get(&id) {
@@ -695,14 +717,8 @@ impl Engine {
         if !self.kernel.outlives_us() {
             return;
         }
-        let pending: Vec<&Pending> = self.desk.of_session(number).collect();
-        let given: Vec<&Given> = self
-            .desk
-            .given()
-            .iter()
-            .filter(|given| given.session == number)
-            .collect();
-        if let Err(error) = self.registry.write_approvals(live.id(), &pending, &given) {
+        let papers = self.desk.papers(number);
+        if let Err(error) = self.registry.write_approvals(live.id(), &papers) {
             tracing::error!(
                 session = live.id(),
                 error = format!("{error:#}"),
@@ -712,11 +728,11 @@ impl Engine {
     }
 
     /// Takes over what an earlier daemon had been asked for a session, where it still waits.
-    pub(super) fn resume_approvals(&mut self, session: &str) {
+    pub(super) fn resume_approvals(&mut self, number: u32, session: &str) {
         match self.registry.read_approvals(session) {
-            Ok(Some((pending, given))) => {
-                let ids: Vec<String> = pending.iter().map(|it| it.id.clone()).collect();
-                self.desk.restore(pending, given);
+            Ok(Some(papers)) => {
+                let ids: Vec<String> = papers.pending.iter().map(|it| it.id.clone()).collect();
+                self.desk.restore(number, papers);
                 // What the reviewer was asked by then, it was not heard to say.
                 for id in ids {
                     self.consult(&id);

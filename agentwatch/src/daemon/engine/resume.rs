@@ -280,7 +280,7 @@ impl Engine {
         });
         self.sessions.insert(record.number, live);
         self.write_down(record.number);
-        self.resume_approvals(&record.id);
+        self.resume_approvals(record.number, &record.id);
     }
 
     /// Remembers a session that is over, until the history says how much of it there is.

@@ -6,12 +6,15 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd},
         unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     },
     path::Path,
     process::{Child, Command, ExitCode, ExitStatus, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicI32, Ordering},
+    },
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -21,7 +24,7 @@ use nix::{
     pty::{ForkptyResult, forkpty},
     sched::{CloneFlags, unshare},
     sys::{
-        signal::{Signal, kill},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction},
         socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -116,7 +119,15 @@ fn act(action: &str) -> std::io::Result<String> {
             }
             Ok(times.to_string())
         }
-        // The same, and when each of them was through: CLOCK_BOOTTIME in nanoseconds.
+        "repeat-append" => {
+            let (times, path) = object.split_once(':').unwrap_or(("0", object));
+            let times: u32 = times.parse().unwrap_or(0);
+            for _ in 0..times {
+                act(&format!("append:{path}"))?;
+            }
+            Ok(times.to_string())
+        }
+        // Connects as well, and when each of them was through: CLOCK_BOOTTIME in nanoseconds.
         "stamps" => {
             let (times, address) = object.split_once(':').unwrap_or(("0", object));
             let times: u32 = times.parse().unwrap_or(0);
@@ -128,6 +139,12 @@ fn act(action: &str) -> std::io::Result<String> {
             }
             Ok(stamps.join(","))
         }
+        // A handler that writes a byte to a file whenever it is called.
+        "catch" => done(catch(Signal::SIGUSR1, SaFlags::empty(), object)),
+        "catch-restart" => done(catch(Signal::SIGUSR1, SaFlags::SA_RESTART, object)),
+        // The same for a timer that rings every 300 ms.
+        "timer" => done(catch(Signal::SIGALRM, SaFlags::empty(), object).and_then(|()| ring())),
+        "ignore" => done(ignore()),
         "first" => first_of_its_kind(object),
         // An operation of the actor's.
         "act" => {
@@ -184,6 +201,48 @@ fn said(stdout: &[u8], status: ExitStatus) -> String {
             _ => "killed".to_owned(),
         }
     )
+}
+
+/// Where the handler writes.
+static HEARD: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn hear(_signal: i32) {
+    // SAFETY: write(2) is safe in a handler, and the byte is there.
+    unsafe { libc::write(HEARD.load(Ordering::Relaxed), b"x".as_ptr().cast(), 1) };
+}
+
+fn catch(signal: Signal, flags: SaFlags, file: &str) -> std::io::Result<()> {
+    let file = fs::File::create(file)?;
+    HEARD.store(file.into_raw_fd(), Ordering::Relaxed);
+    let action = SigAction::new(SigHandler::Handler(hear), flags, SigSet::empty());
+    // SAFETY: the handler does nothing that is not safe in one.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
+
+fn ring() -> std::io::Result<()> {
+    let often = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 300_000,
+    };
+    let timer = libc::itimerval {
+        it_interval: often,
+        it_value: often,
+    };
+    // SAFETY: the value outlives the call, and the old one is not asked for.
+    nix::errno::Errno::result(unsafe {
+        libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut())
+    })?;
+    Ok(())
+}
+
+/// Ignores SIGTERM, and blocks SIGINT.
+fn ignore() -> std::io::Result<()> {
+    let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is called.
+    unsafe { sigaction(Signal::SIGTERM, &action) }?;
+    SigSet::from(Signal::SIGINT).thread_block()?;
+    Ok(())
 }
 
 /// Begins a program time after time, and tells each to go on without a pause from before it is executed; says what they said.
@@ -269,9 +328,7 @@ fn terminal(script: &str) -> std::io::Result<String> {
         std::process::exit(127);
     };
     // SAFETY: the descriptor is ours, and given away.
-    let mut master = fs::File::from(unsafe {
-        OwnedFd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(master))
-    });
+    let mut master = fs::File::from(unsafe { OwnedFd::from_raw_fd(master.into_raw_fd()) });
     let mut text = Vec::new();
     // The end of a terminal whose other side is closed is EIO.
     let _ = master.read_to_end(&mut text);

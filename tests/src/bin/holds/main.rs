@@ -9,11 +9,11 @@ mod place;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use cases::{actions::*, deciders::*, processes::*, reviewer::*, volume::*};
+use cases::{actions::*, deciders::*, processes::*, reviewer::*, signals, volume::*};
 use clap::{Parser, Subcommand};
 use place::Place;
 use serde_json::json;
@@ -42,7 +42,7 @@ enum What {
         /// Only cases whose name contains this
         #[arg(long, default_value = "")]
         only: String,
-        /// How often what is repeated is repeated
+        /// How often what is repeated is repeated; as many wait at the same time, and 300 at most
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
     },
@@ -133,6 +133,17 @@ const CASES: &[(&str, Needs, Case)] = &[
         Needs::Nothing,
         grant_for_the_session,
     ),
+    (
+        "hold_grant_of_one_session",
+        Needs::Nothing,
+        grant_of_one_session,
+    ),
+    ("hold_grant_of_one_access", Needs::Lsm, grant_of_one_access),
+    (
+        "hold_grant_not_of_children",
+        Needs::Nothing,
+        grant_not_of_children,
+    ),
     ("hold_nobody_decides", Needs::Nothing, nobody_decides),
     (
         "hold_going_on_by_itself",
@@ -140,6 +151,32 @@ const CASES: &[(&str, Needs, Case)] = &[
         going_on_by_itself,
     ),
     ("hold_killed", Needs::Nothing, killed),
+    (
+        "hold_signal_ends_a_connect",
+        Needs::Nothing,
+        signals::ends_a_connect,
+    ),
+    (
+        "hold_signal_ends_a_command",
+        Needs::Nothing,
+        signals::ends_a_command,
+    ),
+    (
+        "hold_signal_ends_an_open",
+        Needs::Lsm,
+        signals::ends_an_open,
+    ),
+    (
+        "hold_signal_heard_in_a_connect",
+        Needs::Nothing,
+        signals::heard_in_a_connect,
+    ),
+    (
+        "hold_signal_heard_in_an_open",
+        Needs::Lsm,
+        signals::heard_in_an_open,
+    ),
+    ("hold_signal_ignored", Needs::Nothing, signals::ignored),
     ("hold_session_detached", Needs::Nothing, session_detached),
     (
         "hold_same_is_one_request",
@@ -209,6 +246,12 @@ const CASES: &[(&str, Needs, Case)] = &[
         Needs::Nothing,
         escapes_are_shown_escaped,
     ),
+    (
+        "hold_unknown_destination",
+        Needs::Nothing,
+        unknown_destination,
+    ),
+    ("hold_followed", Needs::Nothing, followed),
     ("hold_owner_decides", Needs::Nothing, owner_decides),
     (
         "hold_owner_of_a_file_session",
@@ -231,6 +274,11 @@ const CASES: &[(&str, Needs, Case)] = &[
         Needs::Nothing,
         one_after_the_other,
     ),
+    (
+        "hold_one_after_the_other_on_files",
+        Needs::Lsm,
+        one_after_the_other_on_files,
+    ),
     ("hold_daemon_killed", Needs::Nothing, daemon_killed),
     // From here on with a daemon that has a reviewer.
     ("hold_reviewer", Needs::Nothing, reviewer),
@@ -249,11 +297,15 @@ fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
         if !name.contains(only) {
             continue;
         }
+        let mut milliseconds = 0;
         let (status, reason) = if let Some(reason) = needs.lacks(&place) {
             ("skip", reason.to_owned())
         } else {
             place.clean();
-            match case(&place) {
+            let since = Instant::now();
+            let outcome = case(&place);
+            milliseconds = since.elapsed().as_millis();
+            match outcome {
                 Ok(()) => ("pass", String::new()),
                 Err(error) => {
                     println!("{}", place.log());
@@ -262,7 +314,11 @@ fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
             }
         };
         good &= status != "fail";
-        println!("{} {name} {reason}", status.to_uppercase());
+        let tail = match reason.as_str() {
+            "" => format!("{milliseconds} ms"),
+            reason => reason.to_owned(),
+        };
+        println!("{} {name} {tail}", status.to_uppercase());
         println!(
             "@result {}",
             json!({"name": name, "status": status, "reason": reason})

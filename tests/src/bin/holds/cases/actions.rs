@@ -216,6 +216,77 @@ pub(crate) fn grant_for_the_session(place: &Place) -> Result<()> {
         .map(drop)
 }
 
+/// What one session was granted no other has, and a grant to read is none to write.
+pub(crate) fn grant_of_one_session(place: &Place) -> Result<()> {
+    let (_listener, address, rule) = server()?;
+    let connect = format!("connect:{address}");
+    let doing = place.session("has-it", &rule, &[&connect, &connect, "sleep:3000"])?;
+    place.approve(&["--session"])?;
+    doing.expect(1, "ok")?;
+    let other = place.session("has-it-not", &rule, &[&connect])?;
+    place.request()?;
+    other.is_waiting(0)?;
+    place.reject()?;
+    other.expect(0, &format!("error {}", libc::EPERM))?;
+    other.end()?;
+    doing.end()
+}
+
+pub(crate) fn grant_of_one_access(place: &Place) -> Result<()> {
+    let file = place.dir.path().join("granted");
+    fs::write(&file, "content")?;
+    let rule = format!("[files]\napprove = ['{}']\n", file.display());
+    let (read, append) = (
+        format!("read:{}", file.display()),
+        format!("append:{}", file.display()),
+    );
+    let doing = place.session("reads", &rule, &[&read, &read, &append, &read])?;
+    place.approve(&["--session"])?;
+    doing.expect(1, "ok content")?;
+    let request = place.request()?;
+    let access = request["file"]["access"].to_string();
+    ensure!(
+        access.contains("write") && !access.contains("read"),
+        "{request}"
+    );
+    doing.is_waiting(2)?;
+    place.reject()?;
+    doing.expect(2, &format!("error {}", libc::EACCES))?;
+    doing.expect(3, "ok content")?;
+    doing.end()
+}
+
+/// A granted command is no grant for what it does: its children are judged by the policy.
+pub(crate) fn grant_not_of_children(place: &Place) -> Result<()> {
+    let (_listener, address, rule) = server()?;
+    let script = place.work().join("publish");
+    let own = place.own()?;
+    fs::write(
+        &script,
+        format!("#!/bin/sh -e\n{own} do /dev/null connect:{address}\n"),
+    )?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let rule = format!("{rule}[exec]\napprove = [['publish', 'now']]\n");
+    let publish = format!("exec:{} now", script.display());
+    let doing = place.session("publishes", &rule, &[&publish, &publish])?;
+    ensure!(place.request()?["action"] == "exec", "the command waits");
+    place.approve(&["--session"])?;
+    for n in 0..2 {
+        // The command is granted by now, and what it starts waits by itself.
+        let request = place.requests("its child connects", |waiting| {
+            waiting.first().is_some_and(|it| it["action"] == "connect")
+        })?;
+        ensure!(
+            request[0]["ancestry"].to_string().contains("publish"),
+            "{request:?}"
+        );
+        doing.is_waiting(n)?;
+        place.reject()?;
+        doing.expect(n, "code 1")?;
+    }
+    doing.end()
+}
+
 pub(crate) fn nobody_decides(place: &Place) -> Result<()> {
     let (_listener, address, rule) = server()?;
     let action = format!("connect:{address}");
@@ -431,24 +502,48 @@ pub(crate) fn file_made_once(place: &Place) -> Result<()> {
 
 pub(crate) fn daemon_killed(place: &Place) -> Result<()> {
     let program = copy_of_echo(place, "patient")?;
-    let (_listener, address, rule) = server()?;
-    let rule = format!("{rule}[exec]\napprove = ['{program}']\n");
-    let actions = [format!("connect:{address}"), format!("exec:{program} x")];
-    let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
+    let (_listener, address, _) = server()?;
+    let (_other, rejected, _) = server()?;
+    let rule = format!(
+        "[network]\napprove = ['{address}', '{rejected}']\n[exec]\napprove = ['{program}']\n"
+    );
+    let rejected = format!("connect:{rejected}");
+    let actions = [&rejected, &format!("connect:{address}"), &rejected];
+    let actions: Vec<&str> = actions.into_iter().map(String::as_str).collect();
     let doing = place.session("patient", &rule, &actions)?;
-    for n in 0..2 {
-        let request = place.request()?;
-        place.kill_daemon()?;
-        doing.is_waiting(n)?;
-        place.start()?;
-        doing.is_waiting(n)?;
-        let again = place.request()?;
-        ensure!(
-            again["id"] == request["id"],
-            "it is another request now: {again}, and was {request}"
-        );
-        place.approve(&[])?;
-        doing.expect(n, "ok")?;
+    place.reject()?;
+    doing.expect(0, "error")?;
+    place.request()?;
+    let command = place.session("patient-command", &rule, &[&format!("exec:{program} x")])?;
+    let ids = |requests: &[Value]| -> Vec<String> {
+        let ids = requests.iter().filter_map(|it| it["id"].as_str());
+        ids.map(str::to_owned).collect()
+    };
+    let before = ids(&place.requests("both wait", |waiting| waiting.len() == 2)?);
+    place.kill_daemon()?;
+    doing.is_waiting(1)?;
+    command.is_waiting(0)?;
+    place.start()?;
+    doing.is_waiting(1)?;
+    command.is_waiting(0)?;
+    let mut again = ids(&place.requests("both wait", |waiting| waiting.len() == 2)?);
+    ensure!(
+        again.iter().all(|id| before.contains(id)),
+        "they are other requests now: {again:?}, and were {before:?}"
+    );
+    for id in again.drain(..) {
+        place.agentwatch.output(&["approve", &id])?;
     }
+    doing.expect(1, "ok")?;
+    command.expect(0, "ok")?;
+    command.end()?;
+    // What was rejected under the other daemon is known to this one.
+    let request = place.request()?;
+    ensure!(
+        request["finding"] == "repeated_after_rejection",
+        "{request}"
+    );
+    place.reject()?;
+    doing.expect(2, "error")?;
     doing.end()
 }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use super::actions::{copy_of_echo, server};
-use crate::place::Place;
+use crate::place::{Place, eventually};
 
 /// The owner of the sessions, and somebody else whom the configuration does not name.
 const OWNER: u32 = 1000;
@@ -65,6 +65,72 @@ pub(crate) fn owner_decides_on_files(place: &Place) -> Result<()> {
     doing.is_waiting(0)?;
     place.as_user(OWNER, &["approve", &id])?;
     doing.expect(0, "ok content")?;
+    doing.end()
+}
+
+/// What no rule decides on waits where the policy says so, and a person sees who wants what, why, and what was before.
+pub(crate) fn unknown_destination(place: &Place) -> Result<()> {
+    let (_listener, address, _) = server()?;
+    let (_denied, denied, _) = server()?;
+    let rule = format!(
+        "[task]\ngoal = 'look around'\n[network]\ndeny = ['{denied}']\nunknown = 'approve'\n"
+    );
+    let connect = format!("connect:{address}");
+    let doing = place.session(
+        "unknown",
+        &rule,
+        &[&format!("connect:{denied}"), &connect, &connect],
+    )?;
+    doing.expect(0, &format!("error {}", libc::EPERM))?;
+    let request = place.request()?;
+    let says = |field: &str, what: &str| {
+        let text = request[field].to_string();
+        ensure!(text.contains(what), "{field} is {text}, without {what:?}");
+        Ok(())
+    };
+    says("goal", "look around")?;
+    says("session_name", "unknown")?;
+    says("before", &denied)?;
+    says("process", &connect)?;
+    says("since", "T")?;
+    says("deadline", "T")?;
+    says("net", "127.0.0.1")?;
+    doing.is_waiting(1)?;
+    place.approve(&[])?;
+    doing.expect(1, "ok")?;
+    let request = place.request()?;
+    ensure!(
+        request["decided"][0] == format!("approved: connect {address}").as_str(),
+        "{request}"
+    );
+    place.reject()?;
+    doing.expect(2, &format!("error {}", libc::EPERM))?;
+    doing.end()
+}
+
+/// `approvals --follow` shows each request once, when it comes.
+pub(crate) fn followed(place: &Place) -> Result<()> {
+    let (_listener, address, rule) = server()?;
+    let shown = place.work().join("shown");
+    let mut follower = place
+        .agentwatch
+        .command(&["approvals", "--follow", "--json"])
+        .stdout(fs::File::create(&shown)?)
+        .spawn()?;
+    let connect = format!("connect:{address}");
+    let doing = place.session("followed", &rule, &[&connect, &connect])?;
+    let seen = || fs::read_to_string(&shown).unwrap_or_default();
+    let outcome = (0..2).try_for_each(|n| {
+        let id = id_of(&place.request()?)?;
+        eventually("it is shown", || seen().contains(&id).then_some(()))?;
+        doing.is_waiting(n)?;
+        place.approve(&[])?;
+        doing.expect(n, "ok")
+    });
+    follower.kill()?;
+    follower.wait()?;
+    outcome?;
+    ensure!(seen().lines().count() == 2, "{}", seen());
     doing.end()
 }
 
