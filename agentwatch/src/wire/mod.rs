@@ -61,6 +61,14 @@ impl Connection {
             .context("a frame is not a message that is known here")
     }
 
+    /// The next part of the collector's answer, `None` when the other end has closed.
+    pub async fn receive_answer(&mut self) -> Result<Option<collector::Answer>> {
+        match self.receive_frame().await? {
+            Some(frame) => collector::Answer::read(&frame).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// User and group of the process at the other end, as the kernel knows it.
     pub fn peer(&self) -> Result<tokio::net::unix::UCred> {
         self.framed

@@ -188,13 +188,13 @@ fn a_walk_goes_on_while_its_events_are_sealed() {
     store.insert_events(&events).expect("stored");
     let reader = Reader::open(directory.path(), Viewer::All).expect("a reader");
     let mut scan = reader.scan(&Filter::default()).expect("a walk");
-    let mut found = reader.page(&mut scan).expect("a page").events;
+    let mut found = reader.page(&mut scan).expect("a page").unpacked();
     store.seal_all().expect("sealed");
     let later: Vec<Event> = (1701..=1800).map(|n| event("s", n, Kind::Open)).collect();
     store.insert_events(&later).expect("stored");
     loop {
         let page = reader.page(&mut scan).expect("a page");
-        found.extend(page.events);
+        found.extend(page.unpacked());
         if page.last {
             break;
         }
@@ -204,7 +204,7 @@ fn a_walk_goes_on_while_its_events_are_sealed() {
     let mut newer = Vec::new();
     loop {
         let page = reader.newer(&mut scan).expect("newer");
-        newer.extend(page.events);
+        newer.extend(page.unpacked());
         if page.last {
             break;
         }
