@@ -3,6 +3,7 @@
 //!
 //! Needs root: the daemon loads programs. Without it, each test makes sure that the daemon says so, and ends.
 
+mod decisions;
 mod evidence;
 mod faults;
 mod harness;
@@ -10,5 +11,6 @@ mod layers;
 mod outlive;
 mod presets;
 mod sessions;
+mod storms;
 mod why;
 mod workloads;

@@ -11,7 +11,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, OpenFlags, Row as SqlRow, types::Value};
+use jiff::fmt::temporal::DateTimePrinter;
+use rusqlite::{Connection, OpenFlags, Row as SqlRow, functions::FunctionFlags, types::Value};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -955,9 +956,27 @@ pub(super) fn connect_bare(directory: &Path) -> Result<Connection, StoreError> {
 pub(super) fn connect(directory: &Path) -> Result<Connection, StoreError> {
     let connection = connect_bare(directory)?;
     table::register(&connection, directory)?;
+    connection.create_scalar_function(
+        "moment",
+        1,
+        FunctionFlags::SQLITE_UTF8
+            | FunctionFlags::SQLITE_DETERMINISTIC
+            | FunctionFlags::SQLITE_INNOCUOUS,
+        |context| Ok(context.get::<Option<i64>>(0)?.map(moment)),
+    )?;
     connection.execute_batch(include_str!("views.sql"))?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
+}
+
+/// Nanoseconds since 1970 as in events: RFC 3339, with all digits, so that texts order as times do.
+fn moment(nanoseconds: i64) -> String {
+    let mut text = String::with_capacity(32);
+    // Into memory, which does not fail.
+    let _ = DateTimePrinter::new()
+        .precision(Some(9))
+        .print_timestamp(&timestamp(nanoseconds), &mut text);
+    text
 }
 
 const SESSION_COLUMNS: &str =
