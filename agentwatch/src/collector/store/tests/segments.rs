@@ -600,6 +600,10 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
                 None => torn.truncate(cut),
                 Some(byte) => torn[cut..].fill(byte),
             }
+            // The end of a page can be zeroes by itself.
+            if torn == written {
+                continue;
+            }
             std::fs::write(log(there.path()), torn).expect("written");
             let found = after_cut(there.path(), &format!("cut at {cut}, {fill:?}"));
             assert_eq!(found, acknowledged, "cut at {cut}, {fill:?}");
