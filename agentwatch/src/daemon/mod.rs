@@ -70,15 +70,13 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let _lock = lock(&paths)?;
     let redactor = Arc::new(redactor(&config, &paths)?);
     let (stop, stopped) = watch::channel(false);
-    let (notifier, mut helpers) = notify::start(
-        &config.approvals.notify,
-        Arc::clone(&redactor),
-        &stopped,
-    )?;
+    let (notifier, mut helpers) =
+        notify::start(&config.approvals.notify, Arc::clone(&redactor), &stopped)?;
     let (said, opinions) = mpsc::channel(16);
     let reviewer = match &config.approvals.reviewer {
         Some(config) => {
-            let (reviewer, task) = review::start(config, Arc::clone(&redactor), said, stopped.clone())?;
+            let (reviewer, task) =
+                review::start(config, Arc::clone(&redactor), said, stopped.clone())?;
             helpers.push(task);
             Some(reviewer)
         }
@@ -130,12 +128,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         helpers.push(tokio::spawn(exporter.run(stopped.clone())));
     }
     let (events, inbox) = mpsc::channel(8192);
-    let (forward, figures) = forward::start(
-        inbox,
-        &paths,
-        config.spool.max_bytes,
-        redactor,
-    )?;
+    let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes, redactor)?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
     let mut engine = engine::Engine::new(

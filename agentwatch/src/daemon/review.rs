@@ -258,8 +258,7 @@ mod tests {
         let (said, mut opinions) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(false);
         let script = r#"jq=$(cat); case "$jq" in *hunter*) echo '{"verdict":"approve"}';; *'[redacted:'*) echo '{"verdict":"reject"}';; esac"#;
-        let (mut reviewer, task) =
-            start(&config(script, 3), redactor(), said, stopped).unwrap();
+        let (mut reviewer, task) = start(&config(script, 3), redactor(), said, stopped).unwrap();
         let mut request = request("1");
         let argv = ["curl", "--password", "hunter2", "-u", "me:hunter3"].map(str::to_owned);
         let process = request.process.as_mut().unwrap();
@@ -267,7 +266,9 @@ mod tests {
         request.ancestry.push(crate::approval::model::Ancestor {
             pid: 1,
             exe: "/bin/sh".to_owned(),
-            argv: ["sh", "-c", "TOKEN=hunter4 make"].map(str::to_owned).to_vec(),
+            argv: ["sh", "-c", "TOKEN=hunter4 make"]
+                .map(str::to_owned)
+                .to_vec(),
         });
         request.before = vec![
             "exec curl --password hunter5 -u me:hunter6 http://h/".to_owned(),
@@ -285,7 +286,8 @@ mod tests {
     async fn too_many_do_not_find_room() {
         let (said, _opinions) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(false);
-        let (mut reviewer, task) = start(&config("sleep 60", 10_000), redactor(), said, stopped).unwrap();
+        let (mut reviewer, task) =
+            start(&config("sleep 60", 10_000), redactor(), said, stopped).unwrap();
         let refused = (0..QUEUE + AT_ONCE + 2)
             .filter(|n| reviewer.ask(request(&n.to_string())).is_err())
             .count();

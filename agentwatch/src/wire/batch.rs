@@ -232,7 +232,10 @@ impl Batch<'_> {
             errno: record.errno,
             count: record.count,
             fold: owned(record.fold),
-            rule: self.rule(record).map(|rule| self.rule_of(rule)).transpose()?,
+            rule: self
+                .rule(record)
+                .map(|rule| self.rule_of(rule))
+                .transpose()?,
             process: self
                 .process(record)
                 .map(|actor| self.process_of(actor, record, time.wrapping_sub(ktime)))
@@ -498,7 +501,9 @@ impl Tables {
             strings: Vec::new(),
             texts: vec![0; self.texts.len() + 1],
         };
-        let base = records.first().map_or((0, 0), |first| (first.time, first.ktime));
+        let base = records
+            .first()
+            .map_or((0, 0), |first| (first.time, first.ktime));
         let (mut sessions, mut processes, mut rules) = (
             Kept::of(&self.sessions),
             Kept::of(&self.processes),
@@ -511,16 +516,18 @@ impl Tables {
                 record.each_text(|text| part.text(text));
                 record.time = record.time.wrapping_sub(base.0);
                 record.ktime = record.ktime.wrapping_sub(base.1);
-                record.session = sessions
-                    .index(record.session, |session| session.each_text(|text| part.text(text)));
+                record.session = sessions.index(record.session, |session| {
+                    session.each_text(|text| part.text(text))
+                });
                 if record.process > 0 {
                     record.process = 1 + processes.index(record.process - 1, |process| {
                         process.each_text(|text| part.text(text));
                     });
                 }
                 if record.rule > 0 {
-                    record.rule = 1 + rules
-                        .index(record.rule - 1, |rule| rule.each_text(|text| part.text(text)));
+                    record.rule = 1 + rules.index(record.rule - 1, |rule| {
+                        rule.each_text(|text| part.text(text))
+                    });
                 }
                 record
             })

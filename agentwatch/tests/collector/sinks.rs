@@ -456,11 +456,25 @@ async fn rsyslog_over_tls_wants_our_certificate_and_we_want_its() {
     );
     let _collector = place.start_with(&sinks(&tls)).await;
     let mut connection = place.ingest().await;
-    store(&mut connection, &Batch { number: 1, ..batch(2, 50) }).await;
+    store(
+        &mut connection,
+        &Batch {
+            number: 1,
+            ..batch(2, 50)
+        },
+    )
+    .await;
     place.delivered("tls").await;
     // It goes away, and comes back.
     receiver.end();
-    store(&mut connection, &Batch { number: 2, ..batch(3, 50) }).await;
+    store(
+        &mut connection,
+        &Batch {
+            number: 2,
+            ..batch(3, 50)
+        },
+    )
+    .await;
     place.sink("tls", |sink| sink.state == "retrying").await;
     let _receiver = rsyslog(&program, &place, &input);
     let sink = place.delivered("tls").await;

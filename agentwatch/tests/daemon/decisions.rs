@@ -19,7 +19,10 @@ const SECRET: &str = "hunter2hunter2";
 /// A web hook: hands on what is posted to it.
 fn web_hook() -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}/hook", listener.local_addr().expect("its address"));
+    let url = format!(
+        "http://{}/hook",
+        listener.local_addr().expect("its address")
+    );
     let (told, posts) = mpsc::channel();
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
@@ -65,24 +68,21 @@ fn decisions_are_told_with_names_and_reasons_and_without_secrets() {
         ),
     );
     let daemon = place.daemon_with(&["--config", config.to_str().expect("UTF-8")]);
-    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = server.local_addr().expect("its address");
-    let policy = format!("{}[network]\napprove = ['{address}']\n", policy());
-    let connect = format!(
-        "bash -c ': > /dev/tcp/{}/{}' x --password {SECRET}",
-        address.ip(),
-        address.port()
-    );
+    let policy = format!("{}[exec]\napprove = [['env', 'A=1']]\n", policy());
+    let command = format!("env A=1 true --password {SECRET}");
     let policy = place.write("policy.toml", &policy);
     let mut session = place
         .command()
         .args(["run", "--name", "decided", "--policy"])
         .arg(policy)
         .args(["--", "/bin/sh", "-c"])
-        .arg(format!("{connect}; {connect}; true"))
+        .arg(format!("{command}; {command}; true"))
         .spawn()
         .expect("start a session");
-    for (verb, reason) in [("approve", "ticket T-1 says so"), ("reject", "once is enough")] {
+    for (verb, reason) in [
+        ("approve", "ticket T-1 says so"),
+        ("reject", "once is enough"),
+    ] {
         let id = eventually("something waits for a person", || {
             let output = place.cli(&["approvals", "--json"]);
             let requests: Value = serde_json::from_slice(&output.stdout).ok()?;

@@ -8,6 +8,7 @@ mod evidence;
 mod faults;
 mod harness;
 mod layers;
+mod metrics;
 mod outlive;
 mod presets;
 mod sessions;

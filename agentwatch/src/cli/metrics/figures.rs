@@ -72,7 +72,9 @@ impl Family<'_> {
         let buckets: Vec<(f64, u64)> = ends.zip(value.buckets).collect();
         let none: Option<&std::collections::HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
         if labels.is_empty() {
-            return self.0.encode_histogram(value.sum, value.count, &buckets, none);
+            return self
+                .0
+                .encode_histogram(value.sum, value.count, &buckets, none);
         }
         self.0
             .encode_family(&labels)?
@@ -85,19 +87,23 @@ struct Page<'e, 'w>(&'e mut DescriptorEncoder<'w>);
 
 impl Page<'_, '_> {
     fn counter(&mut self, name: &'static str, help: &str) -> Result<Family<'_>, Error> {
-        let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
         Ok(Family(metric))
     }
 
     fn gauge(&mut self, name: &'static str, help: &str) -> Result<Family<'_>, Error> {
-        let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
         Ok(Family(metric))
     }
 
     fn bytes(&mut self, name: &'static str, help: &str) -> Result<Family<'_>, Error> {
-        let metric =
-            self.0
-                .encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        let metric = self
+            .0
+            .encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
         Ok(Family(metric))
     }
 
@@ -122,7 +128,10 @@ impl Collector for Figures {
         page.gauge("collector_up", "Whether the collector answers")?
             .gauge(&[], self.history.is_some().into())?;
         if !self.memory.is_empty() {
-            let mut family = page.bytes("process_resident_memory", "Resident memory of our processes")?;
+            let mut family = page.bytes(
+                "process_resident_memory",
+                "Resident memory of our processes",
+            )?;
             for (process, bytes) in &self.memory {
                 family.gauge(&[("process", process)], *bytes)?;
             }
@@ -157,9 +166,9 @@ fn daemon(page: &mut Page<'_, '_>, status: &Status) -> Result<(), Error> {
         kernel,
         costs,
     } = status;
-    page.0
-        .encode_descriptor("build", "The daemon's version", None, MetricType::Info)?
-        .encode_info(&[("version", version.as_str())].as_slice())?;
+    // A gauge, because readers of the format of before OpenMetrics know no `info`.
+    page.gauge("build_info", "The daemon's version")?
+        .gauge(&[("version", version)], 1)?;
     let mut family = page.gauge("backend_active", "What enforces on this kernel")?;
     for backend in ["bpf-lsm", "cgroup", "landlock"] {
         let active = backends.iter().any(|active| active == backend);
@@ -175,7 +184,10 @@ fn daemon(page: &mut Page<'_, '_>, status: &Status) -> Result<(), Error> {
             family.gauge(&[("coverage", known), ("mode", mode)], count.unwrap_or(0))?;
         }
     }
-    let mut family = page.counter("events", "Events since the daemon began, repetitions not counted")?;
+    let mut family = page.counter(
+        "events",
+        "Events since the daemon began, repetitions not counted",
+    )?;
     for (kind, verdicts) in events {
         for (verdict, count) in verdicts {
             family.counter(&[("kind", kind), ("verdict", verdict)], *count)?;
@@ -183,15 +195,21 @@ fn daemon(page: &mut Page<'_, '_>, status: &Status) -> Result<(), Error> {
     }
     page.counter("events_delivered", "Events that came out of the kernel")?
         .counter(&[], *events_delivered)?;
-    page.counter("events_folded", "Repetitions that are counted in other events")?
-        .counter(&[], *events_folded)?;
+    page.counter(
+        "events_folded",
+        "Repetitions that are counted in other events",
+    )?
+    .counter(&[], *events_folded)?;
     page.counter("events_lost", "Events that were declared lost")?
         .counter(&[], *events_lost)?;
     let mut family = page.gauge("events_waiting", "Events on their way to the collector")?;
     family.gauge(&[("place", "memory")], *queued)?;
     family.gauge(&[("place", "disk")], *spooled)?;
-    page.gauge("collector_connected", "Whether the daemon reaches its collector")?
-        .gauge(&[], (collector == "connected").into())?;
+    page.gauge(
+        "collector_connected",
+        "Whether the daemon reaches its collector",
+    )?
+    .gauge(&[], (collector == "connected").into())?;
     // What waits and holds now is not a count of what happened.
     let now = |name: &str| matches!(name, "tasks_that_wait" | "decisions" | "unknown_sessions");
     let mut family = page.counter(
@@ -202,8 +220,11 @@ fn daemon(page: &mut Page<'_, '_>, status: &Status) -> Result<(), Error> {
         family.counter(&[("place", place)], *count)?;
     }
     let tasks = kernel.get("tasks_that_wait").copied().unwrap_or(0);
-    page.gauge("tasks_waiting", "Tasks that wait in the kernel for a decision")?
-        .gauge(&[], tasks)?;
+    page.gauge(
+        "tasks_waiting",
+        "Tasks that wait in the kernel for a decision",
+    )?
+    .gauge(&[], tasks)?;
     if !costs.is_empty() {
         let mut family = page.counter("program_runs", "How often each kernel program ran")?;
         for (program, (runs, _)) in costs {
@@ -249,7 +270,10 @@ fn approvals(page: &mut Page<'_, '_>, status: &Status) -> Result<(), Error> {
     let mut family = page.counter("approval_findings", "Attempts to get by a decision")?;
     for (finding, count) in [
         ("bypass_attempt", metrics.all.bypass_attempts),
-        ("repeated_after_rejection", metrics.all.repeated_after_rejection),
+        (
+            "repeated_after_rejection",
+            metrics.all.repeated_after_rejection,
+        ),
     ] {
         family.counter(&[("finding", finding)], count)?;
     }
@@ -313,11 +337,17 @@ fn sinks(page: &mut Page<'_, '_>, history: &StoreStatus) -> Result<(), Error> {
     if history.sinks.is_empty() {
         return Ok(());
     }
-    let mut family = page.gauge("sink_healthy", "Whether a sink delivers, or has nothing to deliver")?;
+    let mut family = page.gauge(
+        "sink_healthy",
+        "Whether a sink delivers, or has nothing to deliver",
+    )?;
     for sink in &history.sinks {
         family.gauge(&[("sink", &sink.name)], sink.error.is_none().into())?;
     }
-    let mut family = page.gauge("sink_behind_events", "Events that a sink has yet to look at")?;
+    let mut family = page.gauge(
+        "sink_behind_events",
+        "Events that a sink has yet to look at",
+    )?;
     for sink in &history.sinks {
         family.gauge(&[("sink", &sink.name)], sink.behind)?;
     }

@@ -49,8 +49,9 @@ impl MetricsArgs {
         }
         let text = text(runtime_dir).await?;
         match self.output {
-            Some(path) => exchange(&path, &text)
-                .with_context(|| format!("write {}", path.display()))?,
+            Some(path) => {
+                exchange(&path, &text).with_context(|| format!("write {}", path.display()))?
+            }
             None => print!("{text}"),
         }
         Ok(ExitCode::SUCCESS)

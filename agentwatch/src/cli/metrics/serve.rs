@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -52,9 +55,9 @@ impl FromStr for Listen {
                 Err(format!("{path:?} is no absolute path"))
             };
         }
-        let address: SocketAddr = text
-            .parse()
-            .map_err(|_| format!("{text:?} is neither ADDRESS:PORT nor unix:PATH; hint: 127.0.0.1:9464"))?;
+        let address: SocketAddr = text.parse().map_err(|_| {
+            format!("{text:?} is neither ADDRESS:PORT nor unix:PATH; hint: 127.0.0.1:9464")
+        })?;
         if address.ip().is_loopback() {
             Ok(Self::Tcp(address))
         } else {
@@ -161,9 +164,17 @@ async fn answer(
     directory: Arc<Path>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (status, kind, body) = if request.uri().path() != "/metrics" {
-        (StatusCode::NOT_FOUND, "text/plain", "figures are at /metrics\n".to_owned())
+        (
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "figures are at /metrics\n".to_owned(),
+        )
     } else if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET\n".to_owned())
+        (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "GET\n".to_owned(),
+        )
     } else {
         match super::text(&directory).await {
             Ok(text) => (StatusCode::OK, FORMAT, text),
@@ -187,7 +198,11 @@ mod tests {
 
     #[test]
     fn only_this_host_is_listened_on() {
-        for good in ["127.0.0.1:9464", "[::1]:9464", "unix:/run/agentwatch/metrics.sock"] {
+        for good in [
+            "127.0.0.1:9464",
+            "[::1]:9464",
+            "unix:/run/agentwatch/metrics.sock",
+        ] {
             assert_eq!(good.parse::<Listen>().unwrap().to_string(), good);
         }
         for (wrong, says) in [

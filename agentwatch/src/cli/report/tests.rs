@@ -211,7 +211,10 @@ fn approvals_say_who_and_why_in_every_form() {
     ]);
     let document = document::of(&report);
     for page in [html::of(&document), markdown::of(&document)] {
-        let page = page.replace('\\', "").replace("&lt;", "<").replace("&gt;", ">");
+        let page = page
+            .replace('\\', "")
+            .replace("&lt;", "<")
+            .replace("&gt;", ">");
         for part in [
             "requested",
             "reviewer /usr/bin/review",
