@@ -22,7 +22,7 @@ use crate::harness::*;
 const OPENS: u64 = 20_000;
 const FILES: u64 = 500;
 const DENIALS: u64 = 100;
-const PROCESSES: u64 = 2_000;
+const PROCESSES: u64 = 1_000;
 const CONNECTS: u64 = 5_000;
 
 /// Bash opens and connects by itself, without a process for each.
@@ -74,6 +74,10 @@ fn settle(place: &Place, name: &str, mut storm: Storm) -> u64 {
         !place.work().join("wrong").exists(),
         "a denied file was opened"
     );
+    eventually("the session's end is in the record", || {
+        let output = place.cli(&["events", name, "--kind", "session", "--format", "jsonl"]);
+        text(&output.stdout).contains("\"ended\"").then_some(())
+    });
     let events = place.ended(name);
     accounted(&events);
     let lost: u64 = events
