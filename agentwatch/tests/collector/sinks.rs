@@ -349,6 +349,45 @@ async fn rsyslog_takes_datagrams_too() {
     }
 }
 
+#[tokio::test]
+async fn a_sink_takes_the_sessions_that_it_names() {
+    let place = Place::new();
+    let sink = |name: &str, sessions: &str| {
+        let path = place.path(name);
+        format!(
+            "[[sink]]\nname = {name:?}\nsessions = [{sessions}]\n[sink.file]\npath = {path:?}\n"
+        )
+    };
+    let sinks = sink("by-name", "\"ci-*\", \"docs\"") + &sink("by-id", "\"id-2\"");
+    let _collector = place.start_with(&sinks).await;
+    let mut connection = place.ingest().await;
+    let mut events = batch(1, 60).events;
+    for (n, event) in events.iter_mut().enumerate() {
+        event.session.id = format!("id-{}", n % 4);
+        event.session.name = ["ci-lint", "ci-test", "docs", "agent"][n % 4].to_owned();
+    }
+    let of = |wanted: &[usize]| -> Vec<String> {
+        let wanted = events
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| wanted.contains(&(n % 4)));
+        wanted.map(|(_, event)| event.id.clone()).collect()
+    };
+    let (by_name, by_id) = (of(&[0, 1, 2]), of(&[2]));
+    store(
+        &mut connection,
+        &Batch {
+            number: 1,
+            events: events.clone(),
+        },
+    )
+    .await;
+    for (name, wanted) in [("by-name", by_name), ("by-id", by_id)] {
+        place.delivered(name).await;
+        assert_eq!(json_ids(&place.path(name)), wanted, "{name}");
+    }
+}
+
 /// An authority, and certificates of a server and a client by it: the files by their names.
 fn authority(place: &Place, openssl: &Path) {
     let run = |arguments: &[&str]| {

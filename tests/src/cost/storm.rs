@@ -20,7 +20,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use super::{DIR, POLICY};
+use super::DIR;
 use crate::harness::{agentwatch::Daemon, compare};
 
 /// What a result line begins with.
@@ -98,7 +98,7 @@ impl Load {
             Self::OneFile | Self::ManyFiles => {
                 event["kind"] == "open" && path().starts_with(&format!("{DIR}/storm/"))
             }
-            Self::Processes => event["kind"] == "exec" && path() == format!("{DIR}/nothing"),
+            Self::Processes => event["kind"] == "exec" && Path::new(path()) == nothing(),
             Self::Connects => event["kind"] == "connect" && event["net"]["port"] == PORT,
         }
     }
@@ -126,7 +126,7 @@ impl Trouble {
 pub fn all(agentwatch: &Path) -> Result<()> {
     let root = tempfile::tempdir()?;
     let policy = root.path().join("policy.toml");
-    fs::write(&policy, POLICY)?;
+    fs::write(&policy, self::policy()?)?;
     prepare()?;
     let mut storms = Storms {
         policy,
@@ -151,6 +151,20 @@ pub fn all(agentwatch: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a storm may do. Nothing is denied inside of what is allowed, so that kernels without BPF LSM can hold it too.
+fn policy() -> Result<String> {
+    let own = std::env::current_exe()?;
+    let own = own.parent().context("the directory of this program")?;
+    Ok(format!(
+        "[files]\n\
+         read = ['/usr', '/lib', '/lib64', '/bin', '/etc', '/proc', '{DIR}/storm']\n\
+         write = ['{DIR}/out', '/dev/null']\n\
+         exec = ['/usr', '/lib', '/lib64', '/bin', '{DIR}/bin', '{}']\n\
+         [network]\nallow = ['127.0.0.1:{PORT}']\n",
+        own.display()
+    ))
+}
+
 /// The files that are opened, the program that is executed, and what takes connections.
 fn prepare() -> Result<()> {
     let dir = Path::new(DIR).join("storm");
@@ -159,8 +173,11 @@ fn prepare() -> Result<()> {
         File::create(dir.join(index.to_string()))?;
     }
     fs::write(Path::new(DIR).join("denied"), "x")?;
+    for name in ["bin", "out"] {
+        fs::create_dir_all(Path::new(DIR).join(name))?;
+    }
     // Under a name of its own, so that its executions are known by it.
-    fs::copy(std::env::current_exe()?, Path::new(DIR).join("nothing"))?;
+    fs::copy(std::env::current_exe()?, nothing())?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT))?;
     thread::spawn(move || listener.incoming().for_each(drop));
     Ok(())
@@ -174,7 +191,7 @@ struct Storms {
 impl Storms {
     fn storm(&mut self, load: Load, trouble: Trouble) -> Result<()> {
         let session = format!("storm-{load:?}-{trouble:?}").to_lowercase();
-        let begun = Path::new(DIR).join("begun");
+        let begun = begun();
         let _ = fs::remove_file(&begun);
         let started = Instant::now();
         let mut command = self.daemon.agentwatch.command(&["run", "--policy"]);
@@ -301,9 +318,19 @@ impl Storms {
     }
 }
 
+/// The short process.
+fn nothing() -> PathBuf {
+    Path::new(DIR).join("bin/nothing")
+}
+
+/// A file that is there when a flood has begun.
+fn begun() -> PathBuf {
+    Path::new(DIR).join("out/begun")
+}
+
 /// Says that the flood has begun.
 fn begin() -> Result<()> {
-    fs::File::create(Path::new(DIR).join("begun"))?.write_all(b"x")?;
+    File::create(begun())?.write_all(b"x")?;
     Ok(())
 }
 
@@ -325,9 +352,7 @@ pub fn opens(files: u64, count: u64) -> Result<()> {
 pub fn processes(count: u64) -> Result<()> {
     begin()?;
     for _ in 0..count {
-        let status = Command::new(Path::new(DIR).join("nothing"))
-            .arg("nothing")
-            .status()?;
+        let status = Command::new(nothing()).arg("nothing").status()?;
         ensure!(status.success(), "a short process ended with {status}");
     }
     Ok(())
