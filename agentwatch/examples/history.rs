@@ -257,7 +257,7 @@ impl Collector {
             }
         }
         for frame in frames {
-            match serde_json::from_slice(&frame)? {
+            match Answer::read(&frame)? {
                 Answer::Events { events } => rows += events.len(),
                 Answer::Rows { rows: some } => rows += some.len(),
                 Answer::Sessions { sessions } => rows += sessions.len(),

@@ -80,6 +80,12 @@ pub fn for_testing() -> Result<()> {
         ),
         ("chromium", "chromium", "opens reports"),
         ("rsyslogd", "rsyslog", "receives events"),
+        ("", "rsyslog-gnutls", "receives events over TLS"),
+        (
+            "prometheus",
+            "prometheus",
+            "scrapes metrics, and checks their rules",
+        ),
         ("openssl", "openssl", "makes certificates for receivers"),
         (
             "python3",

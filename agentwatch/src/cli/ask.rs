@@ -39,7 +39,7 @@ pub async fn ask(
         .context("ask the collector")?;
     loop {
         match connection
-            .receive()
+            .receive_answer()
             .await
             .context("read the collector's answer")?
         {

@@ -9,6 +9,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod events;
+pub mod metrics;
 mod notes;
 pub mod output;
 pub mod policy;

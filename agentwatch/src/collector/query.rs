@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tokio::{
     net::UnixStream,
@@ -181,8 +182,8 @@ async fn events(
         let (back, passed, page) = newer(reader, scan).await?;
         (reader, scan) = (back, passed);
         let Page { events, last } = page;
-        if !events.is_empty() {
-            send(connection, &Answer::Events { events }, unread).await?;
+        if let Some(events) = events {
+            pass(connection, events, unread).await?;
         }
         if !last {
             continue;
@@ -294,9 +295,7 @@ async fn sql(
             }
             Part::Rows(rows) => {
                 let frame = Answer::rows_frame(&rows);
-                timeout(shared.limits.unread_part, connection.send_frame(frame))
-                    .await
-                    .context("the asker does not read the answer")??;
+                pass(connection, frame, shared.limits.unread_part).await?;
             }
         }
     }
@@ -399,8 +398,8 @@ async fn walk(
         .await?;
         (reader, scan) = (back, passed);
         let Page { events, last } = page;
-        if !events.is_empty() {
-            send(connection, &Answer::Events { events }, unread).await?;
+        if let Some(events) = events {
+            pass(connection, events, unread).await?;
         }
         if last {
             return Ok((reader, scan));
@@ -424,6 +423,12 @@ async fn blocking<T: Send + 'static>(
         .await
         .context("reading the history ended in a panic")?;
     Ok(result?)
+}
+
+async fn pass(connection: &mut Connection, frame: Bytes, unread: Duration) -> Result<()> {
+    timeout(unread, connection.send_frame(frame))
+        .await
+        .context("the asker does not read the answer")?
 }
 
 async fn send(connection: &mut Connection, answer: &Answer, unread: Duration) -> Result<()> {

@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::{
+    cli::metrics::Listen,
     event::redact::Custom,
     session::{managed, watch::WatchRule},
     sinks::{self, SinkConfig},
@@ -30,6 +31,15 @@ pub struct Config {
     pub redact: Vec<Custom>,
     /// Where events are sent.
     pub sink: Vec<SinkConfig>,
+    pub metrics: MetricsConfig,
+}
+
+/// Figures for Prometheus.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where they are served; nowhere where it is absent.
+    pub listen: Option<Listen>,
 }
 
 /// A directory, the usual one where none is named.
@@ -195,6 +205,16 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("spol"), "{error}");
+    }
+
+    #[test]
+    fn metrics_are_for_this_host() {
+        let config = toml::from_str::<Config>("[metrics]\nlisten = '127.0.0.1:9464'\n").unwrap();
+        assert!(config.metrics.listen.is_some());
+        let error = toml::from_str::<Config>("[metrics]\nlisten = '0.0.0.0:9464'\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("hint: 127.0.0.1:9464"), "{error}");
     }
 
     #[test]

@@ -56,6 +56,25 @@ pub struct Figures {
     pub spooled: AtomicU64,
     pub lost: AtomicU64,
     pub connected: AtomicBool,
+    /// Events that were passed on, by kind and verdict.
+    passed: [[AtomicU64; Verdict::ALL.len()]; Kind::ALL.len()],
+}
+
+impl Figures {
+    /// Events by kind, then by verdict, as far as there were any.
+    pub fn events(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let mut events: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        for (kind, counts) in Kind::ALL.iter().zip(&self.passed) {
+            for (verdict, count) in Verdict::ALL.iter().zip(counts) {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 {
+                    let of_kind = events.entry(kind.name().to_owned()).or_default();
+                    of_kind.insert(verdict.name().to_owned(), count);
+                }
+            }
+        }
+        events
+    }
 }
 
 /// Starts the forwarder on a thread of its own: it may wait for the disk. It ends when `inbox` is closed.
@@ -63,7 +82,7 @@ pub fn start(
     inbox: mpsc::Receiver<Event>,
     paths: &Paths,
     max_bytes: u64,
-    redactor: Redactor,
+    redactor: Arc<Redactor>,
 ) -> Result<(JoinHandle<()>, Arc<Figures>)> {
     let (spool, damage) = Spool::open(&paths.state.join("spool"), max_bytes)?;
     let figures = Arc::new(Figures::default());
@@ -108,7 +127,7 @@ struct Forwarder {
     /// What could not be kept, by session.
     losses: BTreeMap<String, (SessionRef, Loss)>,
     host: Host,
-    redactor: Redactor,
+    redactor: Arc<Redactor>,
     figures: Arc<Figures>,
 }
 
@@ -159,6 +178,8 @@ impl Forwarder {
             // Before anything is sent or written.
             for event in &mut events {
                 self.redactor.event(event);
+                self.figures.passed[event.kind as usize][event.verdict as usize]
+                    .fetch_add(1, Ordering::Relaxed);
             }
             // An event can be long (control characters of a name take six bytes each in JSON): by way of the disk,
             // batches are measured in bytes.

@@ -6,6 +6,7 @@
 pub mod config;
 mod control;
 mod engine;
+mod exporter;
 mod forward;
 mod hook;
 mod launch;
@@ -21,6 +22,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -65,18 +67,21 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         fs::set_permissions(dir, fs::Permissions::from_mode(mode))
             .with_context(|| format!("open {} to readers", dir.display()))?;
     }
+    let _lock = lock(&paths)?;
+    let redactor = Arc::new(redactor(&config, &paths)?);
     let (stop, stopped) = watch::channel(false);
-    let (notifier, mut helpers) = notify::start(&config.approvals.notify, &stopped)?;
+    let (notifier, mut helpers) =
+        notify::start(&config.approvals.notify, Arc::clone(&redactor), &stopped)?;
     let (said, opinions) = mpsc::channel(16);
     let reviewer = match &config.approvals.reviewer {
         Some(config) => {
-            let (reviewer, task) = review::start(config, said, stopped.clone())?;
+            let (reviewer, task) =
+                review::start(config, Arc::clone(&redactor), said, stopped.clone())?;
             helpers.push(task);
             Some(reviewer)
         }
         None => None,
     };
-    let _lock = lock(&paths)?;
     let listener = control::listen(&paths.runtime)?;
     let started = Instant::now();
     let pins = match Pins::open(&paths.runtime) {
@@ -112,13 +117,18 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     unsafe { libc::malloc_trim(0) };
 
     let collector = supervise::Collector::new(&config, &paths)?;
+    if let Some(listen) = config.metrics.listen.clone() {
+        let (uid, gid) = collector.user();
+        let exporter = exporter::Exporter {
+            listen,
+            runtime: paths.runtime.clone(),
+            uid,
+            gid,
+        };
+        helpers.push(tokio::spawn(exporter.run(stopped.clone())));
+    }
     let (events, inbox) = mpsc::channel(8192);
-    let (forward, figures) = forward::start(
-        inbox,
-        &paths,
-        config.spool.max_bytes,
-        redactor(&config, &paths)?,
-    )?;
+    let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes, redactor)?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);
     let mut engine = engine::Engine::new(
@@ -168,7 +178,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     for helper in helpers {
         helper
             .await
-            .context("wait for the reviewer and what notifies")?;
+            .context("wait for the reviewer, what notifies, and what serves metrics")?;
     }
     reckoner.await.context("wait for the reckoner")?;
     supervisor.await.context("wait for the collector")?;

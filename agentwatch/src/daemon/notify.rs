@@ -1,4 +1,4 @@
-//! Tells a command and a web hook of requests and decisions: the `approval` event as JSON. Nothing waits for them. What does not
+//! Tells a command and a web hook of requests and decisions: the `approval` event as JSON, without its secrets. Nothing waits for them. What does not
 //! find room, or fails, is counted and logged.
 
 use std::sync::{
@@ -16,7 +16,7 @@ use super::{config::NotifyConfig, hook::Hook};
 use crate::{
     approval::metrics::Notifications,
     cli::webhook,
-    event::{Event, model::Step},
+    event::{Event, model::Step, redact::Redactor},
 };
 
 /// Notifications that wait for a command.
@@ -30,10 +30,10 @@ struct Figures {
 }
 
 /// What the engine tells.
-#[derive(Default)]
 pub struct Notifier {
     hooks: Vec<mpsc::Sender<Arc<[u8]>>>,
     figures: Arc<Figures>,
+    redactor: Arc<Redactor>,
 }
 
 impl Notifier {
@@ -53,7 +53,9 @@ impl Notifier {
         if self.hooks.is_empty() || !told {
             return;
         }
-        let json: Arc<[u8]> = match serde_json::to_vec(event) {
+        let mut event = event.clone();
+        self.redactor.event(&mut event);
+        let json: Arc<[u8]> = match serde_json::to_vec(&event) {
             Ok(json) => json.into(),
             Err(error) => {
                 tracing::error!(%error, "a notification cannot be encoded");
@@ -89,6 +91,7 @@ impl Notifier {
 /// Where the configuration makes no sense.
 pub fn start(
     config: &NotifyConfig,
+    redactor: Arc<Redactor>,
     stopped: &watch::Receiver<bool>,
 ) -> Result<(Notifier, Vec<JoinHandle<()>>)> {
     const KEY: &str = "approvals.notify";
@@ -103,7 +106,11 @@ pub fn start(
         let command = ["/proc/self/exe", "webhook", url].map(str::to_owned);
         hooks.push(Hook::new(KEY, &command, None, config.deadline)?);
     }
-    let mut notifier = Notifier::default();
+    let mut notifier = Notifier {
+        hooks: Vec::new(),
+        figures: Arc::default(),
+        redactor,
+    };
     let mut tasks = Vec::new();
     for hook in hooks {
         let (queue, told) = mpsc::channel(QUEUE);
@@ -146,5 +153,56 @@ async fn run(
     let left = told.len();
     if left > 0 {
         tracing::warn!(left, command = hook.name(), "notifications were not sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, time::Duration};
+
+    use super::*;
+    use crate::event::{Kind, samples::sample};
+
+    #[tokio::test]
+    async fn secrets_are_not_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = dir.path().join("told");
+        std::fs::write(&told, "").unwrap();
+        for (path, mode) in [(dir.path(), 0o755), (told.as_path(), 0o666)] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        let script = format!("cat >> {}", told.display());
+        let config = NotifyConfig {
+            command: ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
+            user: nix::unistd::User::from_uid(nix::unistd::geteuid())
+                .unwrap()
+                .map(|user| user.name),
+            ..NotifyConfig::default()
+        };
+        let (stop, stopped) = watch::channel(false);
+        let redactor = Arc::new(Redactor::new([7; 32], &[]).unwrap());
+        let (notifier, tasks) = start(&config, redactor, &stopped).unwrap();
+        let mut event = sample(Kind::Approval);
+        let process = event.process.as_mut().unwrap();
+        process.argv = ["curl", "--token", "hunter2hunter2", "-u", "me:hunter3"]
+            .map(str::to_owned)
+            .to_vec();
+        event.approval.as_mut().unwrap().step = Step::Requested;
+        event.approval.as_mut().unwrap().reason =
+            Some("needs ghp_0123456789abcdefghijABCDEFGHIJ012345".to_owned());
+        notifier.tell(&event);
+        while notifier.figures().sent == 0 {
+            assert_eq!(notifier.figures().failed, 0);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let text = std::fs::read_to_string(&told).unwrap();
+        for secret in ["hunter2", "hunter3", "ghp_"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert_eq!(text.matches("[redacted:").count(), 3, "{text}");
+        stop.send(true).unwrap();
+        for task in tasks {
+            task.await.unwrap();
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Asks the reviewer's command about actions that wait, beside the engine: neither waits for the other.
+//! Asks the reviewer's command about actions that wait, without their secrets, beside the engine: neither waits for the other.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,10 @@ use tokio::{
 };
 
 use super::{config::ReviewerConfig, hook::Hook};
-use crate::approval::{LONGEST_REASON, Opinion, model::Request};
+use crate::{
+    approval::{LONGEST_REASON, Opinion, model::Request},
+    event::redact::Redactor,
+};
 
 /// Requests that wait for the reviewer.
 const QUEUE: usize = 64;
@@ -31,6 +34,7 @@ pub struct Reviewer {
     requests: mpsc::Sender<Request>,
     most: usize,
     times: VecDeque<Instant>,
+    redactor: Arc<Redactor>,
 }
 
 /// What it says to a request.
@@ -43,7 +47,7 @@ pub struct Reviewed {
 impl Reviewer {
     /// # Errors
     /// Why it cannot be asked: then a person is to decide.
-    pub fn ask(&mut self, request: Request) -> Result<(), &'static str> {
+    pub fn ask(&mut self, mut request: Request) -> Result<(), &'static str> {
         let now = Instant::now();
         while self
             .times
@@ -55,6 +59,7 @@ impl Reviewer {
         if self.times.len() >= self.most {
             return Err("the reviewer was asked max_per_minute times already");
         }
+        self.redactor.request(&mut request);
         self.requests
             .try_send(request)
             .map_err(|_| "too many requests wait for the reviewer")?;
@@ -69,6 +74,7 @@ impl Reviewer {
 /// Where the configuration makes no sense.
 pub fn start(
     config: &ReviewerConfig,
+    redactor: Arc<Redactor>,
     said: mpsc::Sender<Reviewed>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(Reviewer, tokio::task::JoinHandle<()>)> {
@@ -93,6 +99,7 @@ pub fn start(
         requests,
         most: config.max_per_minute as usize,
         times: VecDeque::new(),
+        redactor,
     };
     let task = tokio::spawn(run(hook, longest, asked, said, stopped));
     Ok((reviewer, task))
@@ -196,6 +203,10 @@ mod tests {
         }
     }
 
+    fn redactor() -> Arc<Redactor> {
+        Arc::new(Redactor::new([7; 32], &[]).unwrap())
+    }
+
     fn config(script: &str, max_per_minute: u32) -> ReviewerConfig {
         ReviewerConfig {
             command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
@@ -215,7 +226,7 @@ mod tests {
         let (stop, stopped) = watch::channel(false);
         let script =
             r#"grep -q '"id":"2"' && echo '{"verdict":"reject"}' || echo '{"verdict":"approve"}'"#;
-        let (mut reviewer, task) = start(&config(script, 3), said, stopped).unwrap();
+        let (mut reviewer, task) = start(&config(script, 3), redactor(), said, stopped).unwrap();
         for id in ["1", "2", "3"] {
             reviewer.ask(request(id)).unwrap();
         }
@@ -240,10 +251,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_is_told_no_secrets() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (said, mut opinions) = mpsc::channel(16);
+        let (stop, stopped) = watch::channel(false);
+        let script = r#"jq=$(cat); case "$jq" in *hunter*) echo '{"verdict":"approve"}';; *'[redacted:'*) echo '{"verdict":"reject"}';; esac"#;
+        let (mut reviewer, task) = start(&config(script, 3), redactor(), said, stopped).unwrap();
+        let mut request = request("1");
+        let argv = ["curl", "--password", "hunter2", "-u", "me:hunter3"].map(str::to_owned);
+        let process = request.process.as_mut().unwrap();
+        process.argv = argv.to_vec();
+        request.ancestry.push(crate::approval::model::Ancestor {
+            pid: 1,
+            exe: "/bin/sh".to_owned(),
+            argv: ["sh", "-c", "TOKEN=hunter4 make"]
+                .map(str::to_owned)
+                .to_vec(),
+        });
+        request.before = vec![
+            "exec curl --password hunter5 -u me:hunter6 http://h/".to_owned(),
+            "exec curl -H Authorization: Bearer hunter7hunter7hunter7".to_owned(),
+        ];
+        request.decided = vec!["approved: exec sshpass -p hunter8 ssh x".to_owned()];
+        reviewer.ask(request).unwrap();
+        let opinion = opinions.recv().await.expect("an opinion").opinion;
+        assert!(matches!(opinion, Opinion::Reject { .. }), "{opinion:?}");
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn too_many_do_not_find_room() {
         let (said, _opinions) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(false);
-        let (mut reviewer, task) = start(&config("sleep 60", 10_000), said, stopped).unwrap();
+        let (mut reviewer, task) =
+            start(&config("sleep 60", 10_000), redactor(), said, stopped).unwrap();
         let refused = (0..QUEUE + AT_ONCE + 2)
             .filter(|n| reviewer.ask(request(&n.to_string())).is_err())
             .count();
@@ -259,7 +303,7 @@ mod tests {
             change(&mut config);
             let (said, _opinions) = mpsc::channel(1);
             let (_stop, stopped) = watch::channel(false);
-            match start(&config, said, stopped) {
+            match start(&config, redactor(), said, stopped) {
                 Ok(_) => String::new(),
                 Err(error) => format!("{error:#}"),
             }

@@ -89,6 +89,11 @@ impl Collector {
         Ok(collector)
     }
 
+    /// User and group that it runs as.
+    pub fn user(&self) -> (u32, u32) {
+        (self.uid, self.gid)
+    }
+
     /// Keeps it running until told to stop, then ends it.
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
         let mut delay = FIRST_DELAY;

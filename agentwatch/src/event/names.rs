@@ -2,7 +2,7 @@
 //!
 //! They are the names that serde gives them in an event, and a test holds the two together.
 
-use super::model::{Coverage, Kind, Layer, Mode, Verdict};
+use super::model::{Coverage, DeciderKind, Kind, Layer, Mode, Step, Verdict};
 
 impl Kind {
     /// Every kind, in the order of the model.
@@ -88,6 +88,37 @@ impl Layer {
             Layer::Managed => "managed",
             Layer::Task => "task",
             Layer::Default => "default",
+        }
+    }
+}
+
+impl Step {
+    /// The name in an event.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Step::Requested => "requested",
+            Step::Shown => "shown",
+            Step::Escalated => "escalated",
+            Step::Approved => "approved",
+            Step::Rejected => "rejected",
+            Step::Expired => "expired",
+            Step::Withdrawn => "withdrawn",
+            Step::Resumed => "resumed",
+            Step::Revoked => "revoked",
+            Step::Unasked => "unasked",
+        }
+    }
+}
+
+impl DeciderKind {
+    /// The name in an event.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DeciderKind::User => "user",
+            DeciderKind::Reviewer => "reviewer",
+            DeciderKind::Timeout => "timeout",
+            DeciderKind::Limit => "limit",
+            DeciderKind::Session => "session",
         }
     }
 }

@@ -10,7 +10,8 @@ use std::borrow::Cow;
 use regex::{Captures, Regex, RegexSet};
 use serde::Deserialize;
 
-use super::model::{Event, Lifecycle, PolicyRecord};
+use super::model::{Event, Kind, Lifecycle, PolicyRecord};
+use crate::approval::model::Request;
 
 /// A pattern of the administrator's.
 #[derive(Clone, Debug, Deserialize)]
@@ -198,6 +199,80 @@ impl Redactor {
             }
             Some(Lifecycle::Reloaded { rules, .. }) => self.record(rules.as_deref_mut()),
             _ => {}
+        }
+        if let Some(reason) = event
+            .approval
+            .as_mut()
+            .and_then(|approval| approval.reason.as_mut())
+        {
+            self.in_place(reason, false);
+        }
+    }
+
+    /// Takes the secrets out of a request, before a command that is no part of us is told of it.
+    pub fn request(&self, request: &mut Request) {
+        // By name, so that a new field cannot be forgotten here.
+        let Request {
+            id: _,
+            session: _,
+            session_name,
+            goal,
+            uid: _,
+            action: _,
+            file,
+            target,
+            net,
+            rule: _,
+            rule_text,
+            process,
+            ancestry,
+            before,
+            decided,
+            since: _,
+            deadline: _,
+            on_timeout: _,
+            tasks: _,
+            tries: _,
+            once_only: _,
+            finding: _,
+            review,
+        } = request;
+        if let Some(process) = process {
+            self.arguments(&mut process.argv);
+            self.in_place(&mut process.exe, false);
+            self.in_place(&mut process.cwd, false);
+        }
+        for ancestor in ancestry {
+            self.arguments(&mut ancestor.argv);
+            self.in_place(&mut ancestor.exe, false);
+        }
+        for file in [file, target].into_iter().flatten() {
+            self.in_place(&mut file.path, false);
+        }
+        if let Some(net) = net {
+            for text in [&mut net.path, &mut net.domain].into_iter().flatten() {
+                self.in_place(text, false);
+            }
+        }
+        for text in [goal, review].into_iter().flatten() {
+            self.in_place(text, false);
+        }
+        for text in [session_name, rule_text] {
+            self.in_place(text, false);
+        }
+        for line in before.iter_mut().chain(decided) {
+            self.line(line);
+        }
+    }
+
+    /// A line of a request: what was done, which ends in the arguments where it is a command.
+    fn line(&self, line: &mut String) {
+        self.in_place(line, true);
+        let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let exec = words.iter().position(|word| word == Kind::Exec.name());
+        if let Some(arguments) = exec.and_then(|exec| words.get_mut(exec + 1..)) {
+            self.arguments(arguments);
+            *line = words.join(" ");
         }
     }
 

@@ -489,6 +489,18 @@ impl Kernel {
             .collect()
     }
 
+    /// How often each program ran, and for how many nanoseconds together: only while `kernel.bpf_stats_enabled` is set.
+    pub fn costs(&self) -> BTreeMap<String, (u64, u64)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                let nanoseconds = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+                (info.run_count() > 0).then(|| (name.to_owned(), (info.run_count(), nanoseconds)))
+            })
+            .collect()
+    }
+
     /// Whether system-call tracepoints do the tracing, because the kernel refuses LSM programs.
     pub fn traces_by_syscall(&self) -> bool {
         self.file_backend == Backend::Landlock

@@ -110,6 +110,9 @@ pub struct SyslogTarget {
     /// Facility, as in syslog.conf.
     #[serde(default = "SyslogTarget::facility")]
     pub facility: String,
+    /// Id of the structured data, `NAME@NUMBER` with the number that IANA gave to an enterprise.
+    #[serde(default = "SyslogTarget::sd_id")]
+    pub sd_id: String,
     #[serde(default)]
     pub tls: Tls,
 }
@@ -117,6 +120,11 @@ pub struct SyslogTarget {
 impl SyslogTarget {
     fn facility() -> String {
         "local0".to_owned()
+    }
+
+    /// 32473 is the number that IANA keeps for examples (RFC 5612): agentwatch has none of its own.
+    fn sd_id() -> String {
+        "agentwatch@32473".to_owned()
     }
 }
 
@@ -434,6 +442,14 @@ mod tests {
             (
                 "[[sink]]\nname = \"a\"\n[sink.syslog]\naddress = \"siem:514\"\n",
                 "tcp://HOST:PORT",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.syslog]\naddress = \"udp://siem:514\"\nsd_id = \"agentwatch\"\n",
+                "NAME@NUMBER",
+            ),
+            (
+                "[[sink]]\nname = \"a\"\n[sink.syslog]\naddress = \"udp://siem:514\"\nsd_id = \"a] b@1\"\n",
+                "NAME@NUMBER",
             ),
             (
                 "[[sink]]\nname = \"a\"\n[sink.http]\nurl = \"siem\"\n",

@@ -31,12 +31,12 @@ const SETTLING: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the receiver's kernel has everything.
 const LOOK: Duration = Duration::from_millis(2);
-/// The element of structured data. 32473 is the number that IANA keeps for examples: agentwatch has none of its own.
-const ELEMENT: &str = "agentwatch@32473";
 
 pub(crate) struct Syslog {
     to: To,
     facility: Facility,
+    /// Id of the structured data.
+    element: String,
     format: Format,
     connection: Option<Connection>,
     /// For the host that events come from.
@@ -62,6 +62,7 @@ impl Syslog {
         Ok(Self {
             to: address(target)?,
             facility: facility(&target.facility)?,
+            element: element(&target.sd_id)?,
             format,
             connection: None,
             formatter: None,
@@ -159,7 +160,7 @@ impl Syslog {
             // As bytes, because as text the message would begin with a byte order mark, which receivers do not take off.
             Msg::NonUnicodeBytes(&line),
             Some(event.kind.name()),
-            [(ELEMENT, data)],
+            [(self.element.as_str(), data)],
         )?;
         Ok(message)
     }
@@ -339,6 +340,30 @@ fn address(target: &SyslogTarget) -> Result<To> {
             To::Tls(host, port(6514), super::tls::client(&target.tls, &[])?)
         }
     })
+}
+
+/// An SD-ID of RFC 5424, section 6.3.2, which belongs to somebody.
+fn element(id: &str) -> Result<String> {
+    let named = |name: &str| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'=' | b']' | b'"' | b'@'))
+    };
+    let numbered = |number: &str| {
+        number
+            .split('.')
+            .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let fits = id.len() <= 32
+        && id
+            .split_once('@')
+            .is_some_and(|(name, number)| named(name) && numbered(number));
+    ensure!(
+        fits,
+        "sd_id {id:?} is not NAME@NUMBER of at most 32 characters; hint: agentwatch@32473"
+    );
+    Ok(id.to_owned())
 }
 
 fn facility(name: &str) -> Result<Facility> {

@@ -3,9 +3,11 @@
 //! Two sockets in the collector's runtime directory. [`INGEST_SOCKET`] is the daemon's: batches in, acknowledgements
 //! out, in order. [`QUERY_SOCKET`] is anyone's: one question per connection, answers until `End` or `Error`.
 
+use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::batch::unpack;
 use crate::{
     event::model::{Counts, Coverage, Event, Kind, Loss, Mode, Verdict},
     sinks::SinkStatus,
@@ -90,10 +92,11 @@ pub enum Question {
     Status,
 }
 
-/// A part of an answer.
+/// A part of an answer. Its frame is JSON, or a packed batch of events ([`super::batch`]), which begins with another byte.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
+    #[serde(skip)]
     Events {
         events: Vec<Event>,
     },
@@ -121,6 +124,21 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// When it is no answer that is known here.
+    pub fn read(frame: &[u8]) -> anyhow::Result<Self> {
+        if frame.first() == Some(&b'{') {
+            return serde_json::from_slice(frame)
+                .context("a frame is not an answer that is known here");
+        }
+        match unpack(frame) {
+            Ok(events) => Ok(Self::Events { events }),
+            Err(error) => bail!("events in the answer cannot be read: {error}"),
+        }
+    }
+
     /// The frame of `Rows` whose list is JSON already.
     #[must_use]
     pub fn rows_frame(rows: &[u8]) -> bytes::Bytes {

@@ -165,6 +165,12 @@ pub struct Status {
     /// `bpf-lsm`, `cgroup`, `landlock`: what enforces here.
     pub backends: Vec<String>,
     pub sessions: usize,
+    /// Sessions by coverage, then by mode.
+    #[serde(default)]
+    pub coverage: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Events since this daemon began, by kind, then by verdict.
+    #[serde(default)]
+    pub events: BTreeMap<String, BTreeMap<String, u64>>,
     pub events_delivered: u64,
     pub events_folded: u64,
     pub events_lost: u64,
@@ -177,4 +183,7 @@ pub struct Status {
     pub approvals: Metrics,
     /// Every counter of the kernel programs by name: drops and helper failures by place.
     pub kernel: BTreeMap<String, u64>,
+    /// How often each kernel program ran, and its nanoseconds; only while `kernel.bpf_stats_enabled` is set.
+    #[serde(default)]
+    pub costs: BTreeMap<String, (u64, u64)>,
 }

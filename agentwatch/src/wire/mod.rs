@@ -8,10 +8,11 @@ pub mod batch;
 pub mod collector;
 pub mod control;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use bytes::Buf as _;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{io::AsyncWriteExt as _, net::UnixStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 /// Longest frame, in bytes.
@@ -40,9 +41,20 @@ impl Connection {
             .context("send a frame")
     }
 
-    /// Sends bytes that are a frame already.
+    /// Sends bytes that are a frame already, without copying them. One that is given up half way leaves the connection useless.
     pub async fn send_frame(&mut self, frame: bytes::Bytes) -> Result<()> {
-        self.framed.send(frame).await.context("send a frame")
+        ensure!(
+            frame.len() <= MAX_FRAME,
+            "a frame of {} bytes is too long",
+            frame.len()
+        );
+        let head = (frame.len() as u32).to_be_bytes();
+        let mut parts = head.as_slice().chain(frame);
+        self.framed
+            .get_mut()
+            .write_all_buf(&mut parts)
+            .await
+            .context("send a frame")
     }
 
     /// The next frame as it is, `None` when the other end has closed.
@@ -59,6 +71,14 @@ impl Connection {
         serde_json::from_slice(&frame)
             .map(Some)
             .context("a frame is not a message that is known here")
+    }
+
+    /// The next part of the collector's answer, `None` when the other end has closed.
+    pub async fn receive_answer(&mut self) -> Result<Option<collector::Answer>> {
+        match self.receive_frame().await? {
+            Some(frame) => collector::Answer::read(&frame).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// User and group of the process at the other end, as the kernel knows it.

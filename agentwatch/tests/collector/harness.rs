@@ -231,7 +231,7 @@ pub fn batch(number: u64, size: u64) -> Batch {
 }
 
 pub async fn next(connection: &mut Connection) -> Answer {
-    timeout(PATIENCE, connection.receive())
+    timeout(PATIENCE, connection.receive_answer())
         .await
         .expect("an answer in time")
         .expect("an answer")

@@ -349,6 +349,244 @@ async fn rsyslog_takes_datagrams_too() {
     }
 }
 
+#[tokio::test]
+async fn a_sink_takes_the_sessions_that_it_names() {
+    let place = Place::new();
+    let sink = |name: &str, sessions: &str| {
+        let path = place.path(name);
+        format!(
+            "[[sink]]\nname = {name:?}\nsessions = [{sessions}]\n[sink.file]\npath = {path:?}\n"
+        )
+    };
+    let sinks = sink("by-name", "\"ci-*\", \"docs\"") + &sink("by-id", "\"id-2\"");
+    let _collector = place.start_with(&sinks).await;
+    let mut connection = place.ingest().await;
+    let mut events = batch(1, 60).events;
+    for (n, event) in events.iter_mut().enumerate() {
+        event.session.id = format!("id-{}", n % 4);
+        event.session.name = ["ci-lint", "ci-test", "docs", "agent"][n % 4].to_owned();
+    }
+    let of = |wanted: &[usize]| -> Vec<String> {
+        let wanted = events
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| wanted.contains(&(n % 4)));
+        wanted.map(|(_, event)| event.id.clone()).collect()
+    };
+    let (by_name, by_id) = (of(&[0, 1, 2]), of(&[2]));
+    store(
+        &mut connection,
+        &Batch {
+            number: 1,
+            events: events.clone(),
+        },
+    )
+    .await;
+    for (name, wanted) in [("by-name", by_name), ("by-id", by_id)] {
+        place.delivered(name).await;
+        assert_eq!(json_ids(&place.path(name)), wanted, "{name}");
+    }
+}
+
+/// An authority, and certificates of a server and a client by it: the files by their names.
+fn authority(place: &Place, openssl: &Path) {
+    let run = |arguments: &[&str]| {
+        let made = Command::new(openssl)
+            .current_dir(place.directory.path())
+            .args(arguments)
+            .output()
+            .expect("openssl runs");
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "{arguments:?}: {said}");
+    };
+    let key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ];
+    let mut arguments = vec!["req", "-x509", "-days", "2", "-subj", "/CN=authority"];
+    arguments.extend(key);
+    arguments.extend(["-keyout", "ca.key", "-out", "ca.pem"]);
+    run(&arguments);
+    for (name, alternative) in [
+        ("server", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+        ("client", "subjectAltName=DNS:agentwatch.example"),
+    ] {
+        let (secret, request) = (format!("{name}.key"), format!("{name}.csr"));
+        let (subject, extension) = (format!("/CN={name}"), format!("{name}.ext"));
+        std::fs::write(place.path(&extension), alternative).expect("written");
+        let mut arguments = vec!["req", "-subj", &subject];
+        arguments.extend(key);
+        arguments.extend(["-keyout", &secret, "-out", &request]);
+        run(&arguments);
+        let certificate = format!("{name}.pem");
+        run(&[
+            "x509",
+            "-req",
+            "-days",
+            "2",
+            "-in",
+            &request,
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-extfile",
+            &extension,
+            "-out",
+            &certificate,
+        ]);
+    }
+}
+
+#[tokio::test]
+async fn rsyslog_over_tls_wants_our_certificate_and_we_want_its() {
+    let (Some(program), Some(openssl)) = (program("rsyslogd"), program("openssl")) else {
+        return;
+    };
+    let driver = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|target| format!("/usr/lib/{target}/rsyslog/lmnsd_gtls.so"));
+    if !driver.iter().any(|path| Path::new(path).exists()) {
+        println!("SKIP: rsyslog-gnutls is not installed");
+        return;
+    }
+    let place = Place::new();
+    authority(&place, &openssl);
+    let port = free_port();
+    let file = |name: &str| place.path(name).display().to_string();
+    let input = format!(
+        "global(defaultNetstreamDriver=\"gtls\" defaultNetstreamDriverCAFile=\"{}\" defaultNetstreamDriverCertFile=\"{}\" defaultNetstreamDriverKeyFile=\"{}\")\n\
+         module(load=\"imtcp\" streamDriver.name=\"gtls\" streamDriver.mode=\"1\" streamDriver.authMode=\"x509/name\" permittedPeer=[\"agentwatch.example\"])\n\
+         input(type=\"imtcp\" address=\"127.0.0.1\" port=\"{port}\" ruleset=\"all\")",
+        file("ca.pem"),
+        file("server.pem"),
+        file("server.key"),
+    );
+    let sinks = |tls: &str| {
+        format!(
+            "[[sink]]\nname = \"tls\"\n[sink.syslog]\naddress = \"tls://localhost:{port}\"\nsd_id = \"watch@4711.1\"\ntls = {{ {tls} }}\n"
+        )
+    };
+    let receiver = rsyslog(&program, &place, &input);
+    listens(port).await;
+    // An authority that we do not know, and a client without a certificate: nothing goes over.
+    for (tls, said) in [
+        (String::new(), Some("certificate")),
+        (format!("ca_file = {:?}", file("ca.pem")), None),
+    ] {
+        let collector = place.start_with(&sinks(&tls)).await;
+        let mut connection = place.ingest().await;
+        store(&mut connection, &batch(1, 50)).await;
+        let sink = place.sink("tls", |sink| sink.retries > 0).await;
+        let error = sink.error.expect("an error");
+        assert!(said.is_none_or(|said| error.contains(said)), "{error}");
+        assert_eq!(sink.delivered, 0);
+        drop((connection, collector));
+    }
+    assert!(received(&place).is_empty());
+    let tls = format!(
+        "ca_file = {:?}, cert_file = {:?}, key_file = {:?}",
+        file("ca.pem"),
+        file("client.pem"),
+        file("client.key")
+    );
+    let _collector = place.start_with(&sinks(&tls)).await;
+    let mut connection = place.ingest().await;
+    store(
+        &mut connection,
+        &Batch {
+            number: 1,
+            ..batch(2, 50)
+        },
+    )
+    .await;
+    place.delivered("tls").await;
+    // It goes away, and comes back.
+    receiver.end();
+    store(
+        &mut connection,
+        &Batch {
+            number: 2,
+            ..batch(3, 50)
+        },
+    )
+    .await;
+    place.sink("tls", |sink| sink.state == "retrying").await;
+    let _receiver = rsyslog(&program, &place, &input);
+    let sink = place.delivered("tls").await;
+    assert_eq!((sink.refused, sink.lost), (0, 0));
+    let until = Instant::now() + PATIENCE;
+    while received(&place) != of_batches(1..=3, 50) {
+        assert!(Instant::now() < until, "{}", received(&place).len());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let lines = lines(&place.path("syslog.out"));
+    assert!(lines.iter().all(|line| line.starts_with("[watch@4711.1 ")));
+}
+
+#[tokio::test]
+async fn standard_output_has_everything_however_the_collector_ends() {
+    let place = Place::new();
+    let config = place.path("daemon.toml");
+    std::fs::write(
+        &config,
+        "[[sink]]\nname = \"out\"\nformat = \"ocsf\"\n[sink.stdout]\n",
+    )
+    .expect("written");
+    let mut wanted = BTreeSet::new();
+    for round in 1..=4u64 {
+        // Each process has a stream of its own, as under a service manager.
+        let out = place.path(&format!("stdout-{round}"));
+        let file = std::fs::File::create(out).expect("a file");
+        let child = place
+            .command()
+            .arg("--config")
+            .arg(&config)
+            .stdout(file)
+            .spawn()
+            .expect("the binary starts");
+        let collector = Running { child };
+        let until = Instant::now() + PATIENCE;
+        while tokio::net::UnixStream::connect(place.socket("query.sock"))
+            .await
+            .is_err()
+        {
+            assert!(Instant::now() < until, "the collector does not listen");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let mut connection = place.ingest().await;
+        let batch = Batch {
+            number: 1,
+            ..batch(round, 300)
+        };
+        wanted.extend(batch.events.iter().map(|event| event.id.clone()));
+        store(&mut connection, &batch).await;
+        if round == 4 {
+            place.delivered("out").await;
+        } else {
+            sleep(Duration::from_millis(round * 15)).await;
+            collector.signal(Signal::SIGKILL);
+        }
+    }
+    let mut found = BTreeSet::new();
+    for round in 1..=4u64 {
+        let lines = lines(&place.path(&format!("stdout-{round}")));
+        for (index, line) in lines.iter().enumerate() {
+            match serde_json::from_str::<serde_json::Value>(line) {
+                Ok(document) => {
+                    found.extend(document["metadata"]["uid"].as_str().map(str::to_owned));
+                }
+                // The line that a kill interrupted comes again.
+                Err(error) => assert!(round < 4 && index + 1 == lines.len(), "{error}: {line}"),
+            }
+        }
+    }
+    assert!(found.is_superset(&wanted), "{}", found.len());
+}
+
 struct Http {
     place: Place,
     port: u16,

@@ -163,7 +163,7 @@ async fn one_who_never_reads_is_hung_up_on_and_holds_nobody_back() {
     let mut follower = follower;
     let mut received = 0;
     let end = loop {
-        match timeout(PATIENCE, follower.receive::<Answer>())
+        match timeout(PATIENCE, follower.receive_answer())
             .await
             .expect("an end")
         {
@@ -226,7 +226,7 @@ async fn there_is_room_for_so_many_questions_only() {
     let until = Instant::now() + PATIENCE;
     while followers.len() < 3 {
         let mut follower = place.ask(&question).await;
-        match timeout(Duration::from_millis(200), follower.receive::<Answer>()).await {
+        match timeout(Duration::from_millis(200), follower.receive_answer()).await {
             Err(_) => followers.push(follower),
             Ok(_) => assert!(Instant::now() < until, "no room for three"),
         }

@@ -3,12 +3,15 @@
 //!
 //! Needs root: the daemon loads programs. Without it, each test makes sure that the daemon says so, and ends.
 
+mod decisions;
 mod evidence;
 mod faults;
 mod harness;
 mod layers;
+mod metrics;
 mod outlive;
 mod presets;
 mod sessions;
+mod storms;
 mod why;
 mod workloads;

@@ -62,39 +62,6 @@ fn wrong(place: &Place) -> String {
     fs::read_to_string(place.work().join("wrong")).unwrap_or_default()
 }
 
-/// Every number of the session is stored or declared, once, and every repetition was told once.
-fn accounted(events: &[Value]) {
-    let counts = events
-        .iter()
-        .find(|event| event["lifecycle"]["state"] == "ended")
-        .expect("it has ended")["lifecycle"]["counts"]
-        .clone();
-    let count = |name: &str| counts[name].as_u64().expect("a count");
-    let mut seqs: Vec<u64> = events
-        .iter()
-        .filter_map(|event| event["seq"].as_u64())
-        .filter(|seq| *seq > 0)
-        .collect();
-    seqs.sort_unstable();
-    let stored = seqs.len() as u64;
-    seqs.dedup();
-    assert_eq!(seqs.len() as u64, stored, "no number twice");
-    let lost: u64 = events
-        .iter()
-        .filter_map(|event| event["loss"]["events"].as_u64())
-        .sum();
-    let told: u64 = events
-        .iter()
-        .filter(|event| !event["fold"].is_null())
-        .filter_map(|event| event["count"].as_u64())
-        .sum();
-    assert_eq!(
-        (stored, lost, told),
-        (count("delivered"), count("lost"), count("folded")),
-        "{counts}"
-    );
-}
-
 fn lifecycles(events: &[Value]) -> Vec<String> {
     events
         .iter()

@@ -46,7 +46,17 @@ enum Command {
         #[arg(long)]
         files: u64,
         #[arg(long)]
-        opens: u64,
+        count: u64,
+    },
+    /// Execute a program many times; what a storm runs.
+    Processes {
+        #[arg(long)]
+        count: u64,
+    },
+    /// Connect many times; what a storm runs.
+    Connects {
+        #[arg(long)]
+        count: u64,
     },
     /// Say a word and wait until standard input ends.
     Idle,
@@ -67,7 +77,9 @@ fn main() -> Result<()> {
             effort,
         }),
         Command::Storm { agentwatch } => storm::all(&agentwatch),
-        Command::Opens { files, opens } => storm::opens(files, opens),
+        Command::Opens { files, count } => storm::opens(files, count),
+        Command::Processes { count } => storm::processes(count),
+        Command::Connects { count } => storm::connects(count),
         Command::Idle => {
             println!("idle");
             std::io::stdout().flush()?;

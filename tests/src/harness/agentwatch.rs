@@ -77,6 +77,7 @@ pub fn said(output: &Output) -> String {
 pub struct Daemon {
     pub agentwatch: Agentwatch,
     child: Child,
+    state: PathBuf,
     log: PathBuf,
 }
 
@@ -92,30 +93,26 @@ impl Daemon {
             fs::create_dir_all(dir)?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
         }
-        let output = File::create(&log)?;
-        let child = Command::new(binary)
-            .arg("daemon")
-            .arg("--state-dir")
-            .arg(&state)
-            .arg("--runtime-dir")
-            .arg(&runtime)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("start {} daemon", binary.display()))?;
         let agentwatch = Agentwatch {
             binary: binary.to_owned(),
             runtime_dir: runtime,
         };
         let mut daemon = Daemon {
+            child: spawn(&agentwatch, &state, &log)?,
             agentwatch,
-            child,
+            state,
             log,
         };
         daemon.wait_until_ready()?;
         Ok(daemon)
+    }
+
+    /// Kills it, which leaves in force what is, and starts another in its place.
+    pub fn replace(&mut self) -> Result<()> {
+        self.child.kill().context("kill the daemon")?;
+        self.child.wait().context("reap the daemon")?;
+        self.child = spawn(&self.agentwatch, &self.state, &self.log)?;
+        self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
@@ -172,6 +169,22 @@ impl Daemon {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+fn spawn(agentwatch: &Agentwatch, state: &Path, log: &Path) -> Result<Child> {
+    let output = File::options().create(true).append(true).open(log)?;
+    Command::new(&agentwatch.binary)
+        .arg("daemon")
+        .arg("--state-dir")
+        .arg(state)
+        .arg("--runtime-dir")
+        .arg(&agentwatch.runtime_dir)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("start {} daemon", agentwatch.binary.display()))
 }
 
 impl Drop for Daemon {

@@ -14,7 +14,7 @@ use crate::{
         render,
         timeline::gather::{Gathering, Timeline},
     },
-    event::model::{Event, Kind, Lifecycle, PolicyRecord, Verdict},
+    event::model::{self, Event, Kind, Lifecycle, PolicyRecord, Verdict},
     wire::collector::SessionRow,
 };
 
@@ -101,12 +101,58 @@ pub(super) struct Reached {
     pub(super) programs: Vec<String>,
 }
 
+/// A step of a request, with who took it and why.
 #[derive(Debug, Serialize)]
 pub(super) struct Approval {
     pub(super) time: Timestamp,
+    /// Id of the request; the same in each of its steps.
+    pub(super) request: String,
+    pub(super) step: model::Step,
     pub(super) verdict: Verdict,
     pub(super) what: String,
     pub(super) rule: Option<String>,
+    pub(super) by: Option<model::Decider>,
+    pub(super) scope: Option<model::Scope>,
+    pub(super) until: Option<Timestamp>,
+    pub(super) reason: Option<String>,
+    pub(super) finding: Option<String>,
+    /// How long the action had waited by then.
+    pub(super) waited_ns: u64,
+}
+
+impl Approval {
+    fn of(event: &Event, approval: &model::Approval) -> Self {
+        let about = Event {
+            kind: approval.action,
+            approval: None,
+            ..event.clone()
+        };
+        Self {
+            time: event.time,
+            request: approval.id.clone(),
+            step: approval.step,
+            verdict: event.verdict,
+            what: format!("{} {}", about.kind.name(), render::what(&about)),
+            rule: event.rule.as_ref().map(|rule| rule.id.clone()),
+            by: approval.by.clone(),
+            scope: approval.scope,
+            until: approval.until,
+            reason: approval.reason.clone(),
+            finding: approval.finding.clone(),
+            waited_ns: approval.waited_ns,
+        }
+    }
+
+    /// Who took the step, in words.
+    pub(super) fn who(&self) -> Option<String> {
+        let by = self.by.as_ref()?;
+        Some(match (by.kind, &by.name, by.uid) {
+            (model::DeciderKind::User, Some(name), Some(uid)) => format!("{name} (uid {uid})"),
+            (model::DeciderKind::User, _, Some(uid)) => format!("uid {uid}"),
+            (kind, Some(name), _) => format!("{} {name}", kind.name()),
+            (kind, ..) => kind.name().to_owned(),
+        })
+    }
 }
 
 /// A report that is not complete yet.
@@ -148,13 +194,8 @@ impl Composing {
                 policy: event.session.policy.clone(),
             });
         }
-        if event.kind == Kind::Approval {
-            self.approvals.push(Approval {
-                time: event.time,
-                verdict: event.verdict,
-                what: render::what(event),
-                rule: event.rule.as_ref().map(|rule| rule.id.clone()),
-            });
+        if let Some(approval) = &event.approval {
+            self.approvals.push(Approval::of(event, approval));
         }
         // What was refused or failed did nothing to a file; what is only audited did happen.
         if !matches!(event.verdict, Verdict::Allowed | Verdict::Audited) {

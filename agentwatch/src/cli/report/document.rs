@@ -11,7 +11,7 @@ use crate::{
         output::{command_line, escape},
         render, sessions,
     },
-    event::model::{Coverage, Kind, Verdict},
+    event::model::{Coverage, Kind, Scope, Verdict},
 };
 
 /// Rows of a table that are shown; JSON has all of them.
@@ -459,17 +459,31 @@ fn approvals(blocks: &mut Vec<Block>, report: &Report) {
     }
     blocks.push(Block::Heading("Approvals".to_owned()));
     let rows = report.approvals.iter().map(|approval| {
+        let maybe = |text: Option<&str>| text.map_or_else(Vec::new, |text| vec![shown(text)]);
+        let mut step = approval.step.name().to_owned();
+        match (approval.scope, approval.until) {
+            (_, Some(until)) => step.push_str(&format!(" until {}", render::time(until))),
+            (Some(Scope::Session), None) => step.push_str(" for the session"),
+            _ => {}
+        }
         vec![
             vec![word(render::time(approval.time))],
-            vec![word(approval.verdict.name())],
+            vec![word(approval.request.clone())],
+            vec![word(step)],
             vec![shown(&approval.what)],
             approval
                 .rule
                 .as_deref()
                 .map_or_else(Vec::new, |rule| vec![code(rule)]),
+            maybe(approval.who().as_deref()),
+            maybe(approval.reason.as_deref().or(approval.finding.as_deref())),
         ]
     });
-    table(blocks, vec!["when", "verdict", "what", "rule"], rows);
+    table(
+        blocks,
+        vec!["when", "request", "step", "what", "rule", "by", "reason"],
+        rows,
+    );
 }
 
 fn files(blocks: &mut Vec<Block>, report: &Report) {

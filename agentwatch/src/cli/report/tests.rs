@@ -163,6 +163,82 @@ fn all_forms_say_the_same_and_nothing_foreign_is_markup() {
 }
 
 #[test]
+fn approvals_say_who_and_why_in_every_form() {
+    use crate::event::model::{Decider, DeciderKind, Scope, Step};
+    let by = |kind, uid, name: Option<&str>| {
+        Some(Decider {
+            kind,
+            uid,
+            name: name.map(str::to_owned),
+        })
+    };
+    let step = |n: i64, step, by, reason: Option<&str>| {
+        let mut event = on(Kind::Approval, n, "/w/Cargo.lock", &["write"]);
+        let approval = event.approval.get_or_insert_with(|| {
+            sample(Kind::Approval)
+                .approval
+                .expect("an approval has one")
+        });
+        approval.action = Kind::Open;
+        approval.step = step;
+        approval.by = by;
+        approval.reason = reason.map(str::to_owned);
+        approval.scope = (step == Step::Approved).then_some(Scope::Session);
+        approval.until = None;
+        event
+    };
+    let report = composed(&[
+        step(1, Step::Requested, None, None),
+        step(
+            2,
+            Step::Escalated,
+            by(DeciderKind::Reviewer, None, Some("/usr/bin/review")),
+            Some("look at it"),
+        ),
+        step(
+            3,
+            Step::Approved,
+            by(DeciderKind::User, Some(1001), Some("alice")),
+            Some("the lock file follows"),
+        ),
+        step(
+            4,
+            Step::Rejected,
+            by(DeciderKind::User, Some(4_000_000), None),
+            Some("not <b>this</b> one"),
+        ),
+        step(5, Step::Expired, by(DeciderKind::Timeout, None, None), None),
+    ]);
+    let document = document::of(&report);
+    for page in [html::of(&document), markdown::of(&document)] {
+        let page = page
+            .replace('\\', "")
+            .replace("&lt;", "<")
+            .replace("&gt;", ">");
+        for part in [
+            "requested",
+            "reviewer /usr/bin/review",
+            "look at it",
+            "approved for the session",
+            "alice (uid 1001)",
+            "the lock file follows",
+            "uid 4000000",
+            "not <b>this</b> one",
+            "timeout",
+        ] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+    }
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    let approved = &json["approvals"][2];
+    assert_eq!(approved["step"], "approved");
+    assert_eq!(approved["by"]["name"], "alice");
+    assert_eq!(approved["by"]["uid"], 1001);
+    assert_eq!(approved["reason"], "the lock file follows");
+    assert_eq!(approved["scope"], "session");
+}
+
+#[test]
 fn the_first_line_is_honest() {
     let verdict = |change: fn(&mut crate::wire::collector::SessionRow), events: &[Event]| {
         let mut composing = Composing::default();

@@ -5,10 +5,10 @@
 //! and none changes its meaning.
 
 use crate::{
-    event::model::{
-        Event, Exit, File, Kind, Layer, Mode, Net, Process, RuleRef, SessionRef, Verdict,
+    event::model::{Event, Kind, Mode, Verdict},
+    wire::batch::{
+        Actor, Batch, Ended, Object, Peer, Record, Rule, Session, Tables, Text, clamp, unpack,
     },
-    wire::batch::{Batch, Object, Record, clamp},
 };
 
 /// How a column gets its value from a record that is not sealed yet.
@@ -40,6 +40,11 @@ pub(super) struct Unsealed<'a> {
 pub(super) trait Row {
     fn number(&self, column: C) -> Option<i64>;
     fn text(&self, column: C) -> Option<&str>;
+
+    /// A text that is not checked yet.
+    fn bytes(&self, column: C) -> Option<&[u8]> {
+        self.text(column).map(str::as_bytes)
+    }
 }
 
 impl Row for Unsealed<'_> {
@@ -58,7 +63,21 @@ impl Row for Unsealed<'_> {
     }
 }
 
+/// What takes a row column by column, in the order of the table.
+pub(super) trait Take<'a> {
+    fn number(&mut self, column: C, value: Option<i64>);
+    fn text(&mut self, column: C, value: Option<&'a str>);
+}
+
 macro_rules! columns {
+    (@Number $row:ident $to:ident $id:ident $get:expr) => {
+        let get: fn(&Unsealed<'_>) -> Option<i64> = $get;
+        $to.number(C::$id, get($row));
+    };
+    (@Text $row:ident $to:ident $id:ident $get:expr) => {
+        let get: for<'b> fn(&'b Unsealed<'_>) -> Option<&'b str> = $get;
+        $to.text(C::$id, get($row));
+    };
     ($($id:ident $name:literal $type:ident $get:expr;)*) => {
         /// A column, by its place.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +87,13 @@ macro_rules! columns {
         pub(super) const ALL: &[C] = &[$(C::$id),*];
 
         pub(super) static COLUMNS: [Column; ALL.len()] = [$(Column { name: $name, get: Get::$type($get) }),*];
+
+        impl<'a> Unsealed<'a> {
+            /// Hands every column on. Written out, because a call for each column of each row is what sealing costs most.
+            pub(super) fn each(&'a self, to: &mut impl Take<'a>) {
+                $(columns!(@$type self to $id $get);)*
+            }
+        }
     };
 }
 
@@ -176,153 +202,171 @@ impl Unsealed<'_> {
 
 /// The event that a row holds; what is wrong with it in words, where it holds none.
 pub(super) fn event(row: &impl Row) -> Result<Event, String> {
-    let needed = |column: C| {
-        row.text(column)
-            .ok_or_else(|| format!("its {} is missing", COLUMNS[column as usize].name))
-    };
-    let number = |column: C| {
-        row.number(column)
-            .ok_or_else(|| format!("its {} is missing", COLUMNS[column as usize].name))
-    };
-    let text = |column: C| row.text(column).map(str::to_owned);
-    let filled = |column: C| text(column).unwrap_or_default();
-    let session = SessionRef {
-        id: needed(C::SessionId)?.to_owned(),
-        name: filled(C::Session),
-        policy: filled(C::Policy),
-        mode: known(&Mode::ALL, needed(C::Mode)?, Mode::name)?,
-    };
-    let (time, ktime) = (number(C::Time)?, number(C::Ktime)?);
-    let seq = number(C::Seq)?.cast_unsigned();
-    Ok(Event {
-        v: narrow(number(C::V)?)?,
-        id: match row.text(C::Id) {
-            Some(id) => id.to_owned(),
-            None => format!("{}-{seq}", session.id),
-        },
-        seq,
-        time: timestamp(time),
-        ktime_ns: ktime.cast_unsigned(),
-        host: filled(C::Host),
-        boot_id: filled(C::BootId),
-        session,
-        kind: known(&Kind::ALL, needed(C::Kind)?, Kind::name)?,
-        verdict: known(&Verdict::ALL, needed(C::Verdict)?, Verdict::name)?,
-        errno: row.number(C::Errno).map(narrow).transpose()?,
-        count: number(C::Count)?.cast_unsigned(),
-        fold: text(C::Fold),
-        rule: match row.text(C::RuleId) {
-            Some(id) => Some(RuleRef {
-                id: id.to_owned(),
-                layer: known(
-                    &[Layer::Managed, Layer::Task, Layer::Default],
-                    needed(C::RuleLayer)?,
-                    Layer::name,
-                )?,
-                source: filled(C::RuleSource),
-            }),
-            None => None,
-        },
-        process: row
-            .number(C::Pid)
-            .map(|pid| process(row, pid, time, ktime))
-            .transpose()?,
-        file: file(
-            row,
-            C::Path,
-            C::PathTruncated,
-            C::Dev,
-            C::Inode,
-            C::Access,
-            C::Flags,
-        ),
-        target: file(
-            row,
-            C::TargetPath,
-            C::TargetTruncated,
-            C::TargetDev,
-            C::TargetInode,
-            C::TargetAccess,
-            C::TargetFlags,
-        ),
-        net: match row.text(C::Family) {
-            Some(family) => Some(Net {
-                family: family.to_owned(),
-                socket_type: filled(C::SockType),
-                addr: text(C::Addr),
-                port: row.number(C::Port).map(narrow).transpose()?,
-                path: text(C::SockPath),
-                domain: text(C::Domain),
-            }),
-            None => None,
-        },
-        guard: json(row.text(C::Guard))?,
-        exit: match row.number(C::Duration) {
-            Some(duration) => Some(Exit {
-                code: row.number(C::ExitCode).map(narrow).transpose()?,
-                signal: row.number(C::ExitSignal).map(narrow).transpose()?,
-                core: row.number(C::ExitCore) == Some(1),
-                duration_ns: duration.cast_unsigned(),
-            }),
-            None => None,
-        },
-        approval: json(row.text(C::Approval))?,
-        lifecycle: json(row.text(C::Lifecycle))?,
-        loss: json(row.text(C::Loss))?,
-    })
+    let mut tables = Tables::default();
+    let record = Packing::new(&mut tables).record(row)?;
+    match unpack(&tables.pack(&[record]))?.pop() {
+        Some(event) => Ok(event),
+        None => Err("there is none".to_owned()),
+    }
 }
 
-fn process(row: &impl Row, pid: i64, time: i64, ktime: i64) -> Result<Process, String> {
-    let filled = |column: C| row.text(column).unwrap_or_default().to_owned();
-    let number = |column: C| row.number(column).unwrap_or_default();
-    let start = number(C::Start);
-    Ok(Process {
-        pid: narrow(pid)?,
-        tid: narrow(number(C::Tid))?,
-        ppid: narrow(number(C::Ppid))?,
-        start_ns: start.cast_unsigned(),
-        start: row.number(C::StartDelta).map(|delta| {
-            timestamp(
-                time.wrapping_sub(ktime)
-                    .wrapping_add(start)
-                    .wrapping_add(delta),
-            )
-        }),
-        parent_start_ns: number(C::ParentStart).cast_unsigned(),
-        exe: filled(C::Exe),
-        comm: filled(C::Comm),
-        argv: json(row.text(C::Argv))?.unwrap_or_default(),
-        argv_truncated: row.number(C::ArgvTruncated) == Some(1),
-        cwd: filled(C::Cwd),
-        uid: narrow(number(C::Uid))?,
-        gid: narrow(number(C::Gid))?,
-        cgroup: filled(C::Cgroup),
-    })
+/// Makes records of rows, which resemble the rows before them.
+pub(super) struct Packing<'t> {
+    pub(super) tables: &'t mut Tables,
+    /// The text that each column had last.
+    last: [Text; ALL.len()],
 }
 
-fn file(
-    row: &impl Row,
-    path: C,
-    truncated: C,
-    dev: C,
-    inode: C,
-    access: C,
-    flags: C,
-) -> Option<File> {
-    let split = |column: C| {
-        row.text(column).map_or_else(Vec::new, |text| {
-            text.split(',').map(str::to_owned).collect::<Vec<_>>()
+impl<'t> Packing<'t> {
+    pub(super) fn new(tables: &'t mut Tables) -> Self {
+        Self {
+            tables,
+            last: [0; ALL.len()],
+        }
+    }
+
+    /// The record of a row; what is wrong with it in words, where it is none.
+    pub(super) fn record(&mut self, row: &impl Row) -> Result<Record, String> {
+        let number = |column: C| row.number(column);
+        let named = |column: C| {
+            row.text(column)
+                .ok_or_else(|| format!("its {} is missing", COLUMNS[column as usize].name))
+        };
+        let there = |column: C| {
+            row.number(column)
+                .ok_or_else(|| format!("its {} is missing", COLUMNS[column as usize].name))
+        };
+        let session = Session {
+            host: self.text(row, C::Host),
+            boot_id: self.text(row, C::BootId),
+            id: self.text(row, C::SessionId),
+            name: self.text(row, C::Session),
+            policy: self.text(row, C::Policy),
+            monitor: known(&Mode::ALL, named(C::Mode)?, Mode::name)? == Mode::Monitor,
+            v: narrow(there(C::V)?)?,
+        };
+        if session.id == 0 {
+            named(C::SessionId)?;
+        }
+        let rule = if row.text(C::RuleId).is_some() {
+            let rule = Rule {
+                id: self.text(row, C::RuleId),
+                layer: self.text(row, C::RuleLayer),
+                source: self.text(row, C::RuleSource),
+            };
+            self.tables.rule(rule)
+        } else {
+            0
+        };
+        let process = match number(C::Pid) {
+            Some(pid) => {
+                let number = |column: C| number(column).unwrap_or_default();
+                let actor = Actor {
+                    pid: narrow(pid)?,
+                    ppid: narrow(number(C::Ppid))?,
+                    start_ns: number(C::Start).cast_unsigned(),
+                    parent_start_ns: number(C::ParentStart).cast_unsigned(),
+                    exe: self.text(row, C::Exe),
+                    cwd: self.text(row, C::Cwd),
+                    cgroup: self.text(row, C::Cgroup),
+                    uid: narrow(number(C::Uid))?,
+                    gid: narrow(number(C::Gid))?,
+                };
+                self.tables.process(actor)
+            }
+            None => 0,
+        };
+        let kind = known(&Kind::ALL, named(C::Kind)?, Kind::name)?;
+        let verdict = known(&Verdict::ALL, named(C::Verdict)?, Verdict::name)?;
+        Ok(Record {
+            session: self.tables.session(session),
+            process,
+            rule,
+            kind: kind as u8,
+            verdict: verdict as u8,
+            seq: there(C::Seq)?.cast_unsigned(),
+            time: there(C::Time)?,
+            ktime: there(C::Ktime)?,
+            count: there(C::Count)?.cast_unsigned(),
+            errno: number(C::Errno).map(narrow).transpose()?,
+            id: self.text(row, C::Id),
+            fold: self.text(row, C::Fold),
+            tid: narrow(number(C::Tid).unwrap_or_default())?,
+            comm: self.text(row, C::Comm),
+            argv: self.text(row, C::Argv),
+            argv_truncated: number(C::ArgvTruncated) == Some(1),
+            start_delta: number(C::StartDelta),
+            file: self.object(row, FILE),
+            target: self.object(row, TARGET).map(Box::new),
+            net: match row.text(C::Family) {
+                Some(_) => Some(Box::new(Peer {
+                    family: self.text(row, C::Family),
+                    socket_type: self.text(row, C::SockType),
+                    addr: self.text(row, C::Addr),
+                    port: number(C::Port).map(narrow).transpose()?,
+                    path: self.text(row, C::SockPath),
+                    domain: self.text(row, C::Domain),
+                })),
+                None => None,
+            },
+            exit: match number(C::Duration) {
+                Some(duration) => Some(Box::new(Ended {
+                    code: number(C::ExitCode).map(narrow).transpose()?,
+                    signal: number(C::ExitSignal).map(narrow).transpose()?,
+                    core: number(C::ExitCore) == Some(1),
+                    duration_ns: duration.cast_unsigned(),
+                })),
+                None => None,
+            },
+            guard: self.text(row, C::Guard),
+            approval: self.text(row, C::Approval),
+            lifecycle: self.text(row, C::Lifecycle),
+            loss: self.text(row, C::Loss),
         })
-    };
-    Some(File {
-        path: row.text(path)?.to_owned(),
-        path_truncated: row.number(truncated) == Some(1),
-        dev: row.number(dev).unwrap_or_default().cast_unsigned(),
-        inode: row.number(inode).unwrap_or_default().cast_unsigned(),
-        access: split(access),
-        flags: split(flags),
-    })
+    }
+
+    fn text(&mut self, row: &impl Row, column: C) -> Text {
+        let Some(bytes) = row.bytes(column) else {
+            return 0;
+        };
+        let last = &mut self.last[column as usize];
+        if !self.tables.is(*last, bytes) {
+            *last = row.text(column).map_or(0, |text| self.tables.text(text));
+        }
+        *last
+    }
+
+    fn object(&mut self, row: &impl Row, columns: [C; 6]) -> Option<Object> {
+        let [path, truncated, dev, inode, access, flags] = columns;
+        let bits = |column| row.number(column).unwrap_or_default().cast_unsigned();
+        row.bytes(path)?;
+        Some(Object {
+            path: self.text(row, path),
+            truncated: row.number(truncated) == Some(1),
+            dev: bits(dev),
+            inode: bits(inode),
+            access: self.text(row, access),
+            flags: self.text(row, flags),
+        })
+    }
 }
+
+const FILE: [C; 6] = [
+    C::Path,
+    C::PathTruncated,
+    C::Dev,
+    C::Inode,
+    C::Access,
+    C::Flags,
+];
+const TARGET: [C; 6] = [
+    C::TargetPath,
+    C::TargetTruncated,
+    C::TargetDev,
+    C::TargetInode,
+    C::TargetAccess,
+    C::TargetFlags,
+];
 
 fn known<T: Copy>(all: &[T], wanted: &str, name: fn(T) -> &'static str) -> Result<T, String> {
     all.iter()
@@ -331,15 +375,6 @@ fn known<T: Copy>(all: &[T], wanted: &str, name: fn(T) -> &'static str) -> Resul
         .ok_or_else(|| format!("{wanted:?} is not known here"))
 }
 
-fn json<T: serde::de::DeserializeOwned>(text: Option<&str>) -> Result<Option<T>, String> {
-    text.map(|text| serde_json::from_str(text).map_err(|error| error.to_string()))
-        .transpose()
-}
-
 fn narrow<T: TryFrom<i64>>(value: i64) -> Result<T, String> {
     T::try_from(value).map_err(|_| format!("{value} is out of range"))
-}
-
-pub(super) fn timestamp(nanoseconds: i64) -> jiff::Timestamp {
-    jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default()
 }

@@ -33,8 +33,9 @@ impl Groups {
         match value {
             None => self.buffer.push(0),
             Some(number) => {
-                self.buffer.push(1);
-                self.buffer.extend_from_slice(&number.to_le_bytes());
+                let mut bytes = [1; 9];
+                bytes[1..].copy_from_slice(&number.to_le_bytes());
+                self.buffer.extend_from_slice(&bytes);
             }
         }
     }
@@ -44,9 +45,10 @@ impl Groups {
         match value {
             None => self.buffer.push(0),
             Some(text) => {
-                self.buffer.push(1);
+                let mut head = [1; 5];
                 let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                self.buffer.extend_from_slice(&length.to_le_bytes());
+                head[1..].copy_from_slice(&length.to_le_bytes());
+                self.buffer.extend_from_slice(&head);
                 self.buffer.extend_from_slice(text.as_bytes());
             }
         }

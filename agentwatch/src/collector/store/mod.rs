@@ -245,6 +245,8 @@ impl Store {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags)?;
         connection.busy_timeout(BUSY)?;
+        // Batches span many pages, and each page that is written is a call; only a new file takes it.
+        connection.pragma_update(None, "page_size", 8192)?;
         // WAL lets readers go on; FULL makes a commit mean that it is on disk; temporary tables have no other place
         // that the sandbox allows.
         connection.pragma_update(None, "journal_mode", "WAL")?;

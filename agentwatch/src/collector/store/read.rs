@@ -1,21 +1,23 @@
 //! Reading events and sessions, a page at a time.
 //!
 //! Events are read in windows: the keys of what a question asks for, from segments and tail, in their order, and the
-//! rows of the first thousands. No read transaction outlives a window, so a slow asker holds neither the log back nor
+//! rows of the first thousands, which become packed batches without becoming events. No read transaction outlives a window, so a slow asker holds neither the log back nor
 //! more than a window in memory; a [`Scan`] remembers where the next one begins, and sealing in between changes nothing. What an asker
 //! may see is part of every window.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, Row as SqlRow, types::Value};
+use bytes::Bytes;
+use jiff::fmt::temporal::DateTimePrinter;
+use rusqlite::{Connection, OpenFlags, Row as SqlRow, functions::FunctionFlags, types::Value};
 use serde::de::DeserializeOwned;
 
 use super::{
     BUSY, FILE, StoreError,
-    columns::{ALL, C, Row as _, Unsealed, event, timestamp},
+    columns::{ALL, C, Packing, Row as _, Unsealed},
     segment::{self, Segment},
     table,
 };
@@ -25,21 +27,23 @@ use crate::{
         model::{Coverage, Event, Kind, Mode, Verdict},
     },
     wire::{
-        batch::{Batch, nanoseconds},
+        batch::{Batch, Record, Tables, nanoseconds, timestamp, unpack},
         collector::{Filter, SessionRow, StoreStatus},
     },
 };
 
-/// Most events or sessions in a page.
+/// Most sessions in a page.
 const PAGE_ROWS: usize = 500;
-/// A page ends before the event that would bring it beyond this, in bytes of JSON, estimated. A larger one makes a page of its own.
+/// Most events in a page; few in tests, which go over the ends of pages and windows.
+const PAGE_EVENTS: usize = if cfg!(test) { 500 } else { 2048 };
+/// A page ends before what would bring it beyond this, in bytes, estimated. A larger one makes a page of its own.
 const PAGE_BYTES: usize = 1 << 20;
-/// Events of a window.
-const WINDOW: usize = 8192;
+/// Events of a window: getting at the first costs as much as some thousands do.
+const WINDOW: usize = if cfg!(test) { 1000 } else { 16384 };
 /// And their bytes, about.
 const WINDOW_BYTES: usize = 16 << 20;
 /// Rows that are held as columns at once.
-const MATERIAL: usize = 4096;
+const MATERIAL: usize = 8192;
 
 /// What an asker may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,7 @@ pub struct Scan {
     passed: Key,
     /// Events with a larger number came after the question and are not part of the walk.
     until: i64,
-    window: VecDeque<Event>,
+    window: VecDeque<Bytes>,
     /// Whether the window reaches the end of its boot.
     complete: bool,
 }
@@ -112,11 +116,21 @@ pub(super) struct Arrived {
     pub(super) gaps: Vec<(i64, i64)>,
 }
 
-/// Some events.
+/// Some events, packed.
 pub struct Page {
-    pub events: Vec<Event>,
+    /// A batch; `None` where there is no event.
+    pub events: Option<Bytes>,
     /// Whether nothing follows.
     pub last: bool,
+}
+
+#[cfg(test)]
+impl Page {
+    pub(super) fn unpacked(&self) -> Vec<Event> {
+        self.events
+            .as_deref()
+            .map_or_else(Vec::new, |events| unpack(events).expect("a batch"))
+    }
 }
 
 impl Reader {
@@ -176,12 +190,12 @@ impl Reader {
                 after: scan.passed,
                 numbers: (1, scan.until),
             };
-            let Window { events, last, .. } = self.window(&scan.wanted, &part)?;
-            scan.complete = last.is_none();
-            scan.passed = last.unwrap_or(scan.passed);
-            scan.window = events.into_iter().map(|(_, event)| event).collect();
+            let window = self.window(&scan.wanted, &part)?;
+            scan.complete = window.last.is_none();
+            scan.passed = window.last.unwrap_or(scan.passed);
+            scan.window = window.pages();
         }
-        let events = pack(&mut scan.window);
+        let events = scan.window.pop_front();
         if scan.window.is_empty() && scan.complete {
             scan.boots.pop();
             (scan.passed, scan.complete) = (BEFORE_ALL, false);
@@ -202,12 +216,12 @@ impl Reader {
                 after: (scan.until, i64::MAX, i64::MAX),
                 numbers: (scan.until + 1, newest),
             };
-            let Window { events, last, .. } = self.window(&scan.wanted, &part)?;
-            scan.until = last.map_or(newest, |(no, ..)| no);
-            scan.complete = last.is_none();
-            scan.window = events.into_iter().map(|(_, event)| event).collect();
+            let window = self.window(&scan.wanted, &part)?;
+            scan.until = window.last.map_or(newest, |(no, ..)| no);
+            scan.complete = window.last.is_none();
+            scan.window = window.pages();
         }
-        let events = pack(&mut scan.window);
+        let events = scan.window.pop_front();
         Ok(Page {
             events,
             last: scan.window.is_empty() && scan.complete,
@@ -233,9 +247,8 @@ impl Reader {
             .map(|(first, last)| (*first, upto.min(*last)))
             .filter(|(first, last)| first <= last)
             .collect();
-        let events = window.events.into_iter();
         Ok(Arrived {
-            events: events.map(|((no, ..), event)| (no, event)).collect(),
+            events: window.events()?,
             upto,
             gaps,
         })
@@ -341,7 +354,7 @@ impl Reader {
 
     /// The next window of a part.
     fn window(&self, wanted: &Wanted, part: &Part) -> Result<Window, StoreError> {
-        // One transaction for the lists, so that an event that is sealed meanwhile is in one of them and not in both.
+        // One transaction, so that an event that is sealed meanwhile is in one of the lists and not in both, and its batch is there.
         let transaction = self.connection.unchecked_transaction()?;
         let visible = self.visible_sessions(wanted)?;
         let runs = runs(&transaction, wanted, part, visible.as_ref())?;
@@ -350,7 +363,6 @@ impl Reader {
             Some(_) => Vec::new(),
             None => gaps(&transaction, part.numbers)?,
         };
-        transaction.finish()?;
         let mut cut = None;
         let mut opened: Vec<Segment> = Vec::new();
         for (index, (no, of_segment)) in runs.iter().enumerate() {
@@ -369,69 +381,29 @@ impl Reader {
             }
         }
         found.sort_unstable_by_key(|found| found.key);
-        let more = found.len() > WINDOW || cut.is_some();
+        let mut more = found.len() > WINDOW || cut.is_some();
         found.truncate(WINDOW);
-        let (events, all) = self.materialise(found, &opened)?;
-        let last = events.last().map(|(key, _)| *key);
+        // So much that it cannot all be held: the window is made shorter, and the rest is for the next one.
+        let mut most = WINDOW_BYTES;
+        let (tables, records) = loop {
+            if let Some(made) = materialise(&transaction, &found, &opened, most)? {
+                break made;
+            }
+            more = true;
+            found.truncate((found.len() / 2).max(1));
+            if found.len() == 1 {
+                most = usize::MAX;
+            }
+        };
+        transaction.finish()?;
+        let keys: Vec<Key> = found.iter().map(|found| found.key).collect();
         Ok(Window {
-            events,
-            last: if more || !all { last } else { None },
+            last: keys.last().copied().filter(|_| more),
+            keys,
+            tables,
+            records,
             gaps,
         })
-    }
-
-    /// The events of keys in their order, and whether that is all of them: large ones make a shorter window.
-    fn materialise(
-        &self,
-        found: Vec<Found>,
-        opened: &[Segment],
-    ) -> Result<(Vec<(Key, Event)>, bool), StoreError> {
-        let mut made: Vec<Option<Event>> = Vec::new();
-        made.resize_with(found.len(), || None);
-        let (mut bytes, mut kept) = (0, found.len());
-        // One segment after the other, so that only one is in memory as columns.
-        for (index, segment) in opened.iter().enumerate() {
-            let mut rows: Vec<(u32, usize)> = found
-                .iter()
-                .take(kept)
-                .enumerate()
-                .filter_map(|(at, found)| match &found.place {
-                    Place::Sealed { segment, row } if *segment == index => Some((*row, at)),
-                    _ => None,
-                })
-                .collect();
-            rows.sort_unstable();
-            for rows in rows.chunks(MATERIAL) {
-                let numbers: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
-                let chunk = segment.read(ALL, &numbers)?;
-                for (place, (_, at)) in rows.iter().enumerate() {
-                    let event = event(&chunk.row(place)).map_err(|error| {
-                        let no = found.get(*at).map_or(0, |found| found.key.2);
-                        StoreError::Segment(format!("event {no} is not one: {error}"))
-                    })?;
-                    bytes += weight(&event);
-                    if let Some(slot) = made.get_mut(*at) {
-                        *slot = Some(event);
-                    }
-                }
-                // So much that it cannot all be held: the window is made shorter, and the rest is for the next one.
-                if bytes > WINDOW_BYTES && kept > PAGE_ROWS {
-                    kept = (kept / 2).max(PAGE_ROWS);
-                    made.truncate(kept);
-                    bytes = made.iter().flatten().map(weight).sum();
-                }
-            }
-        }
-        let all = kept == found.len();
-        let mut events = Vec::with_capacity(kept);
-        for (Found { key, place }, made) in found.into_iter().zip(made) {
-            match (place, made) {
-                (Place::Unsealed(event), _) => events.push((key, *event)),
-                (Place::Sealed { .. }, Some(event)) => events.push((key, event)),
-                (Place::Sealed { .. }, None) => {}
-            }
-        }
-        Ok((events, all))
     }
 
     /// The sessions that the viewer may see, `None` for all.
@@ -454,11 +426,117 @@ impl Reader {
 
 /// Some events of a part.
 struct Window {
-    events: Vec<(Key, Event)>,
+    keys: Vec<Key>,
+    tables: Tables,
+    /// One for each key.
+    records: Vec<Record>,
     /// The key of the last one, where more may follow.
     last: Option<Key>,
     /// Numbers of a part in the order of arrival that are not in the history any more: first and last of each run.
     gaps: Vec<(i64, i64)>,
+}
+
+impl Window {
+    /// As batches that an asker can take.
+    fn pages(&self) -> VecDeque<Bytes> {
+        let mut pages = VecDeque::new();
+        let mut rest = self.records.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest.iter().take(PAGE_EVENTS).take_while(|record| {
+                bytes += self.tables.weight(record);
+                bytes <= PAGE_BYTES
+            });
+            let (page, later) = rest.split_at(fits.count().max(1));
+            pages.push_back(self.tables.pack(page).into());
+            rest = later;
+        }
+        pages
+    }
+
+    /// With their numbers, where the part is in the order of arrival.
+    fn events(&self) -> Result<Vec<(i64, Event)>, StoreError> {
+        let mut events = Vec::with_capacity(self.records.len());
+        let mut numbers = self.keys.iter().map(|(no, ..)| *no);
+        for records in self.records.chunks(PAGE_EVENTS) {
+            let unpacked = unpack(&self.tables.pack(records)).map_err(|error| {
+                StoreError::Segment(format!("an event of the history is not one: {error}"))
+            })?;
+            events.extend(numbers.by_ref().zip(unpacked));
+        }
+        Ok(events)
+    }
+}
+
+/// The records of keys in their order; `None` where they would take more than `most` bytes.
+fn materialise(
+    connection: &Connection,
+    found: &[Found],
+    opened: &[Segment],
+    most: usize,
+) -> Result<Option<(Tables, Vec<Record>)>, StoreError> {
+    let mut tables = Tables::default();
+    let mut made: Vec<Option<Record>> = Vec::new();
+    made.resize_with(found.len(), || None);
+    let mut of_segments: Vec<Vec<(u32, usize)>> = vec![Vec::new(); opened.len()];
+    let mut of_tail: BTreeMap<i64, Vec<(u32, usize)>> = BTreeMap::new();
+    for (at, found) in found.iter().enumerate() {
+        match found.place {
+            Place::Sealed { segment, row } => {
+                if let Some(rows) = of_segments.get_mut(segment) {
+                    rows.push((row, at));
+                }
+            }
+            Place::Unsealed { batch, index } => of_tail.entry(batch).or_default().push((index, at)),
+        }
+    }
+    // One segment after the other, so that only one is in memory as columns.
+    for (segment, mut rows) in opened.iter().zip(of_segments) {
+        rows.sort_unstable();
+        for rows in rows.chunks(MATERIAL) {
+            let numbers: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
+            let chunk = segment.read(ALL, &numbers)?;
+            let mut packing = Packing::new(&mut tables);
+            for (place, (_, at)) in rows.iter().enumerate() {
+                let record = packing.record(&chunk.row(place)).map_err(|error| {
+                    let no = chunk.row(place).number(C::No).unwrap_or_default();
+                    StoreError::Segment(format!("event {no} is not one: {error}"))
+                })?;
+                if let Some(slot) = made.get_mut(*at) {
+                    *slot = Some(record);
+                }
+            }
+            if tables.bytes() > most {
+                return Ok(None);
+            }
+        }
+    }
+    let mut statement = connection.prepare_cached("SELECT frame FROM tail_rows WHERE no = ?")?;
+    for (no, rows) in of_tail {
+        let mut found = statement.query([no])?;
+        let Some(row) = found.next()? else { continue };
+        let frame = row
+            .get_ref(0)?
+            .as_blob()
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let batch = Batch::decode(frame)
+            .map_err(|error| StoreError::Corrupt(format!("a batch of the tail: {error}")))?;
+        for (index, at) in rows {
+            if let (Some(record), Some(slot)) =
+                (batch.records.get(index as usize), made.get_mut(at))
+            {
+                *slot = Some(tables.take(&batch, record));
+            }
+        }
+        if tables.bytes() > most {
+            return Ok(None);
+        }
+    }
+    let made: Option<Vec<Record>> = made.into_iter().collect();
+    let made = made.ok_or_else(|| {
+        StoreError::Corrupt("an event is gone in the middle of a question".to_owned())
+    })?;
+    Ok(Some((tables, made)))
 }
 
 /// Which part of the events a window is of.
@@ -486,8 +564,15 @@ struct Found {
 }
 
 enum Place {
-    Sealed { segment: usize, row: u32 },
-    Unsealed(Box<Event>),
+    Sealed {
+        segment: usize,
+        row: u32,
+    },
+    /// In the batch that begins with this number.
+    Unsealed {
+        batch: i64,
+        index: u32,
+    },
 }
 
 /// Rows of one session in a segment.
@@ -679,7 +764,7 @@ fn tail_keys(
                     })
             })
             .collect();
-        for (record, no) in batch.records.iter().zip(first_no..) {
+        for ((record, no), index) in batch.records.iter().zip(first_no..).zip(0u32..) {
             if shown.get(record.session as usize) != Some(&true)
                 || wanted.kinds & (1 << record.kind) == 0
                 || wanted.verdicts & (1 << record.verdict) == 0
@@ -695,11 +780,12 @@ fn tail_keys(
             {
                 continue;
             }
-            let event = event(&row)
-                .map_err(|error| StoreError::Corrupt(format!("event {no} of the tail: {error}")))?;
             found.push(Found {
                 key,
-                place: Place::Unsealed(Box::new(event)),
+                place: Place::Unsealed {
+                    batch: first_no,
+                    index,
+                },
             });
         }
         // Only the first of them can be in the window.
@@ -839,21 +925,6 @@ pub(super) fn newest(connection: &Connection) -> Result<i64, StoreError> {
     Ok(super::insert::head(connection)?.newest)
 }
 
-/// The next events that fit a page.
-fn pack(window: &mut VecDeque<Event>) -> Vec<Event> {
-    let (mut events, mut bytes) = (Vec::new(), 0);
-    while events.len() < PAGE_ROWS
-        && let Some(event) = window.front()
-    {
-        bytes += weight(event);
-        if !events.is_empty() && bytes > PAGE_BYTES {
-            break;
-        }
-        events.extend(window.pop_front());
-    }
-    events
-}
-
 /// About the bytes that an event takes as JSON.
 pub(crate) fn weight(event: &Event) -> usize {
     // Control characters take six bytes each; a path that holds so many is met by the limit on frames.
@@ -885,9 +956,27 @@ pub(super) fn connect_bare(directory: &Path) -> Result<Connection, StoreError> {
 pub(super) fn connect(directory: &Path) -> Result<Connection, StoreError> {
     let connection = connect_bare(directory)?;
     table::register(&connection, directory)?;
+    connection.create_scalar_function(
+        "moment",
+        1,
+        FunctionFlags::SQLITE_UTF8
+            | FunctionFlags::SQLITE_DETERMINISTIC
+            | FunctionFlags::SQLITE_INNOCUOUS,
+        |context| Ok(context.get::<Option<i64>>(0)?.map(moment)),
+    )?;
     connection.execute_batch(include_str!("views.sql"))?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
+}
+
+/// Nanoseconds since 1970 as in events: RFC 3339, with all digits, so that texts order as times do.
+fn moment(nanoseconds: i64) -> String {
+    let mut text = String::with_capacity(32);
+    // Into memory, which does not fail.
+    let _ = DateTimePrinter::new()
+        .precision(Some(9))
+        .print_timestamp(&timestamp(nanoseconds), &mut text);
+    text
 }
 
 const SESSION_COLUMNS: &str =

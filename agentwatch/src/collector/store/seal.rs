@@ -391,7 +391,8 @@ fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> Vec<Unsealed<'a>> {
                 .or_insert(next);
         }
     }
-    let mut keys: Vec<(u32, i64, i64, u32, u32)> = Vec::new();
+    let mut keys: Vec<(bool, u32, i64, i64, u32, u32)> =
+        Vec::with_capacity(batches.iter().map(|(_, batch)| batch.records.len()).sum());
     for (place, (first, batch)) in batches.iter().enumerate() {
         let own: Vec<u32> = batch
             .sessions
@@ -404,6 +405,7 @@ fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> Vec<Unsealed<'a>> {
             .collect();
         for (index, record) in batch.records.iter().enumerate() {
             keys.push((
+                1 << record.verdict == ALLOWED,
                 own.get(record.session as usize)
                     .copied()
                     .unwrap_or_default(),
@@ -416,7 +418,7 @@ fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> Vec<Unsealed<'a>> {
     }
     keys.sort_unstable();
     keys.into_iter()
-        .filter_map(|(_, _, no, place, index)| {
+        .filter_map(|(.., no, place, index)| {
             let (_, batch) = batches.get(place as usize)?;
             let record = batch.records.get(index as usize)?;
             Some(Unsealed { batch, record, no })

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,11 +34,12 @@ use parquet::{
 
 use super::{
     StoreError,
-    columns::{ALL, C, COLUMNS, Get, Row, Unsealed},
+    columns::{ALL, C, COLUMNS, Row, Take, Unsealed},
     hash::Groups,
 };
+use crate::event::Verdict;
 
-/// Rows of a row group; a segment has a few.
+/// Most rows of a row group; a segment has a few.
 const GROUP_ROWS: usize = 1 << 15;
 /// Rows of a page: what must be decoded to get at one row.
 const PAGE_ROWS: usize = 4096;
@@ -84,11 +86,14 @@ fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
     let buffered = io::BufWriter::with_capacity(1 << 18, file);
     let mut writer =
         SerializedFileWriter::new(buffered, schema()?, Arc::new(properties()?)).map_err(failed)?;
-    let mut hashes = Groups::default();
-    for group in rows.chunks(GROUP_ROWS) {
-        let buffers = turned(group, &mut hashes);
+    let mut turned = Turned::new(rows.len().min(GROUP_ROWS));
+    // What was refused is asked for by itself, and few: it has row groups of its own.
+    let refused = rows.partition_point(|row| row.verdict() != Verdict::Allowed);
+    let (refused, allowed) = rows.split_at(refused);
+    for group in refused.chunks(GROUP_ROWS).chain(allowed.chunks(GROUP_ROWS)) {
+        turned.turn(group);
         let mut group_writer = writer.next_row_group().map_err(failed)?;
-        for buffer in &buffers {
+        for buffer in &turned.columns {
             let mut column_writer = group_writer
                 .next_column()
                 .map_err(failed)?
@@ -103,7 +108,7 @@ fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
-    Ok(hashes.finish())
+    Ok(turned.hashes.finish())
 }
 
 /// A column of some rows: which of them have a value, and the values.
@@ -113,40 +118,65 @@ enum Buffer<'a> {
 }
 
 /// Rows as columns. Each row is looked at once, because going through all rows for every column costs a miss of the
-/// processor's cache each time; so the hashes are made here too.
-fn turned<'a>(rows: &'a [Unsealed<'a>], hashes: &mut Groups) -> Vec<Buffer<'a>> {
-    let mut buffers: Vec<Buffer<'a>> = COLUMNS
-        .iter()
-        .map(|column| {
-            let levels = Vec::with_capacity(rows.len());
-            if column.is_text() {
-                Buffer::Texts(levels, Vec::new())
-            } else {
-                Buffer::Numbers(levels, Vec::new())
-            }
-        })
-        .collect();
-    for row in rows {
-        for (buffer, column) in buffers.iter_mut().zip(&COLUMNS) {
-            match (buffer, column.get) {
-                (Buffer::Numbers(levels, values), Get::Number(get)) => {
-                    let value = get(row);
-                    hashes.number(value);
-                    levels.push(value.is_some().into());
-                    values.extend(value);
+/// processor's cache each time; so the hashes are made here too. The memory of one row group serves the next.
+struct Turned<'a> {
+    columns: [Buffer<'a>; ALL.len()],
+    hashes: Groups,
+}
+
+impl<'a> Turned<'a> {
+    fn new(rows: usize) -> Self {
+        let levels = || Vec::with_capacity(rows);
+        Self {
+            columns: std::array::from_fn(|index| {
+                if COLUMNS[index].is_text() {
+                    Buffer::Texts(levels(), Vec::new())
+                } else {
+                    Buffer::Numbers(levels(), Vec::new())
                 }
-                (Buffer::Texts(levels, values), Get::Text(get)) => {
-                    let value = get(row);
-                    hashes.text(value);
-                    levels.push(value.is_some().into());
-                    values.extend(value);
+            }),
+            hashes: Groups::default(),
+        }
+    }
+
+    fn turn(&mut self, rows: &'a [Unsealed<'a>]) {
+        for buffer in &mut self.columns {
+            match buffer {
+                Buffer::Numbers(levels, values) => {
+                    levels.clear();
+                    values.clear();
                 }
-                _ => {}
+                Buffer::Texts(levels, values) => {
+                    levels.clear();
+                    values.clear();
+                }
             }
         }
-        hashes.end_row();
+        for row in rows {
+            row.each(self);
+            self.hashes.end_row();
+        }
     }
-    buffers
+}
+
+impl<'a> Take<'a> for Turned<'a> {
+    #[inline]
+    fn number(&mut self, column: C, value: Option<i64>) {
+        self.hashes.number(value);
+        if let Buffer::Numbers(levels, values) = &mut self.columns[column as usize] {
+            levels.push(value.is_some().into());
+            values.extend(value);
+        }
+    }
+
+    #[inline]
+    fn text(&mut self, column: C, value: Option<&'a str>) {
+        self.hashes.text(value);
+        if let Buffer::Texts(levels, values) = &mut self.columns[column as usize] {
+            levels.push(value.is_some().into());
+            values.extend(value);
+        }
+    }
 }
 
 /// A new file that only the collector's user can read.
@@ -166,25 +196,13 @@ fn write_column(writer: &mut ColumnWriter<'_>, buffer: &Buffer<'_>) -> Result<()
             writer.write_batch(values, Some(levels), None)?;
         }
         (ColumnWriter::ByteArrayColumnWriter(writer), Buffer::Texts(levels, texts)) => {
-            let mut texts = texts.iter().copied();
-            let mut values: Vec<ByteArray> = Vec::with_capacity(WRITE_ROWS);
-            // Most columns say the same in row after row: the bytes are made once.
-            let mut last: Option<(&str, ByteArray)> = None;
+            let mut texts = texts.as_slice();
+            let (mut places, mut values) = (Vec::new(), Vec::new());
             for levels in levels.chunks(WRITE_ROWS) {
-                values.clear();
                 let here = levels.iter().filter(|level| **level > 0).count();
-                for text in texts.by_ref().take(here) {
-                    match &last {
-                        Some((same, value)) if std::ptr::eq(*same, text) || *same == text => {
-                            values.push(value.clone());
-                        }
-                        _ => {
-                            let value = ByteArray::from(Bytes::copy_from_slice(text.as_bytes()));
-                            values.push(value.clone());
-                            last = Some((text, value));
-                        }
-                    }
-                }
+                let (mine, later) = texts.split_at(here.min(texts.len()));
+                texts = later;
+                shared(mine, &mut places, &mut values);
                 writer.write_batch(&values, Some(levels), None)?;
             }
         }
@@ -193,6 +211,32 @@ fn write_column(writer: &mut ColumnWriter<'_>, buffer: &Buffer<'_>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Texts as the library wants them, all in one piece of memory. Most columns say the same in row after row, which stands there once.
+fn shared(texts: &[&str], places: &mut Vec<Range<usize>>, values: &mut Vec<ByteArray>) {
+    places.clear();
+    values.clear();
+    let mut memory = Vec::new();
+    let mut last: Option<(&str, Range<usize>)> = None;
+    for text in texts.iter().copied() {
+        let place = match &last {
+            Some((same, place)) if std::ptr::eq(*same, text) || *same == text => place.clone(),
+            _ => {
+                let begin = memory.len();
+                memory.extend_from_slice(text.as_bytes());
+                last = Some((text, begin..memory.len()));
+                begin..memory.len()
+            }
+        };
+        places.push(place);
+    }
+    let memory = Bytes::from(memory);
+    values.extend(
+        places
+            .iter()
+            .map(|place| ByteArray::from(memory.slice(place.clone()))),
+    );
 }
 
 /// Numbers are plain 64-bit integers, also times: not every reader takes timestamps of nanoseconds. There are no field ids, because
@@ -624,6 +668,13 @@ impl Row for ChunkRow<'_> {
     fn text(&self, column: C) -> Option<&str> {
         match self.chunk.values.get(column as usize)? {
             Values::Texts(values) => values.get(self.index)?.as_ref()?.as_utf8().ok(),
+            _ => None,
+        }
+    }
+
+    fn bytes(&self, column: C) -> Option<&[u8]> {
+        match self.chunk.values.get(column as usize)? {
+            Values::Texts(values) => Some(values.get(self.index)?.as_ref()?.data()),
             _ => None,
         }
     }

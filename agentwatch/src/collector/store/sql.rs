@@ -203,7 +203,10 @@ fn write(json: &mut Vec<u8>, value: ValueRef<'_>) {
         ValueRef::Integer(number) => serde_json::to_writer(json, &number),
         // Infinite numbers have no form in JSON and become null.
         ValueRef::Real(number) => serde_json::to_writer(json, &number),
-        ValueRef::Text(text) => serde_json::to_writer(json, &String::from_utf8_lossy(text)),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => serde_json::to_writer(json, text),
+            Err(_) => serde_json::to_writer(json, &String::from_utf8_lossy(text)),
+        },
         ValueRef::Blob(bytes) => serde_json::to_writer(json, &hex::encode(bytes)),
     };
     written.expect("plain types into memory");

@@ -2,7 +2,7 @@
 
 CREATE TEMP VIEW events AS
 SELECT e.no, coalesce(e.id, e.session_id || '-' || e.seq) AS id, e.session_id, e.session, e.seq,
-       strftime('%Y-%m-%dT%H:%M:%S', e.time_ns / 1000000000, 'unixepoch') || printf('.%09dZ', e.time_ns % 1000000000) AS time,
+       moment(e.time_ns) AS time,
        e.time_ns, e.ktime_ns, e.boot_id, e.kind, e.verdict, e.errno, e.count, e.fold, e.rule_id, e.rule_layer, e.rule_source,
        e.pid, e.tid, e.ppid, e.start_ns, e.exe, e.comm, e.argv, e.cwd, e.uid, e.gid, e.cgroup,
        e.path, e.dev, e.inode, e.access, e.flags, e.target_path, e.family, e.sock_type, e.addr, e.port, e.sock_path, e.domain,
@@ -10,7 +10,7 @@ SELECT e.no, coalesce(e.id, e.session_id || '-' || e.seq) AS id, e.session_id, e
 FROM event_rows e;
 
 CREATE TEMP VIEW denials AS
-SELECT strftime('%Y-%m-%dT%H:%M:%S', r.time_ns / 1000000000, 'unixepoch') || printf('.%09dZ', r.time_ns % 1000000000) AS time,
+SELECT moment(r.time_ns) AS time,
        r.time_ns, s.id AS session_id, s.name AS session, r.verdict, r.kind, r.path, r.addr, r.port, r.domain, r.access,
        r.rule_id, r.rule_layer, r.rule_source, r.errno, r.count, r.pid, r.start_ns, r.exe, r.argv, r.uid, r.cgroup,
        coalesce(r.id, s.id || '-' || r.seq) AS id
@@ -18,7 +18,7 @@ FROM main.refusal_rows r LEFT JOIN main.session_rows s ON s.no = r.session
 WHERE r.verdict = 'denied';
 
 CREATE TEMP VIEW refusals AS
-SELECT strftime('%Y-%m-%dT%H:%M:%S', r.time_ns / 1000000000, 'unixepoch') || printf('.%09dZ', r.time_ns % 1000000000) AS time,
+SELECT moment(r.time_ns) AS time,
        r.time_ns, s.id AS session_id, s.name AS session, r.verdict, r.kind, r.path, r.addr, r.port, r.domain, r.access,
        r.rule_id, r.rule_layer, r.rule_source, r.errno, r.count, r.pid, r.start_ns, r.exe, r.argv, r.uid, r.cgroup,
        coalesce(r.id, s.id || '-' || r.seq) AS id

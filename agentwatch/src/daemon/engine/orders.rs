@@ -1,7 +1,7 @@
 //! What the command line asks for, and starting sessions.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     os::unix::fs::MetadataExt as _,
     path::Path,
     sync::Arc,
@@ -607,12 +607,20 @@ impl Engine {
         kernel.insert("tasks_that_wait".to_owned(), waiting);
         kernel.insert("decisions".to_owned(), decisions);
         let connected = self.figures.connected.load(Ordering::Relaxed);
+        let mut coverage: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        for live in self.sessions.values() {
+            let row = live.row();
+            let of_coverage = coverage.entry(row.coverage.name().to_owned()).or_default();
+            *of_coverage.entry(row.mode.name().to_owned()).or_default() += 1;
+        }
         Ok(Response::Status {
             status: Box::new(Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
                 backends: self.kernel.backends(),
                 sessions: self.sessions.len(),
+                coverage,
+                events: self.figures.events(),
                 events_delivered: self.delivered,
                 events_folded: self.folded,
                 events_lost: self.lost + self.figures.lost.load(Ordering::Relaxed),
@@ -624,6 +632,7 @@ impl Engine {
                     ..self.desk.metrics()
                 },
                 kernel,
+                costs: self.kernel.costs(),
             }),
         })
     }
