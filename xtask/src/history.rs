@@ -80,7 +80,6 @@ pub fn measure(events: u64, sessions: u64) -> Result<Table> {
         }
     }
     let status = child.wait()?;
-    ensure!(status.success(), "the example ended with {status}");
     let heads = [
         "what",
         "figure",
@@ -90,7 +89,9 @@ pub fn measure(events: u64, sessions: u64) -> Result<Table> {
     ]
     .map(str::to_owned)
     .to_vec();
+    // What was measured before a failure is still worth seeing.
     println!("\n{}\n", table::render(&heads, &rows));
+    ensure!(status.success(), "the example ended with {status}");
     Ok((heads, rows))
 }
 
