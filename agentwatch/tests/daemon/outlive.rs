@@ -268,6 +268,13 @@ fn a_session_whose_record_is_damaged_stays_enforced() {
     let place = Place::new();
     let daemon = place.daemon();
     let mut run = storm(&place, "damaged");
+    // What only the record knows is gone with it.
+    eventually("its beginning is in the history", || {
+        let output = place.cli(&[
+            "events", "damaged", "--kind", "session", "--format", "jsonl",
+        ]);
+        (!output.stdout.is_empty()).then_some(())
+    });
     daemon.kill();
     let file = record(&place);
     let mut bytes = fs::read(&file).expect("the record");
