@@ -30,6 +30,10 @@ pub struct Options {
     /// are then left out.
     #[arg(long)]
     only: Option<String>,
+    /// In guests also try what waits for a person, and work under presets; with `--only hold` or `--only preset` that is tried in any
+    /// case. Each needs another boot, and half an hour on three kernels.
+    #[arg(long)]
+    full: bool,
     /// Also run real agents (Codex, Claude Code, Gemini CLI), offline: about a gigabyte is downloaded once.
     #[arg(long)]
     agents: bool,
@@ -195,12 +199,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                         summary.in_vm(name, &image, only)
                     });
                 }
-                if tries_presets(only) {
+                if tries_presets(options.full, only) {
                     summary.stage(&format!("presets on {name}"), |summary| {
                         summary.presets_in_vm(name, &image, only)
                     });
                 }
-                if tries_holds(only) {
+                if is_of_holds(only) || (options.full && only.is_none()) {
                     summary.stage(&format!("holds on {name}"), |summary| {
                         summary.holds_in_vm(name, &image, only)
                     });
@@ -667,9 +671,11 @@ fn tries_holds(only: Option<&str>) -> bool {
     only.is_none() || is_of_holds(only)
 }
 
-/// Whether scenarios of presets are among what is to be tried.
-fn tries_presets(only: Option<&str>) -> bool {
-    only.is_none_or(|filter| filter.starts_with(PRESETS) || PRESETS.starts_with(filter))
+/// Whether scenarios of presets are among what is to be tried in guests.
+fn tries_presets(full: bool, only: Option<&str>) -> bool {
+    only.map_or(full, |filter| {
+        filter.starts_with(PRESETS) || PRESETS.starts_with(filter)
+    })
 }
 
 fn first_line(text: &str) -> &str {
