@@ -409,6 +409,7 @@ impl Kernel {
         self.maps.insert_policy(number, policy, cgroup)
     }
 
+    /// Attaches what stops a command that waits and was told to go on.
     fn stop_commands(&mut self) -> Result<()> {
         let mut links = match &self.pins {
             Some(pins) => Some(pins.resume()?),
@@ -421,10 +422,11 @@ impl Kernel {
             PAGE_FAULT,
             &mut links,
         )?;
+        // It stops what runs from here on, whatever becomes of the note.
+        self.commands_wait = true;
         if let (Some(pins), Some(links)) = (&self.pins, &links) {
             pins.extend(links)?;
         }
-        self.commands_wait = true;
         Ok(())
     }
 
@@ -659,10 +661,11 @@ fn attach_tracepoint(
     links: &mut Option<Links>,
 ) -> Result<()> {
     let program: &mut BtfTracePoint = program(ebpf, name)?;
-    program
-        .load(tracepoint, btf)
-        .map_err(verifier)
-        .with_context(|| format!("load {name}"))?;
+    match program.load(tracepoint, btf) {
+        // By a try before, whose attaching failed.
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(verifier(error)).with_context(|| format!("load {name}")),
+    }
     let link = program.attach().with_context(|| format!("attach {name}"))?;
     keep!(links, name, program, link);
     Ok(())

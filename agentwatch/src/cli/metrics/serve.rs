@@ -4,13 +4,14 @@ use std::{
     convert::Infallible,
     fmt,
     net::SocketAddr,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
@@ -113,10 +114,7 @@ pub(super) async fn serve(listen: &Listen, runtime_dir: &Path) -> Result<()> {
                 }
             }
             Listen::Unix(path) => {
-                // One that nobody listens on any more is in the way.
-                if tokio::net::UnixStream::connect(path).await.is_err() {
-                    let _ = std::fs::remove_file(path);
-                }
+                clear(path).await?;
                 let listener = UnixListener::bind(path)
                     .with_context(|| format!("listen on {}", path.display()))?;
                 loop {
@@ -133,6 +131,24 @@ pub(super) async fn serve(listen: &Listen, runtime_dir: &Path) -> Result<()> {
         result = accepting => result,
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// Takes a socket away that nobody listens on any more, and nothing else.
+async fn clear(path: &Path) -> Result<()> {
+    let Ok(meta) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    ensure!(
+        meta.file_type().is_socket(),
+        "{} is there and is no socket; hint: another path",
+        path.display()
+    );
+    ensure!(
+        tokio::net::UnixStream::connect(path).await.is_err(),
+        "somebody listens on {} already",
+        path.display()
+    );
+    std::fs::remove_file(path).with_context(|| format!("remove {}", path.display()))
 }
 
 async fn pause(error: &std::io::Error) {
@@ -195,6 +211,30 @@ async fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nothing_but_a_socket_without_an_owner_is_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("at");
+        clear(&path).await.unwrap();
+        for what in ["a file", "a directory", "a link"] {
+            match what {
+                "a file" => std::fs::write(&path, "precious").unwrap(),
+                "a directory" => std::fs::create_dir(&path).unwrap(),
+                _ => std::os::unix::fs::symlink("/dev/null", &path).unwrap(),
+            }
+            let error = clear(&path).await.unwrap_err().to_string();
+            assert!(error.contains("is no socket"), "{what}: {error}");
+            assert!(path.symlink_metadata().is_ok(), "{what} is gone");
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+        }
+        let listener = UnixListener::bind(&path).unwrap();
+        let error = clear(&path).await.unwrap_err().to_string();
+        assert!(error.contains("listens"), "{error}");
+        drop(listener);
+        clear(&path).await.unwrap();
+        assert!(!path.exists());
+    }
 
     #[test]
     fn only_this_host_is_listened_on() {
