@@ -378,25 +378,6 @@ impl Summary {
     fn in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
         let kernel = kernels::fetch(series)?;
         println!("kernel {}", kernel.version);
-        let runner = format!("{PROGRAMS}/scenarios");
-        let act = format!("{PROGRAMS}/act");
-        let mut words = vec![
-            runner.as_str(),
-            "--agentwatch",
-            "/usr/bin/agentwatch",
-            "--act",
-            &act,
-            "--scenarios",
-            SCENARIOS,
-            "--conformance",
-            CONFORMANCE,
-            "--guest",
-            "--require",
-            STOCK_CAPABILITIES,
-            "--patience",
-            "4",
-        ];
-        words.extend(only.map(|filter| ["--only", filter]).into_iter().flatten());
         // Killing and replacing the daemon takes minutes in an emulated guest: for those who ask for it.
         if only == Some("outlive") {
             let outlive = format!("{PROGRAMS}/outlive");
@@ -408,32 +389,23 @@ impl Summary {
             ];
             return self.job_in_vm(&kernel, image, &words, series);
         }
+        let (runner, act) = guest_programs();
+        let mut words = scenario_words(&runner, &act, STOCK_CAPABILITIES).to_vec();
+        words.extend(["--conformance", CONFORMANCE]);
+        words.extend(only.map(|filter| ["--only", filter]).into_iter().flatten());
         self.job_in_vm(&kernel, image, &words, series)
     }
 
     /// Runs the scenarios of presets on a stock kernel, with tools on a disk. They are not below `/tmp`, which presets open.
     fn presets_in_vm(&mut self, series: &str, image: &Image, only: Option<&str>) -> Result<()> {
         let kernel = kernels::fetch(series)?;
-        let (runner, act) = (format!("{PROGRAMS}/scenarios"), format!("{PROGRAMS}/act"));
-        let words = [
-            runner.as_str(),
-            "--agentwatch",
-            "/usr/bin/agentwatch",
-            "--act",
-            &act,
-            "--scenarios",
-            SCENARIOS,
-            "--root",
-            "/srv",
-            "--guest",
-            "--require",
-            &format!("{STOCK_CAPABILITIES},programs"),
-            "--patience",
-            "4",
-            "--only",
-            only.filter(|only| only.contains(PRESETS))
-                .unwrap_or(PRESETS),
-        ];
+        let (runner, act) = guest_programs();
+        let required = format!("{STOCK_CAPABILITIES},programs");
+        let only = only
+            .filter(|only| only.contains(PRESETS))
+            .unwrap_or(PRESETS);
+        let mut words = scenario_words(&runner, &act, &required).to_vec();
+        words.extend(["--root", "/srv", "--only", only]);
         let machine = Machine {
             disk: Some(tools::disk()?),
             timeout: Some(LONG),
@@ -664,6 +636,29 @@ impl Summary {
 /// Whether a filter names cases of actions that wait, and nothing else.
 fn is_of_holds(only: Option<&str>) -> bool {
     only.is_some_and(|filter| filter.starts_with(HOLDS))
+}
+
+/// Where a guest has the runner of scenarios and the actor.
+fn guest_programs() -> (String, String) {
+    (format!("{PROGRAMS}/scenarios"), format!("{PROGRAMS}/act"))
+}
+
+/// The runner's command line in a guest, as far as it is always the same.
+fn scenario_words<'a>(runner: &'a str, act: &'a str, required: &'a str) -> [&'a str; 12] {
+    [
+        runner,
+        "--agentwatch",
+        "/usr/bin/agentwatch",
+        "--act",
+        act,
+        "--scenarios",
+        SCENARIOS,
+        "--guest",
+        "--require",
+        required,
+        "--patience",
+        "4",
+    ]
 }
 
 /// Whether such cases are among what is to be tried.

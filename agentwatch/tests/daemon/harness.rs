@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -159,6 +160,13 @@ impl Place {
 
     pub fn status(&self) -> Value {
         serde_json::from_slice(&self.cli(&["status", "--json"]).stdout).unwrap_or_default()
+    }
+
+    /// The collector of the daemon that runs here.
+    pub fn collector(&self) -> Pid {
+        let state = self.state();
+        let found = processes(&["agentwatch collector", state.to_str().expect("UTF-8")]);
+        Pid::from_raw(*found.first().expect("a collector"))
     }
 
     /// The events of a session, as soon as they satisfy a condition.

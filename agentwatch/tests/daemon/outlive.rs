@@ -139,9 +139,7 @@ fn what_a_killed_daemon_had_in_memory_is_declared() {
     }
     let place = Place::new();
     let daemon = place.daemon();
-    let state = place.state();
-    let collector = processes(&["agentwatch collector", state.to_str().expect("UTF-8")]);
-    let collector = Pid::from_raw(*collector.first().expect("a collector"));
+    let collector = place.collector();
     let mut run = storm(&place, "lossy");
     // What is sent to one that does not read waits in memory.
     kill(collector, Signal::SIGSTOP).expect("stop the collector");

@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use crate::harness::*;
@@ -165,9 +162,7 @@ fn a_storm_is_accounted_for_when_the_collector_stands_still() {
     }
     let place = Place::new();
     let daemon = place.daemon();
-    let state = place.state();
-    let collector = processes(&["agentwatch collector", state.to_str().expect("UTF-8")]);
-    let collector = Pid::from_raw(*collector.first().expect("a collector"));
+    let collector = place.collector();
     let storm = begin(&place, "still");
     kill(collector, Signal::SIGSTOP).expect("stop the collector");
     sleep(Duration::from_secs(10));

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     hint::black_box,
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::fs::FileExt,
+    os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
 };
 
@@ -56,11 +56,7 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
             300,
             30,
             &mut || {
-                drop(open(
-                    path.as_c_str(),
-                    OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-                    Mode::empty(),
-                )?);
+                drop(read_only(&path)?);
                 Ok(())
             },
         )?;
@@ -74,21 +70,13 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
     }
     measure("first open + close of a file", times, batches, &mut || {
         let path = fresh.pop().context("there are as many files as opens")?;
-        drop(open(
-            path.as_c_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?);
+        drop(read_only(&path)?);
         Ok(())
     })?;
     // Denied in sessions that enforce; elsewhere it is opened.
     let denied = CString::new(dir.join(DENIED).to_string_lossy().as_bytes())?;
     measure("open of a denied file", 300, 30, &mut || {
-        drop(open(
-            denied.as_c_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        ));
+        drop(read_only(&denied));
         Ok(())
     })?;
     let file_path = deep_file(dir, 4)?;
@@ -120,6 +108,10 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
         black_box(receiver.recv(&mut buffer)?);
         Ok(())
     })
+}
+
+fn read_only(path: &CStr) -> nix::Result<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// A file so many components below the root of the tmpfs.
