@@ -42,14 +42,16 @@ pub(super) fn perform(report: &Path, actions: &[String]) -> ExitCode {
         let result = act(action);
         failed |= result.is_err();
         let line = match result {
-            Ok(said) => format!("{action} ok {said}"),
-            Err(error) => format!("{action} error {}", error.raw_os_error().unwrap_or(-1)),
+            Ok(said) => format!("ok {said}"),
+            Err(error) => format!("error {}", error.raw_os_error().unwrap_or(-1)),
         };
+        // Written at once: whoever looks on sees whole lines.
+        let line = format!("{action} {line} {}\n", since.elapsed().as_millis());
         let told = fs::File::options()
             .create(true)
             .append(true)
             .open(report)
-            .and_then(|mut file| writeln!(file, "{line} {}", since.elapsed().as_millis()));
+            .and_then(|mut file| file.write_all(line.as_bytes()));
         if told.is_err() {
             return ExitCode::from(99);
         }
