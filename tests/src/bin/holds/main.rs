@@ -45,6 +45,9 @@ enum What {
         /// How often what is repeated is repeated; as many wait at the same time, and 300 at most
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
+        /// How often each case is run: what fails now and then is found by it
+        #[arg(long, default_value_t = 1)]
+        repeat: u32,
     },
     /// Measures the time from an approval to the end of the system call that waited for it
     Latency {
@@ -80,7 +83,8 @@ fn main() -> ExitCode {
             agentwatch,
             only,
             rounds,
-        } => run(&agentwatch, &only, rounds),
+            repeat,
+        } => run(&agentwatch, &only, rounds, repeat),
         What::Latency { agentwatch, rounds } => match latency::measure(&agentwatch, rounds) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -284,7 +288,7 @@ const CASES: &[(&str, Needs, Case)] = &[
     ("hold_reviewer", Needs::Nothing, reviewer),
 ];
 
-fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
+fn run(binary: &Path, only: &str, rounds: u32, repeat: u32) -> ExitCode {
     let mut place = match Place::new(binary, rounds) {
         Ok(place) => place,
         Err(error) => {
@@ -293,10 +297,8 @@ fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
         }
     };
     let mut good = true;
-    for (name, needs, case) in CASES {
-        if !name.contains(only) {
-            continue;
-        }
+    let wanted = CASES.iter().filter(|(name, ..)| name.contains(only));
+    for (name, needs, case) in wanted.flat_map(|case| std::iter::repeat_n(case, repeat as usize)) {
         let mut milliseconds = 0;
         let (status, reason) = if let Some(reason) = needs.lacks(&place) {
             ("skip", reason.to_owned())
@@ -308,7 +310,7 @@ fn run(binary: &Path, only: &str, rounds: u32) -> ExitCode {
             match outcome {
                 Ok(()) => ("pass", String::new()),
                 Err(error) => {
-                    println!("{}", place.log());
+                    println!("{}\n{}", place.log(), place.record());
                     ("fail", format!("{error:#}"))
                 }
             }

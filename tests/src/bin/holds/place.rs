@@ -192,6 +192,13 @@ impl Place {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
+    /// The last that was refused, held or decided, a line each.
+    pub fn record(&self) -> String {
+        const SQL: &str = "SELECT json FROM events WHERE kind = 'approval' OR verdict <> 'allowed' ORDER BY time DESC LIMIT 12";
+        let answer = self.agentwatch.output(&["query", "--format", "jsonl", SQL]);
+        answer.unwrap_or_else(|error| format!("the history does not answer: {error:#}"))
+    }
+
     /// Nothing of the case before is left.
     pub fn clean(&self) {
         if let Ok(sessions) = self.agentwatch.output(&["sessions", "--json"])
