@@ -3,7 +3,7 @@
 //! A real collector, held on one processor, is sent packed batches over its socket, as the daemon sends them; making
 //! and packing the events is not its work and is done on another. Its processor time is taken from its clock, its
 //! memory is the highest that the kernel saw. Then it is asked, over its socket, what responders ask: how long that takes
-//! here, and how much processor time of the collector's. Results are lines of JSON.
+//! here until the answer is whole, how much processor time of the collector's, and how long reading it takes the asker. Results are lines of JSON.
 
 use std::{
     fs,
@@ -123,12 +123,12 @@ async fn run(events: u64, sessions: u64, directory: &Path) -> Result<()> {
     ];
     for (what, question) in questions {
         let mut times = Vec::new();
-        let mut rows = 0;
+        let (mut rows, mut reading) = (0, Duration::ZERO);
         let cpu_before = collector.cpu()?;
         for _ in 0..5 {
-            let begun = Instant::now();
-            rows = collector.ask(&question).await?;
-            times.push(begun.elapsed());
+            let answered;
+            (rows, answered, reading) = collector.ask(&question).await?;
+            times.push(answered);
         }
         let cpu = (collector.cpu()? - cpu_before) / 5;
         times.sort();
@@ -136,6 +136,7 @@ async fn run(events: u64, sessions: u64, directory: &Path) -> Result<()> {
             "{}",
             json!({
                 "what": what, "rows": rows, "median_ms": times[2].as_secs_f64() * 1e3, "cpu_ms": cpu.as_secs_f64() * 1e3, "most_ms": times[4].as_secs_f64() * 1e3,
+                "reading_ms": reading.as_secs_f64() * 1e3,
                 "memory_mib": collector.memory()?,
             })
         );
@@ -236,8 +237,9 @@ impl Collector {
         Ok(kib / 1024)
     }
 
-    /// Asks, takes the whole answer in and counts its rows.
-    async fn ask(&self, question: &Question) -> Result<usize> {
+    /// Asks and takes the whole answer in: its rows, how long it took to come, and how long it then takes the asker to read it.
+    async fn ask(&self, question: &Question) -> Result<(usize, Duration, Duration)> {
+        let begun = Instant::now();
         let mut connection = Connection::new(connect(&self.socket(QUERY_SOCKET)).await?);
         connection.send(question).await?;
         let mut frames: Vec<Bytes> = Vec::new();
@@ -256,6 +258,7 @@ impl Collector {
                 break;
             }
         }
+        let answered = begun.elapsed();
         for frame in frames {
             match Answer::read(&frame)? {
                 Answer::Events { events } => rows += events.len(),
@@ -265,7 +268,7 @@ impl Collector {
                 _ => {}
             }
         }
-        Ok(rows)
+        Ok((rows, answered, begun.elapsed() - answered))
     }
 
     fn stop(&mut self) {

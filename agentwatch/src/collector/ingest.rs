@@ -18,8 +18,8 @@ use crate::wire::{
     collector::{Batch, BatchAnswer},
 };
 
-/// Batches of one connection that may wait for their commit.
-const PIPELINE: usize = 8;
+/// Batches of one connection that may wait for their commit: as many as the daemon has under way.
+pub(super) const PIPELINE: usize = 16;
 /// Time for which a sender may leave an answer unread.
 const UNREAD: Duration = Duration::from_secs(30);
 

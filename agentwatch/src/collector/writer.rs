@@ -1,23 +1,35 @@
-//! The one thread that writes. It commits what waits in one transaction, and must never answer before the commit.
+//! The one thread that writes. It commits what waits in one transaction, and must never answer before the commit. A commit costs
+//! about as much as storing a thousand events, so while batches stream in, some are gathered for each.
 //!
 //! Segments are built by a thread beside it, so that a sender is not kept waiting, and entered here.
 
-use std::thread::JoinHandle;
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    runtime::{self, Runtime},
+    sync::{mpsc, oneshot, watch},
+    time::timeout_at,
+};
 
-use super::store::{Order, Retention, Sealed, Store, StoreError, build};
+use super::{
+    ingest::PIPELINE,
+    store::{Order, Retention, Sealed, Store, StoreError, build},
+};
 use crate::wire::batch::Batch;
 
 /// Batches that may wait for the writer; each is at most a frame.
 const QUEUE: usize = 16;
+/// Least time between two commits, unless there is a full one before. A batch that comes after a pause is committed at once.
+const GATHER: Duration = Duration::from_millis(40);
 /// Bytes in one commit, after which no further batch joins it: some 20,000 events.
 const COMMIT_BYTES: usize = 2 << 20;
 /// Pause after a segment could not be built.
-const RETRY: std::time::Duration = std::time::Duration::from_secs(30);
-
+const RETRY: Duration = Duration::from_secs(30);
 /// Segments' worth of unsealed events beyond which batches wait for the segment that is being built.
 const MOST_UNSEALED: usize = 3;
 
@@ -47,6 +59,11 @@ pub(super) fn start(
     let (built, done) = std::sync::mpsc::channel();
     // Weak, because the writer ends when nobody else can send.
     let wake = sender.downgrade();
+    // For its clock: waiting for a job has no limit otherwise.
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("start the writer's clock")?;
     std::thread::Builder::new()
         .name("sealer".to_owned())
         .spawn(move || {
@@ -79,7 +96,7 @@ pub(super) fn start(
                 pause: None,
                 sealing: Vec::new(),
             }
-            .run(jobs)
+            .run(&runtime, jobs)
         })
         .context("start the writer's thread")?;
     Ok((sender, thread))
@@ -95,13 +112,14 @@ struct Writer {
     done: std::sync::mpsc::Receiver<Result<Sealed, StoreError>>,
     building: bool,
     /// Until when no segment is built after one that could not be.
-    pause: Option<std::time::Instant>,
+    pause: Option<Instant>,
     /// Who waits for everything to be sealed.
     sealing: Vec<Reply>,
 }
 
 impl Writer {
-    fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+    fn run(mut self, runtime: &Runtime, mut jobs: mpsc::Receiver<Job>) {
+        let mut gathered = Instant::now();
         while let Some(first) = jobs.blocking_recv() {
             let mut group: Vec<(Bytes, Reply)> = Vec::new();
             let mut bytes = 0;
@@ -115,12 +133,18 @@ impl Writer {
                     Job::Seal { reply } => self.sealing.push(reply),
                     Job::Look => {}
                 }
-                next = if bytes < COMMIT_BYTES {
+                // Who waits for everything to be sealed, or has sent all that it may, is not kept waiting.
+                next = if bytes >= COMMIT_BYTES {
+                    None
+                } else if group.is_empty() || group.len() >= PIPELINE || !self.sealing.is_empty() {
                     jobs.try_recv().ok()
                 } else {
-                    None
+                    let until = (gathered + GATHER).into();
+                    let job = async { timeout_at(until, jobs.recv()).await.ok().flatten() };
+                    runtime.block_on(job)
                 };
             }
+            gathered = Instant::now();
             if !group.is_empty() {
                 self.store(group);
             }
@@ -192,10 +216,7 @@ impl Writer {
                     None => return,
                 }
             }
-            if self
-                .pause
-                .is_some_and(|until| std::time::Instant::now() < until)
-            {
+            if self.pause.is_some_and(|until| Instant::now() < until) {
                 self.answer(Err(
                     "the last attempt to seal failed; the log says why".to_owned()
                 ));
@@ -213,7 +234,7 @@ impl Writer {
                 }
                 Err(error) => {
                     tracing::error!(%error, "nothing can be sealed");
-                    self.pause = Some(std::time::Instant::now() + RETRY);
+                    self.pause = Some(Instant::now() + RETRY);
                 }
             }
             if !self.building {
@@ -227,7 +248,7 @@ impl Writer {
         let result = sealed.and_then(|sealed| self.store.enter(&sealed));
         if let Err(error) = result {
             tracing::error!(%error, "a segment could not be sealed; its events stay where they are");
-            self.pause = Some(std::time::Instant::now() + RETRY);
+            self.pause = Some(Instant::now() + RETRY);
         }
     }
 

@@ -1,8 +1,10 @@
 //! The privileged part: loads the programs, holds sessions, turns records into events and passes them on.
 //!
 //! `engine` owns the kernel side and all sessions, on one task and without locks; `control` listens to the command line;
-//! `forward` brings events to the collector, by way of `spool` while that is away; `supervise` keeps the collector running.
+//! `forward` brings events to the collector, by way of `spool` while that is away; `supervise` keeps the collector running, as `exporter` does what
+//! serves the metrics; `child` is what both do alike.
 
+mod child;
 pub mod config;
 mod control;
 mod engine;

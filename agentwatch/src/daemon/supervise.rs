@@ -14,9 +14,13 @@ use nix::{
     unistd::{Gid, Pid, Uid, User},
 };
 use serde::Serialize;
-use tokio::{io::AsyncWriteExt as _, process::Command, sync::watch, time::sleep};
+use tokio::{io::AsyncWriteExt as _, process::Child, sync::watch, time::sleep};
 
-use super::{Paths, config::Config};
+use super::{
+    Paths,
+    child::{self, End, Pauses},
+    config::Config,
+};
 use crate::{sinks::SinkConfig, wire::collector::INGEST_SOCKET};
 
 /// User that the collector runs as where the host has made one for it.
@@ -25,8 +29,10 @@ const USER: &str = "agentwatch";
 const UNASSIGNED: u32 = 61_111;
 /// File that says which collector a daemon has started.
 const PID: &str = "collector.pid";
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Time for what it has in hand.
+const LAST: Duration = Duration::from_secs(10);
 
 /// What of the configuration the collector is told.
 #[derive(Serialize)]
@@ -96,7 +102,7 @@ impl Collector {
 
     /// Keeps it running until told to stop, then ends it.
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
-        let mut delay = FIRST_DELAY;
+        let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
         while !*stopped.borrow() {
             let there =
                 tokio::net::UnixStream::connect(self.runtime.join("collector").join(INGEST_SOCKET))
@@ -104,24 +110,25 @@ impl Collector {
                     .is_ok();
             if there || !self.start {
                 tokio::select! {
-                    () = sleep(LONGEST_DELAY) => {}
+                    () = sleep(LONGEST_PAUSE) => {}
                     _ = stopped.changed() => self.end_inherited().await,
                 }
                 continue;
             }
-            let started = std::time::Instant::now();
+            pauses.start();
             match self.spawn().await {
                 Ok(mut child) => {
                     tracing::info!(pid = child.id(), uid = self.uid, "collector started");
                     if let Some(pid) = child.id() {
                         let _ = fs::write(self.runtime.join(PID), pid.to_string());
                     }
-                    tokio::select! {
-                        status = child.wait() => {
+                    match child::attend(&mut child, &mut stopped, LAST).await {
+                        End::Itself(status) => {
                             tracing::warn!(status = ?status, "the collector ended; events wait on disk until it is back");
                         }
-                        _ = stopped.changed() => {
-                            end(&mut child).await;
+                        End::Told => return,
+                        End::Killed => {
+                            tracing::warn!("the collector did not stop: killed");
                             return;
                         }
                     }
@@ -130,14 +137,7 @@ impl Collector {
                     tracing::error!(error = format!("{error:#}"), "the collector does not start")
                 }
             }
-            if started.elapsed() > LONGEST_DELAY {
-                delay = FIRST_DELAY;
-            }
-            tokio::select! {
-                () = sleep(delay) => {}
-                _ = stopped.changed() => {}
-            }
-            delay = (delay * 2).min(LONGEST_DELAY);
+            pauses.wait(&mut stopped).await;
         }
     }
 
@@ -158,9 +158,8 @@ impl Collector {
         }
     }
 
-    async fn spawn(&self) -> Result<tokio::process::Child> {
-        let program = std::env::current_exe().context("find our own executable")?;
-        let mut command = Command::new(&program);
+    async fn spawn(&self) -> Result<Child> {
+        let mut command = child::command(self.uid, self.gid)?;
         command
             .arg("collector")
             .arg("--state-dir")
@@ -177,12 +176,7 @@ impl Collector {
         } else {
             Stdio::null()
         });
-        if self.uid != 0 {
-            command.uid(self.uid).gid(self.gid);
-        }
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("start {} collector", program.display()))?;
+        let mut child = command.spawn().context("start agentwatch collector")?;
         // Over a pipe: there are secrets in it, which no other process is to see in our arguments or in a file.
         let handed = toml::to_string(&Handed { sink: &self.sinks }).context("hand the sinks on")?;
         if let Some(mut stdin) = child.stdin.take() {
@@ -190,19 +184,6 @@ impl Collector {
             let _ = stdin.write_all(handed.as_bytes()).await;
         }
         Ok(child)
-    }
-}
-
-/// Lets it finish what it has in hand.
-async fn end(child: &mut tokio::process::Child) {
-    let Some(pid) = child.id() else { return };
-    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
-    if tokio::time::timeout(LONGEST_DELAY, child.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!("the collector does not stop: killed");
-        let _ = child.kill().await;
     }
 }
 

@@ -187,6 +187,20 @@ impl Unsealed<'_> {
         Verdict::ALL[usize::from(self.record.verdict).min(Verdict::ALL.len() - 1)]
     }
 
+    /// Touches the memory of what is particular to a record; the value means nothing.
+    pub(super) fn warm(&self) -> u64 {
+        let touched = |index| self.text_at(index).and_then(|text| text.bytes().next());
+        let process = self.batch.process(self.record);
+        let exe = process.and_then(|process| touched(process.exe));
+        let path = self
+            .record
+            .file
+            .as_ref()
+            .and_then(|file| touched(file.path));
+        let ends = self.record.seq.wrapping_add(self.record.loss.into());
+        ends.wrapping_add(exe.map_or(0, u64::from) + path.map_or(0, u64::from))
+    }
+
     fn text_at(&self, index: u32) -> Option<&str> {
         self.batch.text(index)
     }
@@ -229,7 +243,7 @@ impl<'t> Packing<'t> {
     pub(super) fn record(&mut self, row: &impl Row) -> Result<Record, String> {
         let number = |column: C| row.number(column);
         let named = |column: C| {
-            row.text(column)
+            row.bytes(column)
                 .ok_or_else(|| format!("its {} is missing", COLUMNS[column as usize].name))
         };
         let there = |column: C| {
@@ -248,7 +262,7 @@ impl<'t> Packing<'t> {
         if session.id == 0 {
             named(C::SessionId)?;
         }
-        let rule = if row.text(C::RuleId).is_some() {
+        let rule = if row.bytes(C::RuleId).is_some() {
             let rule = Rule {
                 id: self.text(row, C::RuleId),
                 layer: self.text(row, C::RuleLayer),
@@ -298,7 +312,7 @@ impl<'t> Packing<'t> {
             start_delta: number(C::StartDelta),
             file: self.object(row, FILE),
             target: self.object(row, TARGET).map(Box::new),
-            net: match row.text(C::Family) {
+            net: match row.bytes(C::Family) {
                 Some(_) => Some(Box::new(Peer {
                     family: self.text(row, C::Family),
                     socket_type: self.text(row, C::SockType),
@@ -368,11 +382,11 @@ const TARGET: [C; 6] = [
     C::TargetFlags,
 ];
 
-fn known<T: Copy>(all: &[T], wanted: &str, name: fn(T) -> &'static str) -> Result<T, String> {
+fn known<T: Copy>(all: &[T], wanted: &[u8], name: fn(T) -> &'static str) -> Result<T, String> {
     all.iter()
         .copied()
-        .find(|value| name(*value) == wanted)
-        .ok_or_else(|| format!("{wanted:?} is not known here"))
+        .find(|value| name(*value).as_bytes() == wanted)
+        .ok_or_else(|| format!("{:?} is not known here", String::from_utf8_lossy(wanted)))
 }
 
 fn narrow<T: TryFrom<i64>>(value: i64) -> Result<T, String> {

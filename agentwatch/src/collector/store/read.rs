@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -137,7 +138,7 @@ impl Reader {
     /// Opens the history below `directory` for what `viewer` may see.
     pub fn open(directory: &Path, viewer: Viewer) -> Result<Self, StoreError> {
         Ok(Self {
-            connection: connect(directory)?,
+            connection: connect(directory, Arc::new(|| false))?,
             viewer,
             directory: directory.to_owned(),
         })
@@ -952,10 +953,10 @@ pub(super) fn connect_bare(directory: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// A connection that can only read.
-pub(super) fn connect(directory: &Path) -> Result<Connection, StoreError> {
+/// A connection that can only read. Reading events ends when `is_over` says so.
+pub(super) fn connect(directory: &Path, is_over: table::IsOver) -> Result<Connection, StoreError> {
     let connection = connect_bare(directory)?;
-    table::register(&connection, directory)?;
+    table::register(&connection, directory, is_over)?;
     connection.create_scalar_function(
         "moment",
         1,

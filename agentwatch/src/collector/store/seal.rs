@@ -16,12 +16,7 @@ use std::{
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
-use super::{
-    Store, StoreError,
-    columns::{C, Row as _, Unsealed},
-    hash::GROUP_ROWS,
-    insert, read, segment,
-};
+use super::{Store, StoreError, columns::Unsealed, hash::GROUP_ROWS, insert, read, segment};
 use crate::{
     collector::chain::{self, Hash, Key, Manifest},
     event::Verdict,
@@ -49,9 +44,6 @@ impl Default for Retention {
     }
 }
 
-/// The verdicts of a run of events that were allowed.
-const ALLOWED: u32 = 1 << Verdict::Allowed as u32;
-
 /// What is to be sealed.
 pub struct Order {
     directory: PathBuf,
@@ -72,6 +64,8 @@ pub struct Sealed {
     runs: Vec<Run>,
 }
 
+/// Rows of one session on one boot, all refused or all allowed, which follow each other in the segment.
+#[derive(Clone)]
 struct Run {
     first_row: usize,
     rows: usize,
@@ -306,13 +300,12 @@ pub fn build(order: &Order, key: &Key) -> Result<Sealed, StoreError> {
         .iter()
         .map(|(no, frame)| Ok((*no, Batch::decode(frame).map_err(StoreError::Batch)?)))
         .collect::<Result<_, StoreError>>()?;
-    let rows = ordered(&batches);
+    let (rows, runs) = ordered(&batches);
     let (Some(first_no), events) = (batches.first().map(|(no, _)| *no), rows.len()) else {
         return Err(StoreError::Corrupt(
             "what was to be sealed is gone".to_owned(),
         ));
     };
-    let runs = runs(&rows);
     let path = segment::path(&order.directory, order.segment);
     let groups = segment::write(&path, &rows)?;
     let mut manifest = Manifest {
@@ -378,86 +371,94 @@ fn frames(connection: &Connection, last_no: i64) -> Result<Vec<(i64, Vec<u8>)>, 
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// All records: first those that were refused, then the others, each by session, boot, kernel time and number.
-fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> Vec<Unsealed<'a>> {
+/// All records: first those that were refused, then the others, each by session, boot, kernel time and number; and the runs of
+/// rows that this makes.
+fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> (Vec<Unsealed<'a>>, Vec<Run>) {
     // Sessions and boots by numbers, which compare faster than their ids.
-    let mut ranks: HashMap<(&str, &str), u32> = HashMap::new();
-    for (_, batch) in batches {
-        for session in &batch.sessions {
-            let text = |index| batch.text(index).unwrap_or_default();
-            let next = ranks.len() as u32;
-            ranks
-                .entry((text(session.id), text(session.boot_id)))
-                .or_insert(next);
-        }
-    }
+    let mut ranks: HashMap<(&str, &str), usize> = HashMap::new();
+    // By rank: what is refused, what is allowed. Told while the records are met as they lie in memory.
+    let mut runs: Vec<[Run; 2]> = Vec::new();
     let mut keys: Vec<(bool, u32, i64, i64, u32, u32)> =
         Vec::with_capacity(batches.iter().map(|(_, batch)| batch.records.len()).sum());
     for (place, (first, batch)) in batches.iter().enumerate() {
-        let own: Vec<u32> = batch
+        let own: Vec<usize> = batch
             .sessions
             .iter()
             .map(|session| {
                 let text = |index| batch.text(index).unwrap_or_default();
-                let key = (text(session.id), text(session.boot_id));
-                ranks.get(&key).copied().unwrap_or_default()
+                let (id, boot) = (text(session.id), text(session.boot_id));
+                *ranks.entry((id, boot)).or_insert_with(|| {
+                    runs.push([Run::none(id, boot), Run::none(id, boot)]);
+                    runs.len() - 1
+                })
             })
             .collect();
         for (index, record) in batch.records.iter().enumerate() {
+            let no = first + index as i64;
+            let row = Unsealed { batch, record, no };
+            let allowed = row.verdict() == Verdict::Allowed;
+            // Checked when the batch was read.
+            let rank = own
+                .get(record.session as usize)
+                .copied()
+                .unwrap_or_default();
+            if let Some(runs) = runs.get_mut(rank) {
+                runs[usize::from(allowed)].add(&row);
+            }
             keys.push((
-                1 << record.verdict == ALLOWED,
-                own.get(record.session as usize)
-                    .copied()
-                    .unwrap_or_default(),
-                batch.base_ktime_ns.wrapping_add(record.ktime),
-                first + index as i64,
+                allowed,
+                rank as u32,
+                row.ktime(),
+                no,
                 place as u32,
                 index as u32,
             ));
         }
     }
     keys.sort_unstable();
-    keys.into_iter()
+    let rows = keys
+        .into_iter()
         .filter_map(|(.., no, place, index)| {
             let (_, batch) = batches.get(place as usize)?;
             let record = batch.records.get(index as usize)?;
             Some(Unsealed { batch, record, no })
         })
-        .collect()
-}
-
-fn runs(rows: &[Unsealed<'_>]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for (index, row) in rows.iter().enumerate() {
-        let (session, boot) = (
-            row.text(C::SessionId).unwrap_or_default(),
-            row.text(C::BootId).unwrap_or_default(),
-        );
-        let (ktime, time) = (row.ktime(), row.time());
-        let record = row.record.verdict;
-        match runs.last_mut() {
-            Some(run)
-                if run.session == session
-                    && run.boot == boot
-                    && (run.verdicts == ALLOWED) == (1 << record == ALLOWED) =>
-            {
-                run.rows += 1;
-                run.ktimes.1 = ktime;
-                run.times = (run.times.0.min(time), run.times.1.max(time));
-                run.kinds |= 1 << row.record.kind;
-                run.verdicts |= 1 << row.record.verdict;
+        .collect();
+    let mut told: Vec<Run> = Vec::new();
+    for allowed in [false, true] {
+        for run in runs.iter().map(|runs| &runs[usize::from(allowed)]) {
+            if run.rows > 0 {
+                let first_row = told.last().map_or(0, |last| last.first_row + last.rows);
+                told.push(Run {
+                    first_row,
+                    ..run.clone()
+                });
             }
-            _ => runs.push(Run {
-                first_row: index,
-                rows: 1,
-                session: session.to_owned(),
-                boot: boot.to_owned(),
-                ktimes: (ktime, ktime),
-                times: (time, time),
-                kinds: 1 << row.record.kind,
-                verdicts: 1 << row.record.verdict,
-            }),
         }
     }
-    runs
+    (rows, told)
+}
+
+impl Run {
+    fn none(session: &str, boot: &str) -> Self {
+        Self {
+            first_row: 0,
+            rows: 0,
+            session: session.to_owned(),
+            boot: boot.to_owned(),
+            ktimes: (i64::MAX, i64::MIN),
+            times: (i64::MAX, i64::MIN),
+            kinds: 0,
+            verdicts: 0,
+        }
+    }
+
+    fn add(&mut self, row: &Unsealed<'_>) {
+        let within = |all: (i64, i64), one: i64| (all.0.min(one), all.1.max(one));
+        self.rows += 1;
+        self.ktimes = within(self.ktimes, row.ktime());
+        self.times = within(self.times, row.time());
+        self.kinds |= 1 << row.record.kind;
+        self.verdicts |= 1 << row.record.verdict;
+    }
 }

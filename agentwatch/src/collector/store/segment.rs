@@ -6,6 +6,7 @@
 
 use std::{
     fs::{self, File},
+    hint::black_box,
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -43,10 +44,36 @@ use crate::event::Verdict;
 const GROUP_ROWS: usize = 1 << 15;
 /// Rows of a page: what must be decoded to get at one row.
 const PAGE_ROWS: usize = 4096;
+/// Rows whose memory is asked for together before they are looked at: rows in order lie all over the batches that they came in, and
+/// the processor waits for many places at once as long as for one.
+const WARM_ROWS: usize = 16;
 /// Values that are handed to the writer at once.
 const WRITE_ROWS: usize = 8192;
 /// Columns that change with every row: differences are shorter there than a dictionary.
 const DELTAS: [C; 4] = [C::No, C::Time, C::Ktime, C::Seq];
+/// Columns that are as short without compression: of few values, or with numbers packed into bits. Setting a compressor up costs
+/// more than it saves there, for who writes and for who asks.
+const BARE: [C; 19] = [
+    C::No,
+    C::Time,
+    C::Ktime,
+    C::Seq,
+    C::Policy,
+    C::Mode,
+    C::Kind,
+    C::Verdict,
+    C::Errno,
+    C::RuleId,
+    C::RuleLayer,
+    C::Uid,
+    C::Gid,
+    C::Dev,
+    C::Access,
+    C::Flags,
+    C::Family,
+    C::SockType,
+    C::Port,
+];
 /// Columns that questions name values of.
 const BLOOM: [C; 3] = [C::Path, C::Addr, C::Domain];
 
@@ -111,7 +138,7 @@ fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
     Ok(turned.hashes.finish())
 }
 
-/// A column of some rows: which of them have a value, and the values.
+/// A column of some rows: which of them have a value (none, until one is told), and the values.
 enum Buffer<'a> {
     Numbers(Vec<i16>, Vec<i64>),
     Texts(Vec<i16>, Vec<&'a str>),
@@ -121,6 +148,8 @@ enum Buffer<'a> {
 /// processor's cache each time; so the hashes are made here too. The memory of one row group serves the next.
 struct Turned<'a> {
     columns: [Buffer<'a>; ALL.len()],
+    /// The row that is looked at.
+    row: usize,
     hashes: Groups,
 }
 
@@ -135,6 +164,7 @@ impl<'a> Turned<'a> {
                     Buffer::Numbers(levels(), Vec::new())
                 }
             }),
+            row: 0,
             hashes: Groups::default(),
         }
     }
@@ -144,17 +174,23 @@ impl<'a> Turned<'a> {
             match buffer {
                 Buffer::Numbers(levels, values) => {
                     levels.clear();
+                    levels.resize(rows.len(), 0);
                     values.clear();
                 }
                 Buffer::Texts(levels, values) => {
                     levels.clear();
+                    levels.resize(rows.len(), 0);
                     values.clear();
                 }
             }
         }
-        for row in rows {
-            row.each(self);
-            self.hashes.end_row();
+        for (block, rows) in rows.chunks(WARM_ROWS).enumerate() {
+            black_box(rows.iter().fold(0, |sum, row| row.warm().wrapping_add(sum)));
+            for (index, row) in rows.iter().enumerate() {
+                self.row = block * WARM_ROWS + index;
+                row.each(self);
+                self.hashes.end_row();
+            }
         }
     }
 }
@@ -163,18 +199,22 @@ impl<'a> Take<'a> for Turned<'a> {
     #[inline]
     fn number(&mut self, column: C, value: Option<i64>) {
         self.hashes.number(value);
-        if let Buffer::Numbers(levels, values) = &mut self.columns[column as usize] {
-            levels.push(value.is_some().into());
-            values.extend(value);
+        if let (Some(value), Buffer::Numbers(levels, values)) =
+            (value, &mut self.columns[column as usize])
+        {
+            levels[self.row] = 1;
+            values.push(value);
         }
     }
 
     #[inline]
     fn text(&mut self, column: C, value: Option<&'a str>) {
         self.hashes.text(value);
-        if let Buffer::Texts(levels, values) = &mut self.columns[column as usize] {
-            levels.push(value.is_some().into());
-            values.extend(value);
+        if let (Some(value), Buffer::Texts(levels, values)) =
+            (value, &mut self.columns[column as usize])
+        {
+            levels[self.row] = 1;
+            values.push(value);
         }
     }
 }
@@ -281,6 +321,10 @@ fn properties() -> Result<WriterProperties, StoreError> {
         builder = builder
             .set_column_dictionary_enabled(path.clone(), false)
             .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
+    }
+    for column in BARE {
+        let path = ColumnPath::from(COLUMNS[column as usize].name);
+        builder = builder.set_column_compression(path, Compression::UNCOMPRESSED);
     }
     for column in BLOOM {
         let path = ColumnPath::from(COLUMNS[column as usize].name);
@@ -526,14 +570,14 @@ fn said(
         Some(0) if statistics.min_is_exact() && statistics.max_is_exact() => match statistics {
             Statistics::Int64(one) if one.min_opt() == one.max_opt() => match one.min_opt() {
                 Some(value) => {
-                    values.numbers(before, &vec![1; rows], vec![*value; rows]);
+                    values.same_number(before, rows, *value);
                     true
                 }
                 None => false,
             },
             Statistics::ByteArray(one) if one.min_opt() == one.max_opt() => match one.min_opt() {
                 Some(value) => {
-                    values.texts(before, &vec![1; rows], vec![value.clone(); rows]);
+                    values.same_text(before, rows, value);
                     true
                 }
                 None => false,
@@ -549,7 +593,7 @@ fn read_runs<T: DataType>(
     runs: &[(usize, usize)],
     rows: usize,
 ) -> Result<(Vec<i16>, Vec<T::T>), ParquetError> {
-    let (mut levels, mut values) = (Vec::with_capacity(rows), Vec::new());
+    let (mut levels, mut values) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
     for (skip, length) in runs {
         if *skip > 0 && reader.skip_records(*skip)? != *skip {
             return Err(ParquetError::EOF("a column ends early".to_owned()));
@@ -598,6 +642,27 @@ impl Values {
                     0
                 });
             }
+        }
+    }
+
+    /// As [`Values::numbers`], of `rows` rows with the same value.
+    fn same_number(&mut self, before: usize, rows: usize, value: i64) {
+        if let Values::Absent = self {
+            *self = Values::Numbers(vec![0; before], vec![false; before]);
+        }
+        if let Values::Numbers(values, there) = self {
+            values.resize(before + rows, value);
+            there.resize(before + rows, true);
+        }
+    }
+
+    /// As [`Values::texts`], of `rows` rows with the same value.
+    fn same_text(&mut self, before: usize, rows: usize, value: &ByteArray) {
+        if let Values::Absent = self {
+            *self = Values::Texts(vec![None; before]);
+        }
+        if let Values::Texts(values) = self {
+            values.resize(before + rows, Some(value.clone()));
         }
     }
 

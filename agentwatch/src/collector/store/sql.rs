@@ -14,14 +14,13 @@ use std::{
 };
 
 use rusqlite::{
-    Connection,
     ffi::ErrorCode,
     hooks::{AuthAction, AuthContext, Authorization},
     limits::Limit,
     types::ValueRef,
 };
 
-use super::{StoreError, read};
+use super::{StoreError, read, table::IsOver};
 
 /// Most rows in a part.
 const PART_ROWS: usize = 500;
@@ -67,11 +66,17 @@ pub fn run(
     limits: &SqlLimits,
     mut emit: impl FnMut(Part) -> bool,
 ) -> Result<(), StoreError> {
-    let connection = read::connect(directory)?;
+    let clock = Arc::new(Clock {
+        begun: Instant::now(),
+        end_ns: AtomicU64::new(whole_nanoseconds(limits.time)),
+    });
+    let (watched, cancelled) = (Arc::clone(&clock), Arc::clone(&limits.cancelled));
+    let is_over: IsOver = Arc::new(move || watched.is_over() || cancelled.load(Ordering::Relaxed));
+    let connection = read::connect(directory, Arc::clone(&is_over))?;
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES)?;
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
     connection.authorizer(Some(authorize));
-    let clock = watch(&connection, limits);
+    connection.progress_handler(LOOK_EVERY, Some(move || is_over()));
 
     let mut statement = connection.prepare(sql).map_err(explain)?;
     if !statement.readonly() {
@@ -139,19 +144,6 @@ impl Clock {
     fn is_over(&self) -> bool {
         whole_nanoseconds(self.begun.elapsed()) > self.end_ns.load(Ordering::Relaxed)
     }
-}
-
-fn watch(connection: &Connection, limits: &SqlLimits) -> Arc<Clock> {
-    let clock = Arc::new(Clock {
-        begun: Instant::now(),
-        end_ns: AtomicU64::new(whole_nanoseconds(limits.time)),
-    });
-    let (watched, cancelled) = (Arc::clone(&clock), Arc::clone(&limits.cancelled));
-    connection.progress_handler(
-        LOOK_EVERY,
-        Some(move || watched.is_over() || cancelled.load(Ordering::Relaxed)),
-    );
-    clock
 }
 
 fn authorize(context: AuthContext<'_>) -> Authorization {

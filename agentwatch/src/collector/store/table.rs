@@ -3,17 +3,21 @@
 //! What a statement asks of session, kind, verdict and time decides which runs of which segments are looked at, what it
 //! asks of texts which row groups (by their least and greatest values and their Bloom filters); only columns that it
 //! uses are read. SQLite checks every row again, so pruning may only ever leave out what cannot match.
+//!
+//! A statement that groups all events by what has few values (their kind, say) would have SQLite sort them all. Such rows
+//! are counted here and handed on in order, the same ones after each other.
 
 use std::{
     collections::HashSet,
     ffi::c_int,
     marker::PhantomData,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rusqlite::{
     Connection, Error,
-    ffi::{sqlite3_vtab, sqlite3_vtab_cursor},
+    ffi::{self, sqlite3_vtab, sqlite3_vtab_cursor},
     types::ValueRef,
     vtab::{
         Context, Filters, IndexConstraintOp, IndexInfo, VTab, VTabConfig, VTabConnection,
@@ -37,17 +41,38 @@ use crate::{
 const PART_VALUES: usize = 1 << 18;
 /// And rows.
 const PART_ROWS: usize = 1 << 15;
+/// Columns of few values: rows that have no others are counted.
+const FEW: [C; 3] = [C::Kind, C::Verdict, C::Mode];
 /// The column behind all others: the event as JSON.
 const JSON: usize = ALL.len();
 // SQLite says which columns are used by the bits of a 64-bit mask.
 const _: () = assert!(JSON < 63);
 
+/// Says whether an answer is to end before it is whole.
+pub(super) type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What the table is made of.
+#[derive(Clone)]
+struct Source {
+    directory: PathBuf,
+    /// SQLite asks that between its own steps; of a long way to the next row it knows nothing.
+    is_over: IsOver,
+}
+
 /// Makes `event_rows` known to a connection.
-pub(super) fn register(connection: &Connection, directory: &Path) -> rusqlite::Result<()> {
+pub(super) fn register(
+    connection: &Connection,
+    directory: &Path,
+    is_over: IsOver,
+) -> rusqlite::Result<()> {
+    let source = Source {
+        directory: directory.to_owned(),
+        is_over,
+    };
     connection.create_module(
         c"event_rows",
         eponymous_only_module::<Table>(),
-        Some(directory.to_owned()),
+        Some(source),
     )
 }
 
@@ -55,20 +80,23 @@ pub(super) fn register(connection: &Connection, directory: &Path) -> rusqlite::R
 struct Table {
     /// Must be first.
     base: sqlite3_vtab,
-    directory: PathBuf,
+    source: Source,
 }
 
 // SAFETY: `repr(C)` with the base class first, as SQLite wants it.
 unsafe impl<'vtab> VTab<'vtab> for Table {
-    type Aux = PathBuf;
+    type Aux = Source;
     type Cursor = Cursor<'vtab>;
 
     fn connect(
         db: &mut VTabConnection,
-        directory: Option<&PathBuf>,
+        source: Option<&Source>,
         _args: &[&[u8]],
     ) -> rusqlite::Result<(String, Self)> {
         db.config(VTabConfig::Innocuous)?;
+        let source = source.cloned().ok_or_else(|| {
+            Error::ModuleError("the table was registered without a directory".to_owned())
+        })?;
         let columns: Vec<String> = COLUMNS
             .iter()
             .map(|column| {
@@ -80,7 +108,7 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
             format!("CREATE TABLE x({}, json TEXT)", columns.join(", ")),
             Self {
                 base: sqlite3_vtab::default(),
-                directory: directory.cloned().unwrap_or_default(),
+                source,
             },
         ))
     }
@@ -140,7 +168,13 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
             cost *= gain;
         }
         let used = info.col_used();
-        info.set_idx_str(&format!("{used:x} {plan}"));
+        let order = order(info, used);
+        info.set_order_by_consumed(!order.is_empty());
+        let order: Vec<String> = order
+            .iter()
+            .map(|column| (*column as usize).to_string())
+            .collect();
+        info.set_idx_str(&format!("{used:x} ,{} {plan}", order.join(",")));
         info.set_estimated_cost(cost);
         info.set_estimated_rows(cost as i64);
         Ok(())
@@ -149,7 +183,7 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
     fn open(&'vtab mut self) -> rusqlite::Result<Cursor<'vtab>> {
         Ok(Cursor {
             base: sqlite3_vtab_cursor::default(),
-            directory: self.directory.clone(),
+            source: self.source.clone(),
             wanted: Wanted::default(),
             ahead: Vec::new(),
             segment: None,
@@ -162,10 +196,34 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
     }
 }
 
+/// The order that a statement wants, where its rows are to be counted for it; else nothing.
+fn order(info: &IndexInfo, used: u64) -> Vec<C> {
+    let few = FEW
+        .iter()
+        .fold(0, |few, column| few | 1 << *column as usize);
+    // Without an order there is no list either.
+    if info.num_of_order_by() == 0 || used & !few != 0 {
+        return Vec::new();
+    }
+    let mut order = Vec::new();
+    for wanted in info.order_bys() {
+        match FEW
+            .iter()
+            .find(|column| wanted.column() == **column as c_int)
+        {
+            Some(column) if !wanted.is_order_by_desc() => order.push(*column),
+            _ => return Vec::new(),
+        }
+    }
+    order
+}
+
 /// What a statement asks of the rows.
 #[derive(Default)]
 struct Wanted {
     columns: Vec<C>,
+    /// Where the rows are to be counted, and come by these columns.
+    order: Vec<C>,
     json: bool,
     equal: Vec<(C, String)>,
     from_ns: Option<i64>,
@@ -180,8 +238,11 @@ impl Wanted {
             .next()
             .and_then(|word| u64::from_str_radix(word, 16).ok())
             .unwrap_or(u64::MAX);
+        let order = words.next().unwrap_or_default().split(',');
+        let order = order.filter_map(|place| ALL.get(place.parse::<usize>().ok()?).copied());
         let mut wanted = Wanted {
             json: used & (1 << JSON) != 0,
+            order: order.collect(),
             ..Wanted::default()
         };
         for (word, value) in words.zip(arguments.iter()) {
@@ -229,7 +290,7 @@ impl Wanted {
     fn matches(&self, row: &impl Row) -> bool {
         self.equal
             .iter()
-            .all(|(column, text)| row.text(*column) == Some(text.as_str()))
+            .all(|(column, text)| row.bytes(*column) == Some(text.as_bytes()))
     }
 
     fn bits<T: Copy>(&self, column: C, all: &[T], name: fn(T) -> &'static str) -> u32 {
@@ -247,7 +308,7 @@ impl Wanted {
 struct Cursor<'vtab> {
     /// Must be first.
     base: sqlite3_vtab_cursor,
-    directory: PathBuf,
+    source: Source,
     wanted: Wanted,
     /// Segments still to read, the next one last, with the rows that are of interest.
     ahead: Vec<(i64, Vec<(usize, usize)>)>,
@@ -265,6 +326,8 @@ struct Cursor<'vtab> {
 enum Part {
     Chunk(Chunk),
     Owned(Vec<Owned>),
+    /// Each as often as it says.
+    Counted(Vec<(Owned, u64)>),
     Done,
 }
 
@@ -308,7 +371,7 @@ impl Owned {
 impl Cursor<'_> {
     /// Finds what must be read. Lists of segments and tail are of one moment.
     fn begin(&mut self) -> Result<(), StoreError> {
-        let connection = read::connect_bare(&self.directory)?;
+        let connection = read::connect_bare(&self.source.directory)?;
         let transaction = connection.unchecked_transaction()?;
         let sessions = self.sessions(&transaction)?;
         let kinds = self.wanted.bits(C::Kind, &Kind::ALL, Kind::name);
@@ -369,7 +432,66 @@ impl Cursor<'_> {
         }
         transaction.finish()?;
         (self.segment, self.part, self.place, self.passed) = (None, Part::Owned(Vec::new()), 0, 0);
+        if !self.wanted.order.is_empty() {
+            self.part = self.counted()?;
+            self.place = 0;
+        }
         self.settle()
+    }
+
+    /// All rows that are left, counted and in their order.
+    fn counted(&mut self) -> Result<Part, StoreError> {
+        let mut counted: Vec<(Owned, u64)> = Vec::new();
+        let mut last = 0;
+        loop {
+            let part = self.next_part()?;
+            match &part {
+                Part::Chunk(chunk) => {
+                    for place in 0..chunk.rows {
+                        self.count(&chunk.row(place), &mut counted, &mut last);
+                    }
+                }
+                Part::Owned(rows) => {
+                    for row in rows {
+                        self.count(row, &mut counted, &mut last);
+                    }
+                }
+                Part::Counted(_) | Part::Done => break,
+            }
+        }
+        let order = &self.wanted.order;
+        counted.sort_by(|(one, _), (other, _)| {
+            let texts = |row: &Owned| {
+                order
+                    .iter()
+                    .map(|c| row.text(*c).map(str::to_owned))
+                    .collect::<Vec<_>>()
+            };
+            texts(one).cmp(&texts(other))
+        });
+        Ok(Part::Counted(counted))
+    }
+
+    /// Counts a row; `last` is the place of the one before it.
+    fn count(&self, row: &impl Row, counted: &mut Vec<(Owned, u64)>, last: &mut usize) {
+        if !self.wanted.matches(row) {
+            return;
+        }
+        let columns = &self.wanted.columns;
+        let same = |(held, _): &(Owned, u64)| {
+            columns
+                .iter()
+                .all(|column| held.bytes(*column) == row.bytes(*column))
+        };
+        if !counted.get(*last).is_some_and(same) {
+            *last = counted.iter().position(same).unwrap_or_else(|| {
+                counted.push((Owned::of(row, columns), 0));
+                counted.len() - 1
+            });
+        }
+        if let Some((_, count)) = counted.get_mut(*last) {
+            *count += 1;
+        }
     }
 
     /// The numbers of the sessions that a statement names; 0 is none.
@@ -416,6 +538,13 @@ impl Cursor<'_> {
                         return Ok(());
                     }
                 }
+                Part::Counted(rows) => {
+                    if self.place < rows.len() {
+                        return Ok(());
+                    }
+                    self.part = Part::Done;
+                    continue;
+                }
             }
             self.place = 0;
             self.part = self.next_part()?;
@@ -424,6 +553,10 @@ impl Cursor<'_> {
 
     fn next_part(&mut self) -> Result<Part, StoreError> {
         loop {
+            if (self.source.is_over)() {
+                let interrupted = ffi::Error::new(ffi::SQLITE_INTERRUPT);
+                return Err(Error::SqliteFailure(interrupted, None).into());
+            }
             if let Some((segment, ranges)) = &mut self.segment {
                 if let Some((from, to)) = ranges.pop() {
                     let most = (PART_VALUES / self.wanted.columns.len()).clamp(1, PART_ROWS);
@@ -431,17 +564,29 @@ impl Cursor<'_> {
                     if end < to {
                         ranges.push((end, to));
                     }
-                    return Ok(Part::Chunk(segment.read_range(
-                        &self.wanted.columns,
-                        from,
-                        end,
-                    )?));
+                    let wanted = &self.wanted;
+                    if wanted.equal.is_empty() {
+                        let chunk = segment.read_range(&wanted.columns, from, end)?;
+                        return Ok(Part::Chunk(chunk));
+                    }
+                    // What decides comes first: the rest is read of the rows that match.
+                    let decisive: Vec<C> = wanted.equal.iter().map(|(column, _)| *column).collect();
+                    let chunk = segment.read_range(&decisive, from, end)?;
+                    let rows: Vec<u32> = (0..chunk.rows)
+                        .filter(|place| wanted.matches(&chunk.row(*place)))
+                        .map(|place| (from + place) as u32)
+                        .collect();
+                    if rows.is_empty() {
+                        continue;
+                    }
+                    return Ok(Part::Chunk(segment.read(&wanted.columns, &rows)?));
                 }
                 self.segment = None;
             }
             if let Some((no, ranges)) = self.ahead.pop() {
                 let bloom = !self.wanted.equal.is_empty();
-                let segment = Segment::open_with(&segment::path(&self.directory, no), bloom)?;
+                let segment =
+                    Segment::open_with(&segment::path(&self.source.directory, no), bloom)?;
                 // Ranges come last first, and are taken from the end.
                 let mut kept = Vec::new();
                 for (from, to) in ranges {
@@ -502,8 +647,15 @@ unsafe impl VTabCursor for Cursor<'_> {
     }
 
     fn next(&mut self) -> rusqlite::Result<()> {
-        self.place += 1;
         self.passed += 1;
+        if let Part::Counted(rows) = &mut self.part
+            && let Some((_, left)) = rows.get_mut(self.place)
+            && *left > 1
+        {
+            *left -= 1;
+            return Ok(());
+        }
+        self.place += 1;
         self.settle().map_err(failed)
     }
 
@@ -519,6 +671,10 @@ unsafe impl VTabCursor for Cursor<'_> {
                 Some(row) => self.set(row, context, column),
                 None => Ok(()),
             },
+            Part::Counted(rows) => match rows.get(self.place) {
+                Some((row, _)) => self.set(row, context, column),
+                None => Ok(()),
+            },
             Part::Done => Ok(()),
         }
     }
@@ -529,5 +685,8 @@ unsafe impl VTabCursor for Cursor<'_> {
 }
 
 fn failed(error: StoreError) -> Error {
-    Error::ModuleError(error.to_string())
+    match error {
+        StoreError::Sql(error) => error,
+        error => Error::ModuleError(error.to_string()),
+    }
 }

@@ -688,3 +688,51 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
         assert_eq!(after_cut(there.path(), &what), whole, "{what}");
     }
 }
+
+#[test]
+fn what_is_counted_is_what_sqlite_would_count() {
+    let events = mixed(1500);
+    let (directory, mut store) = store();
+    store.insert_events(&events[..1000]).expect("stored");
+    store.seal_all().expect("sealed");
+    store.insert_events(&events[1000..]).expect("stored");
+    let ask = |statement: &str| sql(directory.path(), statement).expect(statement);
+    // With a number in it that has many values, SQLite sorts and counts.
+    for (rest, columns) in [
+        ("GROUP BY 1, 2", "kind, verdict"),
+        ("GROUP BY 1, 2 ORDER BY 1, 2", "verdict, kind"),
+        ("GROUP BY 1, 2 ORDER BY 1 DESC, 2 DESC", "verdict, kind"),
+        ("GROUP BY 1, 2", "kind, 1"),
+        (
+            "WHERE kind IN ('open', 'exec') GROUP BY 1, 2",
+            "kind, verdict",
+        ),
+        ("WHERE verdict = 'denied' GROUP BY 1, 2", "verdict, kind"),
+        ("WHERE kind = 'nonsense' GROUP BY 1, 2", "verdict, kind"),
+    ] {
+        let counted = ask(&format!("SELECT {columns}, count(*) FROM events {rest}"));
+        let sorted = ask(&format!(
+            "SELECT {columns}, sum(seq IS NOT NULL) FROM events {rest}"
+        ));
+        assert_eq!(counted, sorted, "{columns} {rest}");
+    }
+    let plan =
+        "EXPLAIN QUERY PLAN SELECT kind, verdict, count(*) FROM events GROUP BY kind, verdict";
+    let plan = format!("{:?}", ask(plan));
+    assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    let mut kinds = ask("SELECT DISTINCT kind FROM events");
+    kinds.sort_by_key(|row| row[0].to_string());
+    assert_eq!(
+        kinds,
+        ask("SELECT kind FROM events WHERE seq IS NOT NULL GROUP BY kind")
+    );
+    let joined = "SELECT d.kind, (SELECT count(*) FROM event_rows e WHERE e.kind = d.kind GROUP BY e.kind) FROM
+        (SELECT DISTINCT kind FROM denials) d ORDER BY 1";
+    for row in ask(joined) {
+        let alone = ask(&format!(
+            "SELECT count(seq) FROM events WHERE kind = {}",
+            row[0].to_string().replace('"', "'")
+        ));
+        assert_eq!(row[1], alone[0][0], "{row:?}");
+    }
+}

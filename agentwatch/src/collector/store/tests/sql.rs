@@ -115,7 +115,7 @@ fn sql_that_is_no_reading_is_refused() {
 
 #[test]
 fn sql_is_bounded() {
-    let (directory, _store) = store();
+    let (directory, mut store) = store();
     let endless =
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n";
     let error = sql(directory.path(), endless).expect_err("it does not end");
@@ -134,4 +134,17 @@ fn sql_is_bounded() {
         sql(directory.path(), "SELECT 1.5, NULL, x'0aff', 'ä'").expect("values"),
         [[json!(1.5), Value::Null, json!("0aff"), json!("ä")]]
     );
+    // SQLite has nothing to do until the first row comes, which is far away here.
+    store.insert_events(&[started("s", 1)]).expect("stored");
+    let none = SqlLimits {
+        time: Duration::ZERO,
+        cancelled: Default::default(),
+    };
+    for statement in [
+        "SELECT count(*) FROM events WHERE path = 'x'",
+        "SELECT kind, count(*) FROM events GROUP BY kind",
+    ] {
+        let error = run_sql(directory.path(), statement, &none, |_| true).expect_err(statement);
+        assert!(error.to_string().contains("took too long"), "{error}");
+    }
 }
