@@ -158,6 +158,10 @@ pub struct Tag {
     pub ended: u32,
     /// Which of the task's executions was recorded last.
     pub exec_id: u32,
+    /// Type of the socket of the `connect` in hand.
+    pub socket_type: u32,
+    /// Whether no open like the one in hand is being folded yet.
+    pub unseen: u32,
     /// Whether CAP_SYS_ADMIN is asked for next in place of a capability that was refused.
     pub stands_in: u32,
     /// The file that the execution in hand began with, which is a script where another one is run in the end.
@@ -184,7 +188,7 @@ pub struct Tag {
     /// What that was found for.
     pub held_of: HeldOf,
 }
-const _: () = assert!(size_of::<Tag>() == 312);
+const _: () = assert!(size_of::<Tag>() == 320);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
@@ -272,6 +276,8 @@ pub mod found {
     pub const NAME: u32 = 2;
     /// The same of something above it.
     pub const ABOVE: u32 = 3;
+    /// There was no room to look: denied, this time.
+    pub const UNTOLD: u32 = 4;
 }
 
 /// What was found to hold at a file.
@@ -312,9 +318,31 @@ pub struct ChildKey {
     /// Device of the directory, or 0 where `inode` is the number of the name above, as [`Child::number`] has it.
     pub dev: u32,
     pub inode: u64,
-    pub name: [u8; limits::NAME],
+    /// [`digest::of`] the name: of two names with one digest the value says which is meant.
+    pub digest: u64,
 }
-const _: () = assert!(size_of::<ChildKey>() == 16 + limits::NAME);
+const _: () = assert!(size_of::<ChildKey>() == 24);
+
+/// A digest of a name, made of its words of eight bytes, little-endian, the last filled up with zeroes.
+pub mod digest {
+    /// Before the first word.
+    pub const NOTHING: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// One word further.
+    #[inline(always)]
+    pub const fn further(digest: u64, word: u64) -> u64 {
+        (digest.rotate_left(29) ^ word).wrapping_mul(0xb504_f333_f9de_6485)
+    }
+
+    /// Of a whole name.
+    pub fn of(name: &[u8]) -> u64 {
+        name.chunks(8).fold(NOTHING, |digest, part| {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            further(digest, u64::from_le_bytes(word))
+        })
+    }
+}
 
 /// What such a name stands for.
 #[repr(C)]
@@ -327,6 +355,14 @@ pub struct Child {
     pub place: Place,
 }
 const _: () = assert!(size_of::<Child>() == 40);
+
+/// The same with the name, filled up with zeroes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedChild {
+    pub child: Child,
+    pub name: [u8; limits::NAME],
+}
 
 /// A rule on names, wherever they stand: looked up by the longest match of what a file's name ends or begins with.
 #[repr(C)]
@@ -431,6 +467,6 @@ pub struct Prefix {
 const _: () = assert!(size_of::<Prefix>() == 4 + 12 * limits::PORT_RULES);
 
 pod!(
-    Host, Identified, Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, Child, NameKey,
-    Name, PrefixKey, Prefix, CommandKey, Command
+    Host, Identified, Session, Binding, Policy, Tag, PlaceKey, Place, ChildKey, NamedChild,
+    NameKey, Name, PrefixKey, Prefix, CommandKey, Command
 );

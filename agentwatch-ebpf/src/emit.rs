@@ -229,13 +229,7 @@ fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
             break;
         }
         // SAFETY: at most NAME bytes below the end of the data.
-        let len = unsafe {
-            bpf_probe_read_kernel_str(
-                data.add(at as usize).cast(),
-                limits::NAME as u32,
-                entry.name() as *const _,
-            )
-        };
+        let len = unsafe { component(data.add(at as usize), entry) };
         if len <= 0 || len > limits::NAME as i64 {
             count(stats::READ_FAILED);
             break;
@@ -244,6 +238,22 @@ fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
         entry = parent;
     }
     (at - u64::from(offset)) | u64::from(state::PATH_TRUNCATED) << 32
+}
+
+/// Reads a name and its NUL. Gives back how many bytes that is, or an error.
+#[inline(always)]
+unsafe fn component<E: Entry>(to: *mut u8, entry: E) -> i64 {
+    let (name, len) = (entry.name(), entry.name_len() & (limits::NAME - 1) as u32);
+    // SAFETY: the caller has room for a name.
+    unsafe {
+        let error = bpf_probe_read_kernel(to.cast(), len, name as *const _);
+        to.add(len as usize).write_volatile(0);
+        // Renamed meanwhile, perhaps in the middle: byte by byte it costs more, and ends with the name whatever its length was.
+        if error != 0 || entry.name() != name || entry.name_len() != len {
+            return bpf_probe_read_kernel_str(to.cast(), limits::NAME as u32, name as *const _);
+        }
+    }
+    i64::from(len) + 1
 }
 
 #[inline(never)]
@@ -331,18 +341,28 @@ pub fn fold(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
     true
 }
 
-/// The same where nothing has changed since it was allowed: then there is nothing to decide either.
+/// What is known of an action by the fold of those like it.
+pub mod before {
+    /// There was none.
+    pub const NEVER: u32 = 0;
+    /// It was allowed, and nothing has changed since: it is counted, and there is nothing to decide.
+    pub const SAME: u32 = 1;
+    /// It has to be decided again.
+    pub const OTHER: u32 = 2;
+}
+
+/// Counts an action where one like it was allowed and nothing has changed since.
 #[inline(always)]
-pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
+pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> u32 {
     let Some(entry) = FOLDS.get_ptr_mut(key) else {
-        return false;
+        return before::NEVER;
     };
     // SAFETY: an entry of a map.
-    let same = unsafe { (&raw const (*entry).seal).read_volatile() } == seal;
-    if same {
-        add(subject, entry);
+    if unsafe { (&raw const (*entry).seal).read_volatile() } != seal {
+        return before::OTHER;
     }
-    same
+    add(subject, entry);
+    before::SAME
 }
 
 #[inline(always)]

@@ -153,6 +153,8 @@ pub trait Entry: Copy {
     fn parent(self) -> Self;
     /// Address of its name.
     fn name(self) -> u64;
+    /// Bytes of its name.
+    fn name_len(self) -> u32;
     /// Inode number, 0 for a name without a file.
     fn inode(self) -> u64;
     /// Number of its file system's device.
@@ -179,6 +181,11 @@ impl Entry for Dentry {
     fn name(self) -> u64 {
         // SAFETY: a direct load.
         unsafe { direct(self.0, &DENTRY_D_NAME_NAME) }
+    }
+    #[inline(always)]
+    fn name_len(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_NAME_LEN) }
     }
     #[inline(always)]
     fn inode(self) -> u64 {
@@ -287,6 +294,10 @@ impl Entry for DentryAt {
     #[inline(always)]
     fn name(self) -> u64 {
         member(self.0, &DENTRY_D_NAME_NAME)
+    }
+    #[inline(always)]
+    fn name_len(self) -> u32 {
+        member(self.0, &DENTRY_D_NAME_LEN)
     }
     #[inline(always)]
     fn inode(self) -> u64 {
@@ -433,6 +444,86 @@ impl MountAt {
     }
 }
 
+/// A socket (`struct sock`) that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct Sock(pub *const c_void);
+
+impl Sock {
+    #[inline(always)]
+    pub fn family(self) -> u16 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &SOCK_FAMILY) }
+    }
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &SOCK_NUM) }
+    }
+    /// The same by address, for what only recorded actions need.
+    #[inline(always)]
+    pub fn at(self) -> SockAt {
+        SockAt(self.0 as u64)
+    }
+}
+
+/// What stands in a socket address (`struct sockaddr`), by offset.
+pub trait Address: Copy {
+    fn half(self, offset: u32) -> u16;
+    fn word(self, offset: u32) -> u32;
+    /// Where it stands.
+    fn address(self) -> u64;
+}
+
+/// One that the verifier knows, and that is long enough for every family.
+#[derive(Clone, Copy)]
+pub struct Sockaddr(pub *const c_void);
+
+impl Address for Sockaddr {
+    #[inline(always)]
+    fn half(self, offset: u32) -> u16 {
+        // SAFETY: the verifier knows the type and checks the offset.
+        unsafe {
+            self.0
+                .byte_add(offset as usize)
+                .cast::<u16>()
+                .read_volatile()
+        }
+    }
+    #[inline(always)]
+    fn word(self, offset: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe {
+            self.0
+                .byte_add(offset as usize)
+                .cast::<u32>()
+                .read_volatile()
+        }
+    }
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+/// One by address.
+#[derive(Clone, Copy)]
+pub struct SockaddrAt(pub u64);
+
+impl Address for SockaddrAt {
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+    #[inline(always)]
+    fn half(self, offset: u32) -> u16 {
+        read(self.0 + u64::from(offset))
+    }
+    #[inline(always)]
+    fn word(self, offset: u32) -> u32 {
+        read(self.0 + u64::from(offset))
+    }
+}
+
 /// A socket (`struct sock`) by address.
 #[derive(Clone, Copy)]
 pub struct SockAt(pub u64);
@@ -466,10 +557,6 @@ impl SockAt {
     pub fn peer_port(self) -> u16 {
         u16::from_be(member(self.0, &SOCK_DPORT))
     }
-    #[inline(always)]
-    pub fn local_port(self) -> u16 {
-        member(self.0, &SOCK_NUM)
-    }
     /// Of a UNIX socket: the file that it is bound to.
     #[inline(always)]
     pub fn unix_dentry(self) -> DentryAt {
@@ -489,9 +576,9 @@ impl SockAt {
 
 /// The socket of a `struct socket` that the verifier knows, typed.
 #[inline(always)]
-pub fn sock_of(socket: *const c_void) -> *const c_void {
+pub fn sock_of(socket: *const c_void) -> Sock {
     // SAFETY: a direct load.
-    unsafe { direct(socket, &SOCKET_SK) }
+    Sock(unsafe { direct(socket, &SOCKET_SK) })
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, Place,
+        Binding, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, NamedChild, Place,
         PlaceKey, Policy, Prefix, PrefixKey, Session, Tag,
     },
     stats,
@@ -61,7 +61,7 @@ pub static PLACES: HashMap<PlaceKey, Place, { limits::PLACES }, { BPF_F_NO_PREAL
 #[btf_map]
 pub static CHILDREN: HashMap<
     ChildKey,
-    Child,
+    NamedChild,
     { limits::CHILDREN },
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();

@@ -7,9 +7,9 @@ use agentwatch_common::{
     event::Scratch,
     limits,
     policy::{
-        BY_MAGIC, BY_NAME, COMMAND_BASE, ChildKey, CommandKey, Held, NAME_BASE, Name, NameKey,
-        OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, Tag, effect, flags, found, name, net,
-        place, right, rule,
+        BY_MAGIC, BY_NAME, COMMAND_BASE, Child, ChildKey, CommandKey, Held, NAME_BASE, Name,
+        NameKey, OP_INET6, PREFIX_BASE, Place, PlaceKey, PrefixKey, Tag, digest, effect, flags,
+        found, name, net, place, right, rule,
     },
     stats,
 };
@@ -90,16 +90,25 @@ fn clear(held: &mut Held) {
     memory::zero(held);
 }
 
+/// Without room to look, nothing may pass, and nothing is kept of it.
+#[inline(always)]
+fn give_up(held: &mut Held) {
+    count(stats::NO_SCRATCH);
+    clear(held);
+    held.found = found::UNTOLD;
+}
+
 #[inline(always)]
 fn has(held: &Held, flag: u8) -> bool {
     held.place.flags & flag != 0
 }
 
 /// What holds in a directory, kept until a policy changes or a directory moves. `version` stands first and `seal` last, and they
-/// are equal but while the kernel writes another value over this one.
+/// are equal but while the kernel writes another value over this one. It may be another directory's value by then, so it says whose.
 #[repr(C)]
 pub struct Kept {
     version: u64,
+    of: PlaceKey,
     generation: u32,
     moves: u32,
     inode_generation: u32,
@@ -113,11 +122,19 @@ pub struct Kept {
 /// What has no rule up to the root of its file system is denied, and so is what cannot be told.
 #[inline(always)]
 pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
+    file_sealed(subject, dentry, rights, 0)
+}
+
+/// The same with the [`seal`] that was just found for it; 0 where it was not.
+#[inline(always)]
+pub fn file_sealed(subject: &Subject, dentry: Dentry, rights: Rights, seal: u64) -> Decision {
     // The task's own pipes, sockets and memory files. They are not executed: nothing says what they hold.
     if dentry.is_internal() && rights & EXEC == 0 {
         return ALLOWED;
     }
-    let decision = of(everything(subject, dentry), rights);
+    look(subject.policy, subject.flags, dentry.0, subject.tag, seal);
+    // SAFETY: as in `everything`.
+    let decision = of(unsafe { &(*subject.tag).held }, rights);
     if decision.allows() || rights & EXEC != 0 {
         return decision;
     }
@@ -169,18 +186,18 @@ pub fn seal(dentry: Dentry) -> u64 {
 /// Everything that holds at a file.
 #[inline(always)]
 pub fn everything(subject: &Subject, dentry: Dentry) -> &Held {
-    look(subject.policy, subject.flags, dentry.0, subject.tag);
+    look(subject.policy, subject.flags, dentry.0, subject.tag, 0);
     // SAFETY: the subject was found by its tag, and the task is in the middle of this.
     unsafe { &(*subject.tag).held }
 }
 
 /// Finds what holds at a file, but where the task has just asked for the same: an execution asks some four times.
 #[inline(never)]
-fn look(policy: u32, flags: u32, dentry: *const c_void, tag: *mut Tag) -> u32 {
+fn look(policy: u32, flags: u32, dentry: *const c_void, tag: *mut Tag, sealed: u64) -> u32 {
     // SAFETY: the caller found the task by it.
     let (held, of) = unsafe { (&mut (*tag).held, &mut (*tag).held_of) };
     let asked = Dentry(dentry);
-    let seal = seal(asked);
+    let seal = if sealed == 0 { seal(asked) } else { sealed };
     let (address, inode, dev) = (asked.address(), asked.inode(), asked.device());
     if seal != 0
         && of.seal == seal
@@ -200,7 +217,9 @@ fn look(policy: u32, flags: u32, dentry: *const c_void, tag: *mut Tag) -> u32 {
     hold(policy, flags, dentry, held);
     // SAFETY: as above. A file system that the session mounted goes with its numbers and addresses.
     unsafe {
-        if (*tag).held.place.rules[right::READ] != rule::OWN && (*tag).held_of.seal != 0 {
+        let held = &(*tag).held;
+        let keeps = held.place.rules[right::READ] != rule::OWN && held.found != found::UNTOLD;
+        if keeps && (*tag).held_of.seal != 0 {
             (*tag).held_of.seal |= 1;
         }
     }
@@ -295,7 +314,7 @@ fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 
     if flags & flags::NAMES != 0 {
         named(policy, dentry.address(), held, 0);
     }
-    if held.found != found::NAME && held.found != found::NOTHING {
+    if held.found == found::HERE {
         held.found = found::ABOVE;
     }
     0
@@ -343,7 +362,7 @@ fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) ->
         climb(policy, start.address(), held);
     }
     below(policy, flags, start.address(), held);
-    if sequence & 1 == 0 && kernel::moves() == moves {
+    if sequence & 1 == 0 && held.found != found::UNTOLD && kernel::moves() == moves {
         keep(start.0, policy, generation, sequence, held);
     }
     0
@@ -386,17 +405,22 @@ fn near(policy: u32, start: *const c_void, generation: u32, sequence: u32, held:
 /// Takes what is kept of a directory, where that is still true.
 #[inline(always)]
 fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Held) -> u32 {
-    let Some(kept) = DIRECTORIES.get_ptr(PlaceKey {
+    let of = PlaceKey {
         policy,
         dev: dentry.device(),
         inode: dentry.inode(),
-    }) else {
+    };
+    let Some(kept) = DIRECTORIES.get_ptr(of) else {
         return 0;
     };
     // SAFETY: a map's value, which another processor may be writing: it is read between two looks at its ends.
     unsafe {
         let version = (&raw const (*kept).version).read_volatile();
+        let whose = (&raw const (*kept).of).read_volatile();
         if (&raw const (*kept).seal).read_volatile() != version
+            || whose.inode != of.inode
+            || whose.dev != of.dev
+            || whose.policy != of.policy
             || (&raw const (*kept).generation).read_volatile() != generation
             || (&raw const (*kept).moves).read_volatile() != moves
             || (&raw const (*kept).inode_generation).read_volatile() != dentry.generation()
@@ -420,8 +444,14 @@ fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &
     let dentry = Dentry(dentry);
     // SAFETY: no requirements.
     let version = unsafe { bpf_ktime_get_boot_ns() };
+    let of = PlaceKey {
+        policy,
+        dev: dentry.device(),
+        inode: dentry.inode(),
+    };
     let kept = Kept {
         version,
+        of,
         generation,
         moves,
         inode_generation: dentry.generation(),
@@ -430,15 +460,7 @@ fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &
         seal: version,
     };
     // Without room the answer is found again the next time.
-    let _ = DIRECTORIES.insert(
-        PlaceKey {
-            policy,
-            dev: dentry.device(),
-            inode: dentry.inode(),
-        },
-        kept,
-        0,
-    );
+    let _ = DIRECTORIES.insert(of, kept, 0);
     0
 }
 
@@ -538,7 +560,7 @@ fn below(policy: u32, flags: u32, dentry: u64, held: &mut Held) {
     if has(held, place::CHILDREN) {
         descend(policy, dentry, held);
     }
-    if flags & flags::NAMES != 0 {
+    if flags & flags::NAMES != 0 && held.found != found::UNTOLD {
         names(policy, dentry, held);
     }
 }
@@ -666,34 +688,16 @@ const DECIDES: u32 = 2;
 #[inline(never)]
 fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     let Some(scratch) = emit::take() else {
-        // Without room to look, nothing may pass.
-        clear(held);
+        give_up(held);
         return 1;
     };
-    // SAFETY: the slot is ours, and long enough.
-    let key = unsafe { &mut *(&raw mut (*scratch).data).cast::<ChildKey>() };
-    key.policy = policy;
-    if held.number == 0 {
-        key.dev = held.dev;
-        key.inode = held.inode;
+    let (dev, inode) = if held.number == 0 {
+        (held.dev, held.inode)
     } else {
-        key.dev = 0;
-        key.inode = held.number;
-    }
-    memory::zero(&mut key.name);
-    // SAFETY: the helper writes at most the name's length.
-    unsafe {
-        bpf_probe_read_kernel_str(
-            key.name.as_mut_ptr().cast(),
-            limits::NAME as u32,
-            DentryAt(dentry).name() as *const _,
-        )
+        (0, held.number)
     };
-    let found = CHILDREN.get_ptr(&*key);
     let mut hit = 0;
-    if let Some(found) = found {
-        // SAFETY: an entry of a map; user space replaces entries whole.
-        let found = unsafe { &*found };
+    if let Some(found) = waited_for(scratch, policy, dev, inode, dentry) {
         let flags = if found.number == 0 {
             0
         } else {
@@ -718,12 +722,104 @@ fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     hit
 }
 
+/// What a name stands for in a directory, where it is waited for there. The name is read into scratch memory.
+#[inline(always)]
+fn waited_for<'a>(
+    scratch: *mut Scratch,
+    policy: u32,
+    dev: u32,
+    inode: u64,
+    dentry: u64,
+) -> Option<&'a Child> {
+    // SAFETY: the slot is the caller's, and long enough; the helper writes at most the name's length.
+    let len = unsafe {
+        let data = (&raw mut (*scratch).data).cast::<c_void>();
+        let name = DentryAt(dentry).name();
+        bpf_probe_read_kernel_str(data, limits::NAME as u32, name as *const _) - 1
+    };
+    if len <= 0 || len >= limits::NAME as i64 {
+        return None;
+    }
+    // Index of its last byte. The mask changes nothing; the verifier is to see it.
+    let end = black_box(len - 1) as usize & (limits::NAME - 1);
+    let words = (end / 8 + 1) as u32;
+    // SAFETY: the slot is the caller's, and what the callbacks are given stands here.
+    unsafe {
+        let data = (&raw mut (*scratch).data).cast::<u64>();
+        // The last word is filled up with zeroes.
+        let place = data.add(end / 8);
+        place.write_volatile(place.read_volatile() & u64::MAX >> (56 - (end & 7) * 8));
+        let mut spelled = Spelled {
+            name: data,
+            digest: digest::NOTHING,
+            other: core::ptr::null(),
+        };
+        let context = (&raw mut spelled).cast();
+        bpf_loop(words, digest_word as *mut c_void, context, 0);
+        let found = CHILDREN.get_ptr(ChildKey {
+            policy,
+            dev,
+            inode,
+            digest: spelled.digest,
+        })?;
+        // An entry of a map; user space replaces entries whole.
+        spelled.other = (&raw const (*found).name).cast();
+        // A name that is entered has zeroes up to its end, so that one more word tells whether it is longer.
+        let words = if words < NAME_WORDS as u32 {
+            place.add(1).write_volatile(0);
+            words + 1
+        } else {
+            words
+        };
+        bpf_loop(words, compare_word as *mut c_void, context, 0);
+        (!spelled.other.is_null()).then_some(&(*found).child)
+    }
+}
+
+/// A name in scratch memory, word by word.
+#[repr(C)]
+struct Spelled {
+    name: *const u64,
+    digest: u64,
+    /// What it is compared with; null once they differ.
+    other: *const u64,
+}
+
+extern "C" fn digest_word(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `waited_for` gave; every index is below the name's length.
+    unsafe {
+        let spelled = &mut *context.cast::<Spelled>();
+        let word = spelled.name.add(index as usize & (NAME_WORDS - 1));
+        spelled.digest = digest::further(spelled.digest, word.read_volatile());
+    }
+    0
+}
+
+extern "C" fn compare_word(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: as above, in both.
+    unsafe {
+        let spelled = &mut *context.cast::<Spelled>();
+        if spelled.other.is_null() {
+            return 1;
+        }
+        let at = index as usize & (NAME_WORDS - 1);
+        if spelled.name.add(at).read_volatile() != spelled.other.add(at).read_volatile() {
+            spelled.other = core::ptr::null();
+            return 1;
+        }
+    }
+    0
+}
+
+/// Words of eight bytes of the longest name.
+const NAME_WORDS: usize = limits::NAME / 8;
+
 /// Takes away what rules on the name of a file take away: of its end and of its beginning the stricter, right by right. `told` are the
 /// rights of which a nearer name has said something, as bits; gives back those of which one has now.
 #[inline(never)]
 fn named(policy: u32, dentry: u64, held: &mut Held, told: u32) -> u32 {
     let Some(scratch) = emit::take() else {
-        clear(held);
+        give_up(held);
         return told;
     };
     let mut told = told;

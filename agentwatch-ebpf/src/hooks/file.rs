@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit::{self, Draft},
+    emit::{self, Draft, before},
     hold,
     kernel::{self, Dentry, Entry, File, Task},
     maps::{HOST, IDENTIFIED},
@@ -112,10 +112,19 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     note_overlay(&subject, dentry);
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).denied = 0 };
-    if access & access::EXEC == 0 && opened_before(&subject, dentry.0, access, flags) != 0 {
-        return 0;
+    let mut seal = 0;
+    if access & access::EXEC == 0 {
+        let before = opened_before(&subject, dentry.0, access, flags);
+        if before == before::SAME {
+            return 0;
+        }
+        // SAFETY: as above.
+        unsafe {
+            (*subject.tag).unseen = u32::from(before == before::NEVER);
+            seal = (&raw const (*subject.tag).seal).read_volatile();
+        }
     }
-    let decision = policy::file(&subject, dentry, rights);
+    let decision = policy::file_sealed(&subject, dentry, rights, seal);
     // Copying up, and reading directories.
     if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
@@ -129,7 +138,8 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     answer(&subject, what, dentry, access, flags, decision)
 }
 
-/// Whether the same open was allowed before, and nothing has changed that it stood on. A function of its own, for its share of the stack.
+/// Whether the same open was allowed before, and nothing has changed that it stood on: see [`before`]. A function of its own, for its
+/// share of the stack.
 #[inline(never)]
 fn opened_before(subject: &Subject, dentry: *const c_void, access: u32, flags: u32) -> u32 {
     let dentry = Dentry(dentry);
@@ -137,7 +147,7 @@ fn opened_before(subject: &Subject, dentry: *const c_void, access: u32, flags: u
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).seal = seal };
     if seal == 0 || subject.flags & (flags::OPENS_ALL | flags::OPENS_WRITES) != 0 {
-        return 0;
+        return before::OTHER;
     }
     let key = emit::key(
         subject,
@@ -146,7 +156,7 @@ fn opened_before(subject: &Subject, dentry: *const c_void, access: u32, flags: u
         verdict::ALLOWED,
         [u64::from(dentry.device()), dentry.inode(), u64::from(flags)],
     );
-    u32::from(emit::fold_as_before(subject, &key, seal))
+    emit::fold_as_before(subject, &key, seal)
 }
 
 /// Creating a file: decided on its directory, because there is no file yet.
@@ -716,7 +726,10 @@ pub fn record_file<E: Entry>(subject: &Subject, action: &Action<E>) -> u32 {
         } else {
             0
         };
-    if folds && emit::fold(subject, &key, seal) {
+    // Looked for already, by the program that asks whether it has to be decided at all.
+    // SAFETY: as above.
+    let unseen = allowed_open && seal != 0 && unsafe { (*subject.tag).unseen } != 0;
+    if folds && !unseen && emit::fold(subject, &key, seal) {
         return 0;
     }
     let Some(mut draft) = emit::begin(action.what, subject, Task::current()) else {

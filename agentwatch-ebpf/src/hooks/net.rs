@@ -1,7 +1,7 @@
 //! Internet sockets, decided by programs on the root of all cgroups, for processes of sessions. On every kernel.
 
 use agentwatch_common::{
-    event::{kind, state, verdict},
+    event::{FoldKey, kind, state, verdict},
     hold::RESTART,
     policy::{net, rule},
 };
@@ -134,76 +134,98 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
     } else {
         kind::CONNECT
     };
-    record(
-        &subject,
+    let action = Action {
         what,
         family,
         addr,
         port,
         socket_type,
-        outcome,
-        decision.rule,
-        match outcome {
+        verdict: outcome,
+        rule: decision.rule,
+        errno: match outcome {
             verdict::HELD => RESTART,
             verdict::DENIED => EPERM,
             _ => 0,
         },
-        noted,
-    );
+        state: noted,
+    };
+    action.record(&subject);
     answer
 }
 
-/// Records an action on an internet address, folding repetitions.
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined: the fields of one record"
-)]
-pub fn record(
-    subject: &Subject,
-    what: u32,
-    family: u16,
-    addr: [u8; 16],
-    port: u16,
-    socket_type: u32,
-    outcome: u32,
-    rule: u32,
-    errno: i32,
-    noted: u32,
-) {
-    // SAFETY: both are sixteen plain bytes.
-    let halves = unsafe { core::mem::transmute::<[u8; 16], [u64; 2]>(addr) };
-    let object = [
-        halves[0],
-        halves[1],
-        u64::from(port)
-            | u64::from(family) << 16
-            | u64::from(socket_type) << 32
-            | (errno as u64) << 48,
-    ];
-    let key = emit::key(subject, what, 0, outcome, object);
-    // Each time that a person is asked counts.
-    let folds = outcome != verdict::HELD && noted == 0;
-    if folds && emit::fold(subject, &key, 0) {
-        return;
+/// An action on an internet address, as it is recorded.
+pub struct Action {
+    pub what: u32,
+    pub family: u16,
+    pub addr: [u8; 16],
+    pub port: u16,
+    pub socket_type: u32,
+    pub verdict: u32,
+    pub rule: u32,
+    pub errno: i32,
+    /// Bits of the record's state.
+    pub state: u32,
+}
+
+impl Action {
+    /// Records it, folding repetitions.
+    #[inline(always)]
+    pub fn record(&self, subject: &Subject) {
+        if !self.fold(subject) {
+            self.record_first(subject);
+        }
     }
-    let Some(mut draft) = emit::begin(what, subject, Task::current()) else {
-        return;
-    };
-    let record = draft.record();
-    record.verdict = outcome;
-    record.rule = rule;
-    record.family = family;
-    record.addr = addr;
-    record.port = port;
-    record.socket_type = socket_type;
-    record.errno = errno;
-    record.state |= noted;
-    if folds {
-        record.state |= state::FOLDED;
+
+    /// Whether one like this was recorded before: then it is counted.
+    #[inline(always)]
+    pub fn fold(&self, subject: &Subject) -> bool {
+        self.folds() && emit::fold(subject, &self.key(subject), 0)
     }
-    let seq = draft.submit(subject);
-    if folds {
-        emit::remember(&key, seq, 0);
+
+    /// Records it as the first of its kind.
+    #[inline(always)]
+    pub fn record_first(&self, subject: &Subject) {
+        let Some(mut draft) = emit::begin(self.what, subject, Task::current()) else {
+            return;
+        };
+        let record = draft.record();
+        record.verdict = self.verdict;
+        record.rule = self.rule;
+        record.family = self.family;
+        record.addr = self.addr;
+        record.port = self.port;
+        record.socket_type = self.socket_type;
+        record.errno = self.errno;
+        record.state |= self.state;
+        if self.folds() {
+            record.state |= state::FOLDED;
+        }
+        let seq = draft.submit(subject);
+        if self.folds() {
+            emit::remember(&self.key(subject), seq, 0);
+        }
+    }
+
+    /// Each time that a person is asked counts.
+    #[inline(always)]
+    fn folds(&self) -> bool {
+        self.verdict != verdict::HELD && self.state == 0
+    }
+
+    #[inline(always)]
+    fn key(&self, subject: &Subject) -> FoldKey {
+        // SAFETY: both are sixteen plain bytes.
+        let halves = unsafe { core::mem::transmute::<[u8; 16], [u64; 2]>(self.addr) };
+        let rest = u64::from(self.port)
+            | u64::from(self.family) << 16
+            | u64::from(self.socket_type) << 32
+            | (self.errno as u64) << 48;
+        emit::key(
+            subject,
+            self.what,
+            0,
+            self.verdict,
+            [halves[0], halves[1], rest],
+        )
     }
 }

@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use agentwatch_common::{
     event::{GUARD_SOCKET, kind, state, verdict},
     hold::RESTART,
-    policy::{family, flags, net, rule},
+    policy::{family, flags, net as op, rule},
 };
 use aya_ebpf::{
     macros::{fexit, lsm},
@@ -17,9 +17,9 @@ use crate::{
     emit, hold,
     hooks::{
         guard::{self, Guarded},
-        net::{mapped, record, words},
+        net::{self, mapped, words},
     },
-    kernel::{self, Entry as _, FileAt, SockAt, Task, read},
+    kernel::{self, Address, Entry as _, FileAt, Sock, Sockaddr, SockaddrAt, Task},
     maps::{POLICIES, SOCKETS},
     session::{Subject, answer},
     verdict::{self as policy, Decision},
@@ -124,12 +124,11 @@ pub fn socket_bind(ctx: LsmContext) -> i32 {
         return 0;
     };
     let sock = kernel::sock_of(ctx.arg(0));
-    if sock.is_null() {
+    if sock.0.is_null() {
         return 0;
     }
-    let at = SockAt(sock as u64);
-    let family = at.family();
-    if (family == AF_INET || family == AF_INET6) && at.local_port() == 0 {
+    let family = sock.family();
+    if (family == AF_INET || family == AF_INET6) && sock.local_port() == 0 {
         own(&subject, ctx.arg(0));
     }
     0
@@ -139,10 +138,10 @@ pub fn socket_bind(ctx: LsmContext) -> i32 {
 #[inline(always)]
 fn own(subject: &Subject, socket: *const c_void) {
     let sock = kernel::sock_of(socket);
-    if sock.is_null() {
+    if sock.0.is_null() {
         return;
     }
-    let mark = SOCKETS.get_or_insert(sock, core::ptr::null());
+    let mark = SOCKETS.get_or_insert(sock.0, core::ptr::null());
     if !mark.is_null() {
         // SAFETY: not null.
         unsafe { mark.write_volatile(subject.number) };
@@ -150,11 +149,11 @@ fn own(subject: &Subject, socket: *const c_void) {
 }
 
 #[inline(always)]
-fn is_own(subject: &Subject, sock: *const c_void) -> bool {
-    if sock.is_null() {
+fn is_own(subject: &Subject, sock: Sock) -> bool {
+    if sock.0.is_null() {
         return false;
     }
-    let mark = SOCKETS.get(sock);
+    let mark = SOCKETS.get(sock.0);
     // SAFETY: read where it is not null.
     !mark.is_null() && unsafe { mark.read_volatile() } == subject.number
 }
@@ -167,11 +166,14 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
         return 0;
     };
     // SAFETY: the subject was found by its tag.
-    unsafe { (*subject.tag).denied = 0 };
+    unsafe {
+        (*subject.tag).denied = 0;
+        (*subject.tag).socket_type = kernel::socket_type(ctx.arg(0));
+    }
     if subject.flags & flags::HOLDS == 0 || subject.monitors() {
         return 0;
     }
-    let Some(peer) = Peer::at(ctx.arg(1), ctx.arg::<u64>(2) as u32) else {
+    let Some(peer) = Peer::at(SockaddrAt(ctx.arg(1)), ctx.arg::<u64>(2) as u32) else {
         return 0;
     };
     let decision = peer.decide(subject.policy);
@@ -194,18 +196,18 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
             hold::REJECTED => (verdict::DENIED, EPERM, state::REJECTED),
             _ => (verdict::DENIED, EPERM, state::NOT_HELD),
         };
-    record(
-        &subject,
-        kind::CONNECT,
-        peer.family,
-        peer.addr,
-        peer.port,
-        kernel::socket_type(ctx.arg(0)),
-        outcome,
-        decision.rule,
+    let action = net::Action {
+        what: kind::CONNECT,
+        family: peer.family,
+        addr: peer.addr,
+        port: peer.port,
+        socket_type: kernel::socket_type(ctx.arg(0)),
+        verdict: outcome,
+        rule: decision.rule,
         errno,
-        noted,
-    );
+        state: noted,
+    };
+    action.record(&subject);
     // The end of the connect has nothing to add.
     // SAFETY: as above.
     unsafe { (*subject.tag).denied = TOLD };
@@ -243,21 +245,16 @@ struct Peer {
 impl Peer {
     /// From an address in the kernel's memory; `None` for other families.
     #[inline(always)]
-    fn at(address: u64, len: u32) -> Option<Self> {
-        let family: u16 = if len >= 2 { read(address) } else { 0 };
+    fn at(address: impl Address, len: u32) -> Option<Self> {
+        let family = if len >= 2 { address.half(0) } else { 0 };
         if family != AF_INET && family != AF_INET6 {
             return None;
         }
-        let port = u16::from_be(read(address + 2));
+        let port = u16::from_be(address.half(2));
         let addr = if family == AF_INET {
-            mapped(read(address + 4))
+            mapped(address.word(4))
         } else {
-            words([
-                read(address + 8),
-                read(address + 12),
-                read(address + 16),
-                read(address + 20),
-            ])
+            words([8, 12, 16, 20].map(|offset| address.word(offset)))
         };
         Some(Self { family, addr, port })
     }
@@ -266,7 +263,7 @@ impl Peer {
     fn decide(&self, policy: u32) -> Decision {
         policy::address(
             policy,
-            net::CONNECT,
+            op::CONNECT,
             self.addr,
             self.port,
             rule::NETWORK_DEFAULT,
@@ -292,31 +289,24 @@ fn listens(socket: *const c_void, accepts: bool) -> i32 {
         return 0;
     };
     let sock = kernel::sock_of(socket);
-    if sock.is_null() {
+    if sock.0.is_null() {
         return 0;
     }
-    let at = SockAt(sock as u64);
-    let family = at.family();
+    let family = sock.family();
     if family != AF_INET && family != AF_INET6 {
         return 0;
     }
-    let port = at.local_port();
+    let port = sock.local_port();
     // Its own have been decided when they were bound.
     if is_own(&subject, sock) && (accepts || port != 0) {
         return 0;
     }
     let addr = if family == AF_INET {
-        mapped(at.local4())
+        mapped(sock.at().local4())
     } else {
-        words(at.local6())
+        words(sock.at().local6())
     };
-    let decision = policy::address(
-        subject.policy,
-        net::LISTEN,
-        addr,
-        port,
-        rule::LISTEN_DEFAULT,
-    );
+    let decision = policy::address(subject.policy, op::LISTEN, addr, port, rule::LISTEN_DEFAULT);
     if decision.allows() {
         return 0;
     }
@@ -347,18 +337,18 @@ fn refused(
         verdict::DENIED
     };
     let errno = if outcome == verdict::DENIED { EPERM } else { 0 };
-    record(
-        subject,
+    let action = net::Action {
         what,
         family,
         addr,
         port,
         socket_type,
-        outcome,
+        verdict: outcome,
         rule,
         errno,
-        0,
-    );
+        state: 0,
+    };
+    action.record(subject);
     answer(errno != 0, EPERM)
 }
 
@@ -398,7 +388,7 @@ fn received(subject: &Subject, file: FileAt) -> i32 {
     };
     let decision = policy::address(
         subject.policy,
-        net::CONNECT,
+        op::CONNECT,
         addr,
         port,
         rule::NETWORK_DEFAULT,
@@ -420,7 +410,7 @@ fn received(subject: &Subject, file: FileAt) -> i32 {
 /// Connecting to a UNIX socket.
 #[lsm(hook = "unix_stream_connect")]
 pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
-    unix(ctx.arg(1), SOCK_STREAM)
+    unix(Sock(ctx.arg(1)), SOCK_STREAM)
 }
 
 /// Sending a datagram to a UNIX socket, or connecting to one that takes datagrams.
@@ -430,14 +420,14 @@ pub fn unix_may_send(ctx: LsmContext) -> i32 {
 }
 
 #[inline(always)]
-fn unix(peer: *const c_void, socket_type: u32) -> i32 {
+fn unix(peer: Sock, socket_type: u32) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    if peer.is_null() || is_own(&subject, peer) {
+    if peer.0.is_null() || is_own(&subject, peer) {
         return 0;
     }
-    let peer = SockAt(peer as u64);
+    let peer = peer.at();
     let dentry = peer.unix_dentry();
     let (name, len) = peer.unix_name();
     let decision = if dentry.0 != 0 {
@@ -498,52 +488,63 @@ pub fn sys_connect_file(ctx: FExitContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    let file = FileAt(ctx.arg(0));
-    let address: u64 = ctx.arg(1);
+    let address = Sockaddr(ctx.arg(1));
     let len = ctx.arg::<u64>(2) as u32;
     let errno = -(ctx.arg::<u64>(4) as i32);
     // SAFETY: the subject was found by its tag.
-    if unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) } == TOLD {
+    let (told, socket_type) = unsafe {
+        let tag = &mut *subject.tag;
+        (
+            core::mem::replace(&mut tag.denied, 0),
+            core::mem::replace(&mut tag.socket_type, 0),
+        )
+    };
+    if told == TOLD {
         return 0;
     }
-    connected(&subject, file.socket_type(), address, len, errno);
+    connected(&subject, socket_type, address, len, errno);
     0
 }
 
 /// Records a connect that is over, from the address that the kernel used; both backends end here.
 #[inline(always)]
-pub fn connected(subject: &Subject, socket_type: u32, address: u64, len: u32, errno: i32) {
+pub fn connected(subject: &Subject, socket_type: u32, address: impl Address, len: u32, errno: i32) {
     if errno == RESTART {
         return;
     }
     if let Some(peer) = Peer::at(address, len) {
+        let mut action = net::Action {
+            what: kind::CONNECT,
+            family: peer.family,
+            addr: peer.addr,
+            port: peer.port,
+            socket_type,
+            verdict: verdict::ALLOWED,
+            rule: 0,
+            errno,
+            state: 0,
+        };
+        // What was allowed once is allowed again by the same policy, which is part of what makes two connects the same.
+        if action.fold(subject) {
+            return;
+        }
         let decision = peer.decide(subject.policy);
         // The cgroup program has recorded what it refused, and what it would have, and what a person granted. What came through
         // all the same is recorded as what it is.
         let came_through = !subject.monitors() && errno != EPERM && !decision.holds();
         if decision.allows() || came_through {
-            record(
-                subject,
-                kind::CONNECT,
-                peer.family,
-                peer.addr,
-                peer.port,
-                socket_type,
-                verdict::ALLOWED,
-                decision.rule,
-                errno,
-                0,
-            );
+            action.rule = decision.rule;
+            action.record_first(subject);
         }
         return;
     }
-    let family: u16 = if len >= 2 { read(address) } else { 0 };
+    let family = if len >= 2 { address.half(0) } else { 0 };
     let task = Task::current();
     let Some(mut draft) = emit::begin(kind::CONNECT, subject, task) else {
         return;
     };
     if family == AF_UNIX && len > 2 {
-        draft.name_bytes((address + 2) as *const u8, len - 2);
+        draft.name_bytes((address.address() + 2) as *const u8, len - 2);
         let cwd = task.cwd();
         draft.path(cwd);
         draft.record().dev = cwd.device();

@@ -18,7 +18,9 @@ use crate::{
         file::{Action, base, record_file, second_base},
         socket::connected,
     },
-    kernel::{AT_FDCWD, Entry as _, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, Task},
+    kernel::{
+        AT_FDCWD, Entry as _, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, SockaddrAt, Task,
+    },
     session::Subject,
 };
 
@@ -289,7 +291,13 @@ pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
     }
     let file = Task::current().file(fd);
     let socket_type = if file.0 == 0 { 0 } else { file.socket_type() };
-    connected(&subject, socket_type, address, len, -result as i32);
+    connected(
+        &subject,
+        socket_type,
+        SockaddrAt(address),
+        len,
+        -result as i32,
+    );
     0
 }
 

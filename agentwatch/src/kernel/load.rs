@@ -243,7 +243,6 @@ macro_rules! keep {
 /// The loaded programs.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: Btf,
     /// Whether what stops commands that wait is attached.
     commands_wait: bool,
     /// Where the kernel keeps them beyond our life; `None` where it does not.
@@ -253,6 +252,20 @@ pub struct Kernel {
     pub file_backend: Backend,
     pub cgroup_root: PathBuf,
     pub checks: Vec<Check>,
+}
+
+/// The types of the running kernel.
+fn kernel_types() -> Result<Btf> {
+    Btf::from_sys_fs().context("read the kernel's types")
+}
+
+/// Gives back what loading took, and what glibc would keep for the next time.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no requirements.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The rings: verdicts, everything else.
@@ -268,6 +281,7 @@ impl Kernel {
         match Self::load_on(pins.as_ref()) {
             Ok((mut kernel, rings)) => {
                 kernel.pins = pins;
+                give_memory_back();
                 Ok((kernel, rings))
             }
             Err(error) => {
@@ -287,7 +301,7 @@ impl Kernel {
             "no cgroup2 is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified beside version 1)",
         )?;
         let offsets = btf::offsets(Path::new(btf::VMLINUX))?;
-        let btf = Btf::from_sys_fs().context("read the kernel's types")?;
+        let btf = kernel_types()?;
         let digest = hex::encode(Sha256::digest(OBJECT));
         let before = match pins {
             Some(pins) => pins.attached()?,
@@ -382,7 +396,6 @@ impl Kernel {
         let maps = Maps::take(&mut ebpf, file_backend == Backend::BpfLsm)?;
         let kernel = Self {
             ebpf,
-            btf,
             pins: None,
             commands_wait,
             taken,
@@ -415,13 +428,9 @@ impl Kernel {
             Some(pins) => Some(pins.resume()?),
             None => None,
         };
-        attach_tracepoint(
-            &mut self.ebpf,
-            &self.btf,
-            PAGE_FAULT,
-            PAGE_FAULT,
-            &mut links,
-        )?;
+        // Read again: kept from the start on it would be most of the daemon's memory.
+        let btf = kernel_types()?;
+        attach_tracepoint(&mut self.ebpf, &btf, PAGE_FAULT, PAGE_FAULT, &mut links)?;
         // It stops what runs from here on, whatever becomes of the note.
         self.commands_wait = true;
         if let (Some(pins), Some(links)) = (&self.pins, &links) {

@@ -4,7 +4,7 @@ mod hold;
 mod resume;
 
 use std::{
-    collections::{BTreeMap, HashMap as StdMap},
+    collections::{BTreeMap, HashMap as StdMap, HashSet},
     net::IpAddr,
     num::NonZeroUsize,
     path::Path,
@@ -17,11 +17,12 @@ use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, OP_INET6,
-        PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, flags, name, net,
+        Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, NamedChild,
+        OP_INET6, PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, digest,
+        flags, name, net,
     },
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf,
     maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
@@ -46,7 +47,7 @@ pub struct Maps {
     cgroups: HashMap<MapData, u64, u32>,
     processes: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
-    children: HashMap<MapData, ChildKey, Child>,
+    children: HashMap<MapData, ChildKey, NamedChild>,
     names: LpmTrie<MapData, NameKey, Name>,
     host_map: Array<MapData, Host>,
     host: Host,
@@ -217,15 +218,25 @@ impl Maps {
                 .context("enter a file rule into the kernel; hint: too many rules on this host?")?;
             bound.places.push(key);
         }
+        let mut entered = HashSet::new();
         for (at, child) in children {
-            let mut key = ChildKey {
+            let key = ChildKey {
                 policy: number,
                 dev: at.dev,
                 inode: at.inode,
+                digest: digest::of(&at.name),
+            };
+            let mut named = NamedChild {
+                child,
                 name: [0; limits::NAME],
             };
-            key.name[..at.name.len()].copy_from_slice(&at.name);
-            self.children.insert(key, child, 0).context(
+            named.name[..at.name.len()].copy_from_slice(&at.name);
+            ensure!(
+                entered.insert(key),
+                "two names in one directory have the same digest, one of them {:?}; hint: leave one of them out",
+                String::from_utf8_lossy(&at.name)
+            );
+            self.children.insert(key, named, 0).context(
                 "enter a file's name into the kernel; hint: too many rules on this host?",
             )?;
             bound.children.push(key);
@@ -309,7 +320,7 @@ impl Maps {
             bytes: [0; limits::NAME_RULE],
         };
         let len = bytes.len() + usize::from(whole);
-        anyhow::ensure!(len <= limits::NAME_RULE, "a name in a rule is too long");
+        ensure!(len <= limits::NAME_RULE, "a name in a rule is too long");
         key.bytes[..bytes.len()].copy_from_slice(bytes);
         if whole {
             // What no name of its kind holds: a slash is in no file's name, and this byte in no text.
