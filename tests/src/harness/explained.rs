@@ -150,11 +150,15 @@ fn one_round(seed: u64, extent: Extent, daemon: &Daemon, stage: &Stage) -> Resul
 
     let mut compared = Compared::default();
     let mut expectations = text;
+    let mut untold = Vec::new();
     for (question, done) in questions.iter().zip(&done) {
         let Some(allowed) = outcome(question, done)? else {
             continue;
         };
         let rule = rule_of(question, done, allowed, &events);
+        if rule.is_none() && untold.len() < TOLD {
+            untold.push(without_event(question, done, allowed, &events));
+        }
         let held = rule
             .as_deref()
             .is_some_and(|rule| rule.contains(".approve["));
@@ -198,6 +202,9 @@ fn one_round(seed: u64, extent: Extent, daemon: &Daemon, stage: &Stage) -> Resul
     );
     compared.mismatches = usize::try_from(answer["failed"].as_u64().context("a count")?)?;
     let diagnostics = answer["diagnostics"].as_array().into_iter().flatten();
+    for line in untold {
+        println!("{line}");
+    }
     compared.told = diagnostics
         .filter(|diagnostic| diagnostic["severity"] == "error")
         .filter_map(|diagnostic| diagnostic["message"].as_str())
@@ -225,6 +232,30 @@ fn outcome(question: &Question, done: &Done) -> Result<Option<bool>> {
         "ENOENT" | "ENOTDIR" => Ok(None),
         other => anyhow::bail!("{} {}: {other}", question.act, question.asked.display()),
     }
+}
+
+/// What the record has about the file of an action that it has no event of.
+fn without_event(question: &Question, done: &Done, allowed: bool, events: &[Value]) -> String {
+    let real = question.real.to_str();
+    let about: Vec<String> = events
+        .iter()
+        .filter(|event| event.pointer("/file/path").and_then(Value::as_str) == real)
+        .map(|event| {
+            let rule = event.pointer("/rule/id").and_then(Value::as_str);
+            format!(
+                "{} {} {} at {} by {rule:?}",
+                event["kind"], event["verdict"], event["errno"], event["ktime_ns"]
+            )
+        })
+        .collect();
+    format!(
+        "no event says that {} {} was {} between {} and {}; of the file there are {about:?}",
+        question.act,
+        question.real.display(),
+        if allowed { "allowed" } else { "refused" },
+        done.begin,
+        done.end
+    )
 }
 
 /// The rule that the record names for an action.
