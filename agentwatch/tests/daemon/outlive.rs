@@ -157,8 +157,11 @@ fn what_a_killed_daemon_had_in_memory_is_declared() {
         .map(|event| &event["loss"]["reason"])
         .collect();
     println!("losses: {reasons:?}");
+    // Where the machine has other work, the storm can be faster than the daemon.
     assert!(
-        reasons.iter().all(|reason| *reason == "daemon_killed"),
+        reasons
+            .iter()
+            .all(|reason| *reason == "daemon_killed" || *reason == "ring_full"),
         "{reasons:?}"
     );
     daemon.stop();
