@@ -24,7 +24,7 @@ use nix::{
     pty::{ForkptyResult, forkpty},
     sched::{CloneFlags, unshare},
     sys::{
-        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction, signal},
         socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -36,6 +36,11 @@ use nix::{
 static CHILD: Mutex<Option<Child>> = Mutex::new(None);
 
 pub(super) fn perform(report: &Path, actions: &[String]) -> ExitCode {
+    // A shell that began all this in the background had it ignored.
+    // SAFETY: no handler is installed.
+    if unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.is_err() {
+        return ExitCode::from(99);
+    }
     let mut failed = false;
     for action in actions {
         let since = Instant::now();
