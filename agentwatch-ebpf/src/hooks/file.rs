@@ -553,7 +553,7 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     record.access = access;
     record.state |= state;
     draft.submit(&subject);
-    refusal(result)
+    refusal(&subject, result)
 }
 
 /// Remembers whether a file that is decided on is shown by an overlay that the host mounted, and to whom.
@@ -621,10 +621,12 @@ fn heard(word: u32) -> (u32, i32, u32) {
     }
 }
 
-/// The verifier has to see that it is one of three numbers.
+/// The verifier has to see that it is one of three numbers. That of 6.1 can take two of them for one, and leave out what is done for
+/// the other, where it has followed the number from where it was chosen.
 #[inline(always)]
-fn refusal(result: i32) -> i32 {
-    if result == -RESTART {
+fn refusal(subject: &Subject, result: i32) -> i32 {
+    let (result, _) = subject.forget(result as u32, 0);
+    if result as i32 == -RESTART {
         session::answer(true, RESTART)
     } else {
         session::answer(result != 0, EACCES)
@@ -669,7 +671,7 @@ fn answer(
             state,
         },
     );
-    refusal(result)
+    refusal(subject, result)
 }
 
 /// An action on one file, as it is recorded.

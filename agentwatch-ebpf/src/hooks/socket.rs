@@ -211,7 +211,9 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     // The end of the connect has nothing to add.
     // SAFETY: as above.
     unsafe { (*subject.tag).denied = TOLD };
-    if errno == RESTART {
+    // As in `file::refusal`.
+    let (errno, _) = subject.forget(errno as u32, 0);
+    if errno as i32 == RESTART {
         answer(true, RESTART)
     } else {
         answer(true, EPERM)
