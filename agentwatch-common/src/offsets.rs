@@ -24,6 +24,7 @@ macro_rules! with_members {
             DENTRY_D_PARENT = "dentry": "d_parent";
             DENTRY_D_SB = "dentry": "d_sb";
             DENTRY_D_NAME_NAME = "dentry": "d_name.name" | "__d_name.name";
+            DENTRY_D_SEQ = "dentry": "d_seq.seqcount.sequence";
             DENTRY_D_ALIAS = "dentry": "d_u.d_alias" | "d_alias";
             FILE_F_INODE = "file": "f_inode";
             BACKING_FILE_USER_DENTRY = "backing_file": "user_path.dentry" | "";

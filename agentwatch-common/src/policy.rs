@@ -342,6 +342,12 @@ pub mod digest {
             further(digest, u64::from_le_bytes(word))
         })
     }
+
+    #[test]
+    fn names_can_have_the_same_digest() {
+        assert_eq!(of(b"sixteenbytesname"), of(b"adhfbdigIBo41TTH"));
+        assert_ne!(of(b"sixteenbytesname"), of(b"sixteenbytesnamf"));
+    }
 }
 
 /// What such a name stands for.

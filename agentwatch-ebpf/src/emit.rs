@@ -206,6 +206,14 @@ impl Draft {
         put(self.0, subject.session.cast())
     }
 
+    /// The same of an action that those like it are folded into from now on.
+    #[inline(always)]
+    pub fn submit_first(mut self, subject: &Subject, key: &FoldKey, seal: u64) {
+        self.record().state |= state::FOLDED;
+        let seq = self.submit(subject);
+        remember(key, seq, seal);
+    }
+
     /// A record that is not an event: not numbered, and in no session's account.
     #[inline(always)]
     pub fn submit_unnumbered(self) {
@@ -243,14 +251,19 @@ fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
 /// Reads a name and its NUL. Gives back how many bytes that is, or an error.
 #[inline(always)]
 unsafe fn component<E: Entry>(to: *mut u8, entry: E) -> i64 {
+    let sequence = entry.sequence();
     let (name, len) = (entry.name(), entry.name_len() & (limits::NAME - 1) as u32);
     // SAFETY: the caller has room for a name.
     unsafe {
         let error = bpf_probe_read_kernel(to.cast(), len, name as *const _);
         to.add(len as usize).write_volatile(0);
-        // Renamed meanwhile, perhaps in the middle: byte by byte it costs more, and ends with the name whatever its length was.
-        if error != 0 || entry.name() != name || entry.name_len() != len {
-            return bpf_probe_read_kernel_str(to.cast(), limits::NAME as u32, name as *const _);
+        // Renamed meanwhile, perhaps in the middle: byte by byte it costs more, and ends with a name whatever its length is.
+        if error != 0 || sequence & 1 != 0 || entry.sequence() != sequence {
+            return bpf_probe_read_kernel_str(
+                to.cast(),
+                limits::NAME as u32,
+                entry.name() as *const _,
+            );
         }
     }
     i64::from(len) + 1
@@ -375,7 +388,7 @@ fn add(subject: &Subject, entry: *mut Fold) {
 
 /// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
 #[inline(never)]
-pub fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
+fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
     let nothing = black_box(0);
     let entry = Fold {
         count: nothing,

@@ -621,8 +621,9 @@ fn heard(word: u32) -> (u32, i32, u32) {
     }
 }
 
-/// The verifier has to see that it is one of three numbers. That of 6.1 can take two of them for one, and leave out what is done for
-/// the other, where it has followed the number from where it was chosen.
+/// The verifier has to see that it is one of three numbers. That of 6.1 loses, in a function that is called in between, which of a caller's
+/// registers have to be equal for two paths to be the same: it takes two of the numbers for one, and leaves out the branch for the other.
+/// What comes out of memory is no number that it follows.
 #[inline(always)]
 fn refusal(subject: &Subject, result: i32) -> i32 {
     let (result, _) = subject.forget(result as u32, 0);
@@ -748,11 +749,9 @@ pub fn record_file<E: Entry>(subject: &Subject, action: &Action<E>) -> u32 {
     record.errno = action.errno;
     record.state |= action.state;
     if folds {
-        record.state |= state::FOLDED;
-    }
-    let seq = draft.submit(subject);
-    if folds {
-        emit::remember(&key, seq, seal);
+        draft.submit_first(subject, &key, seal);
+    } else {
+        draft.submit(subject);
     }
     0
 }

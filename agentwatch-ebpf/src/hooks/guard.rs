@@ -121,9 +121,7 @@ pub fn record(subject: &Subject, guarded: &Guarded) -> u32 {
     if guarded.verdict == verdict::DENIED {
         record.errno = EPERM;
     }
-    record.state |= agentwatch_common::event::state::FOLDED;
-    let seq = draft.submit(subject);
-    emit::remember(&key, seq, 0);
+    draft.submit_first(subject, &key, 0);
     0
 }
 

@@ -198,11 +198,9 @@ impl Action {
         record.errno = self.errno;
         record.state |= self.state;
         if self.folds() {
-            record.state |= state::FOLDED;
-        }
-        let seq = draft.submit(subject);
-        if self.folds() {
-            emit::remember(&self.key(subject), seq, 0);
+            draft.submit_first(subject, &self.key(subject), 0);
+        } else {
+            draft.submit(subject);
         }
     }
 

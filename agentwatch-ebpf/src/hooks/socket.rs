@@ -479,9 +479,7 @@ fn unix(peer: Sock, socket_type: u32) -> i32 {
     record.family = AF_UNIX;
     record.socket_type = socket_type;
     record.errno = errno;
-    record.state |= state::FOLDED;
-    let seq = draft.submit(&subject);
-    emit::remember(&key, seq, 0);
+    draft.submit_first(&subject, &key, 0);
     answer(errno != 0, EPERM)
 }
 

@@ -1,0 +1,410 @@
+//! Files and what they stand in: directory entries, file systems, mounts.
+
+use core::ffi::c_void;
+
+use super::*;
+
+/// `FMODE_READ`, `FMODE_WRITE` (include/linux/fs.h).
+pub const FMODE_READ: u32 = 1;
+pub const FMODE_WRITE: u32 = 2;
+/// `FMODE_CREATED`: the open made the file.
+pub const FMODE_CREATED: u32 = 0x10_0000;
+/// `FMODE_BACKING`: a file that a file system opened behind one of its own. It moved from one bit to the other with the opt-in for
+/// fanotify's permission events, in stable kernels too, and what it left says nothing of how a file was opened by a session.
+const FMODE_BACKING: u32 = 1 << 24 | 1 << 25;
+/// include/uapi/linux/magic.h.
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+/// `__FMODE_EXEC`, in `f_flags` when a file is opened to be executed.
+pub const OPEN_EXEC: u32 = 0x20;
+pub const O_TRUNC: u32 = 0o1000;
+pub const AT_FDCWD: i32 = -100;
+/// `SB_NOUSER`: a file system that nobody can mount (pipes, sockets, memory files).
+const SB_NOUSER: u64 = 1 << 31;
+/// include/linux/fs.h.
+const FS_USERNS_MOUNT: u32 = 8;
+const SB_KERNMOUNT: u64 = 1 << 22;
+/// include/uapi/linux/stat.h.
+const S_IFMT: u16 = 0o170000;
+const S_IFDIR: u16 = 0o040000;
+const S_IFSOCK: u16 = 0o140000;
+
+/// An open file that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct File(pub *const c_void);
+
+impl File {
+    #[inline(always)]
+    pub fn dentry(self) -> Dentry {
+        // SAFETY: a direct load.
+        Dentry(unsafe { direct(self.0, &FILE_F_PATH_DENTRY) })
+    }
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &FILE_F_FLAGS) }
+    }
+    #[inline(always)]
+    pub fn mode(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &FILE_F_MODE) }
+    }
+    /// The inode behind it, which is not its name's where a file system (an overlay) opened it behind one of its own.
+    #[inline(always)]
+    pub fn inode(self) -> u64 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &FILE_F_INODE) }
+    }
+    /// The file of an overlay that this one was opened behind; address 0 for all others.
+    #[inline(always)]
+    pub fn in_front(self) -> DentryAt {
+        if self.mode() & FMODE_BACKING == 0 || BACKING_FILE_USER_DENTRY.load() == 0 {
+            return DentryAt(0);
+        }
+        let dentry = DentryAt(member(self.0 as u64, &BACKING_FILE_USER_DENTRY));
+        // The bit alone may mean something else: then there is no such member, and whatever stands there is no overlay's.
+        if dentry.0 == 0 || !dentry.super_block().is_overlay() {
+            return DentryAt(0);
+        }
+        dentry
+    }
+}
+
+/// A directory entry.
+pub trait Entry: Copy {
+    fn address(self) -> u64;
+    /// What it stands in: itself at the root of its file system.
+    fn parent(self) -> Self;
+    /// Address of its name.
+    fn name(self) -> u64;
+    /// Bytes of its name.
+    fn name_len(self) -> u32;
+    /// How often its name and place have changed, odd while they do.
+    fn sequence(self) -> u32;
+    /// Inode number, 0 for a name without a file.
+    fn inode(self) -> u64;
+    /// Number of its file system's device.
+    fn device(self) -> u32;
+    /// Generation of its inode.
+    fn generation(self) -> u32;
+}
+
+/// A directory entry that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct Dentry(pub *const c_void);
+
+impl Entry for Dentry {
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0 as u64
+    }
+    #[inline(always)]
+    fn parent(self) -> Dentry {
+        // SAFETY: a direct load.
+        Dentry(unsafe { direct(self.0, &DENTRY_D_PARENT) })
+    }
+    #[inline(always)]
+    fn name(self) -> u64 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_NAME_NAME) }
+    }
+    #[inline(always)]
+    fn name_len(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_NAME_LEN) }
+    }
+    #[inline(always)]
+    fn sequence(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_SEQ) }
+    }
+    #[inline(always)]
+    fn inode(self) -> u64 {
+        // SAFETY: direct loads.
+        unsafe {
+            let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
+            if inode.is_null() {
+                0
+            } else {
+                direct(inode, &INODE_I_INO)
+            }
+        }
+    }
+    #[inline(always)]
+    fn device(self) -> u32 {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct(super_block, &SUPER_BLOCK_S_DEV)
+        }
+    }
+    #[inline(always)]
+    fn generation(self) -> u32 {
+        let inode = self.inode_pointer();
+        if inode.is_null() {
+            0
+        } else {
+            // SAFETY: a direct load.
+            unsafe { direct(inode, &INODE_I_GENERATION) }
+        }
+    }
+}
+
+impl Dentry {
+    #[inline(always)]
+    pub fn is_dir(self) -> bool {
+        // SAFETY: direct loads.
+        unsafe {
+            let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
+            !inode.is_null() && direct::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
+        }
+    }
+    #[inline(always)]
+    pub fn is_socket(self) -> bool {
+        let inode = self.inode_pointer();
+        // SAFETY: a direct load.
+        !inode.is_null() && unsafe { direct::<u16>(inode, &INODE_I_MODE) } & S_IFMT == S_IFSOCK
+    }
+    /// The inode itself, null for a name without a file.
+    #[inline(always)]
+    pub fn inode_pointer(self) -> *const c_void {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &DENTRY_D_INODE) }
+    }
+    /// Hash and length of its name.
+    #[inline(always)]
+    pub fn name_hash(self) -> u64 {
+        // SAFETY: direct loads.
+        let (hash, len): (u32, u32) = unsafe {
+            (
+                direct(self.0, &DENTRY_D_NAME_HASH),
+                direct(self.0, &DENTRY_D_NAME_LEN),
+            )
+        };
+        u64::from(hash) | u64::from(len) << 32
+    }
+    /// Address of its file system.
+    #[inline(always)]
+    pub fn super_block(self) -> SuperBlockAt {
+        // SAFETY: a direct load.
+        SuperBlockAt(unsafe { direct(self.0, &DENTRY_D_SB) })
+    }
+    /// Whether its file system is one that nobody can mount: a pipe, a socket, a memory file.
+    #[inline(always)]
+    pub fn is_internal(self) -> bool {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct::<u64>(super_block, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0
+        }
+    }
+    /// Whether an overlay shows it.
+    #[inline(always)]
+    pub fn is_overlay(self) -> bool {
+        // SAFETY: direct loads.
+        unsafe {
+            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
+            direct::<u64>(super_block, &SUPER_BLOCK_S_MAGIC) == OVERLAYFS_SUPER_MAGIC
+        }
+    }
+}
+
+/// A directory entry by address.
+#[derive(Clone, Copy)]
+pub struct DentryAt(pub u64);
+
+impl Entry for DentryAt {
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+    #[inline(always)]
+    fn parent(self) -> DentryAt {
+        DentryAt(member(self.0, &DENTRY_D_PARENT))
+    }
+    #[inline(always)]
+    fn name(self) -> u64 {
+        member(self.0, &DENTRY_D_NAME_NAME)
+    }
+    #[inline(always)]
+    fn name_len(self) -> u32 {
+        member(self.0, &DENTRY_D_NAME_LEN)
+    }
+    #[inline(always)]
+    fn sequence(self) -> u32 {
+        member(self.0, &DENTRY_D_SEQ)
+    }
+    #[inline(always)]
+    fn inode(self) -> u64 {
+        let inode = self.inode_address();
+        if inode == 0 {
+            0
+        } else {
+            member(inode, &INODE_I_INO)
+        }
+    }
+    #[inline(always)]
+    fn device(self) -> u32 {
+        self.super_block().device()
+    }
+    #[inline(always)]
+    fn generation(self) -> u32 {
+        let inode = self.inode_address();
+        if inode == 0 {
+            0
+        } else {
+            member(inode, &INODE_I_GENERATION)
+        }
+    }
+}
+
+impl DentryAt {
+    #[inline(always)]
+    pub fn super_block(self) -> SuperBlockAt {
+        SuperBlockAt(member(self.0, &DENTRY_D_SB))
+    }
+    #[inline(always)]
+    pub fn inode_address(self) -> u64 {
+        member(self.0, &DENTRY_D_INODE)
+    }
+    #[inline(always)]
+    pub fn is_dir(self) -> bool {
+        let inode: u64 = member(self.0, &DENTRY_D_INODE);
+        inode != 0 && member::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
+    }
+}
+
+/// One of the names of an inode at an address; address 0 where it has none in memory.
+#[inline(always)]
+pub fn a_name_of(inode: u64) -> DentryAt {
+    let link: u64 = member(inode, &INODE_I_DENTRY);
+    DentryAt(if link == 0 {
+        0
+    } else {
+        link - DENTRY_D_ALIAS.load()
+    })
+}
+
+/// A file system by address.
+#[derive(Clone, Copy)]
+pub struct SuperBlockAt(pub u64);
+
+impl SuperBlockAt {
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        member(self.0, &SUPER_BLOCK_S_DEV)
+    }
+    #[inline(always)]
+    pub fn magic(self) -> u64 {
+        member(self.0, &SUPER_BLOCK_S_MAGIC)
+    }
+    #[inline(always)]
+    pub fn is_overlay(self) -> bool {
+        self.magic() == OVERLAYFS_SUPER_MAGIC
+    }
+    #[inline(always)]
+    pub fn root(self) -> u64 {
+        member(self.0, &SUPER_BLOCK_S_ROOT)
+    }
+    /// Whether the kernel mounted it for itself (`SB_KERNMOUNT`).
+    #[inline(always)]
+    pub fn is_kernels(self) -> bool {
+        member::<u64>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_KERNMOUNT != 0
+    }
+    /// Whether user namespaces may mount its kind: the kernel's own word for a file system that reaches nothing of the host.
+    #[inline(always)]
+    pub fn is_harmless(self) -> bool {
+        let kind: u64 = member(self.0, &SUPER_BLOCK_S_TYPE);
+        member::<u32>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
+    }
+}
+
+/// The process that a file of procfs is about, by its number on the host; 0 where it is about none.
+#[inline(always)]
+pub fn process_of(inode: u64) -> u32 {
+    let proc = inode
+        .wrapping_sub(PROC_INODE_VFS_INODE.load())
+        .wrapping_add(PROC_INODE_PID.load());
+    let pid: u64 = read(proc);
+    if pid == 0 {
+        0
+    } else {
+        member(pid, &PID_NUMBERS)
+    }
+}
+
+/// How often directories have been moved on this host, odd while one is; `None` where the kernel does not tell.
+#[inline(always)]
+pub fn moves() -> Option<u32> {
+    let address = RENAME_LOCK.load();
+    if address == 0 {
+        return None;
+    }
+    Some(read(address))
+}
+
+/// A `struct path` by address.
+#[derive(Clone, Copy)]
+pub struct PathAt(pub u64);
+
+impl PathAt {
+    #[inline(always)]
+    pub fn dentry(self) -> DentryAt {
+        DentryAt(member(self.0, &PATH_DENTRY))
+    }
+    #[inline(always)]
+    pub fn mount(self) -> MountAt {
+        let mnt: u64 = member(self.0, &PATH_MNT);
+        MountAt(mnt - MOUNT_MNT.load())
+    }
+}
+
+/// A `struct mount` by address.
+#[derive(Clone, Copy)]
+pub struct MountAt(pub u64);
+
+impl MountAt {
+    #[inline(always)]
+    pub fn of_vfsmount(address: u64) -> Self {
+        Self(address - MOUNT_MNT.load())
+    }
+    /// Whether what happens on it happens on other mounts too.
+    #[inline(always)]
+    pub fn is_shared(self) -> bool {
+        member::<u32>(self.0, &MOUNT_GROUP_ID) != 0
+    }
+    #[inline(always)]
+    pub fn parent(self) -> Self {
+        Self(member(self.0, &MOUNT_PARENT))
+    }
+}
+
+/// An open file by address.
+#[derive(Clone, Copy)]
+pub struct FileAt(pub u64);
+
+impl FileAt {
+    #[inline(always)]
+    pub fn dentry(self) -> DentryAt {
+        DentryAt(member(self.0, &FILE_F_PATH_DENTRY))
+    }
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        member(self.0, &FILE_F_FLAGS)
+    }
+    #[inline(always)]
+    pub fn mode(self) -> u32 {
+        member(self.0, &FILE_F_MODE)
+    }
+    /// The socket behind the descriptor; the caller knows that it is one.
+    #[inline(always)]
+    pub fn sock(self) -> SockAt {
+        let socket: u64 = member(self.0, &FILE_PRIVATE_DATA);
+        SockAt(member(socket, &SOCKET_SK))
+    }
+    /// Type of the socket behind the descriptor; the caller knows that it is one.
+    #[inline(always)]
+    pub fn socket_type(self) -> u32 {
+        let socket: u64 = member(self.0, &FILE_PRIVATE_DATA);
+        u32::from(member::<u16>(socket, &SOCKET_TYPE))
+    }
+}
