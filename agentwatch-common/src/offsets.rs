@@ -31,6 +31,7 @@ macro_rules! with_members {
             INODE_I_INO = "inode": "i_ino";
             INODE_I_GENERATION = "inode": "i_generation";
             INODE_I_DENTRY = "inode": "i_dentry.first";
+            INODE_I_SB = "inode": "i_sb";
             INODE_I_MODE = "inode": "i_mode";
             SUPER_BLOCK_S_DEV = "super_block": "s_dev";
             SUPER_BLOCK_S_FLAGS = "super_block": "s_flags";

@@ -78,14 +78,21 @@ fn has(held: &Held, flag: u8) -> bool {
 /// What has no rule up to the root of its file system is denied, and so is what cannot be told.
 #[inline(always)]
 pub fn file(subject: &Subject, dentry: Dentry, rights: Rights) -> Decision {
-    file_sealed(subject, dentry, rights, 0)
+    file_sealed(subject, dentry, dentry.is_internal(), rights, 0)
 }
 
-/// The same with the [`seal`] that was just found for it; 0 where it was not.
+/// The same with what is known of it already: whether its file system is internal, and the [`seal`] that was just found for it, 0
+/// where it was not.
 #[inline(always)]
-pub fn file_sealed(subject: &Subject, dentry: Dentry, rights: Rights, seal: u64) -> Decision {
+pub fn file_sealed(
+    subject: &Subject,
+    dentry: Dentry,
+    is_internal: bool,
+    rights: Rights,
+    seal: u64,
+) -> Decision {
     // The task's own pipes, sockets and memory files. They are not executed: nothing says what they hold.
-    if dentry.is_internal() && rights & EXEC == 0 {
+    if is_internal && rights & EXEC == 0 {
         return ALLOWED;
     }
     look(subject.policy, subject.flags, dentry.0, subject.tag, seal);
@@ -95,8 +102,8 @@ pub fn file_sealed(subject: &Subject, dentry: Dentry, rights: Rights, seal: u64)
         return decision;
     }
     if is_own_process(
-        dentry.super_block(),
-        dentry.inode_pointer() as u64,
+        dentry.super_block().at(),
+        dentry.inode_address(),
         subject.number,
     ) {
         return Decision {
@@ -117,7 +124,7 @@ pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
 /// the name by which the file is reached, its inode's generation. 0 where the kernel does not tell. It is kept with the file's device
 /// and inode, so that two that are equal by chance are names of the same file.
 #[inline(always)]
-pub fn seal(dentry: Dentry) -> u64 {
+pub fn seal(dentry: Dentry, inode_generation: u32) -> u64 {
     /// Odd, and without a pattern (the golden ratio's and the square root of two's digits).
     const A: u64 = 0x9e37_79b9_7f4a_7c15;
     const B: u64 = 0xb504_f333_f9de_6485;
@@ -135,7 +142,7 @@ pub fn seal(dentry: Dentry) -> u64 {
     let mut digest = (u64::from(generation) << 32 | u64::from(moves)).wrapping_mul(A);
     digest = (digest.rotate_left(29) ^ dentry.parent().inode()).wrapping_mul(B);
     digest = (digest.rotate_left(29) ^ dentry.name_hash()).wrapping_mul(A);
-    digest = (digest.rotate_left(29) ^ u64::from(dentry.generation())).wrapping_mul(B);
+    digest = (digest.rotate_left(29) ^ u64::from(inode_generation)).wrapping_mul(B);
     digest | 1
 }
 
@@ -153,8 +160,13 @@ fn look(policy: u32, flags: u32, dentry: *const c_void, tag: *mut Tag, sealed: u
     // SAFETY: the caller found the task by it.
     let (held, of) = unsafe { (&mut (*tag).held, &mut (*tag).held_of) };
     let asked = Dentry(dentry);
-    let seal = if sealed == 0 { seal(asked) } else { sealed };
-    let (address, inode, dev) = (asked.address(), asked.inode(), asked.device());
+    let (inode, inode_generation) = asked.identity();
+    let seal = if sealed == 0 {
+        seal(asked, inode_generation)
+    } else {
+        sealed
+    };
+    let (address, dev) = (asked.address(), asked.device());
     if seal != 0
         && of.seal == seal
         && of.dentry == address

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use crate::{
     emit::{self, Draft, before},
     hold,
-    kernel::{self, Dentry, Entry, File, Task},
+    kernel::{self, Dentry, Entry, File, Inode, SuperBlock, Task},
     maps::{HOST, IDENTIFIED},
     session::{self, Subject},
     verdict::{self as policy, Decision},
@@ -50,6 +50,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     let flags = file.flags();
     let mode = file.mode();
     let dentry = file.dentry();
+    let inode = file.inode();
     let (rights, access) = if flags & kernel::OPEN_EXEC != 0 {
         (policy::EXEC, access::EXEC)
     } else {
@@ -57,7 +58,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         let mut bits = 0;
         if mode & kernel::FMODE_READ != 0 {
             rights |= policy::READ;
-            bits |= if dentry.is_dir() {
+            bits |= if inode.is_dir() {
                 access::LIST
             } else {
                 access::READ
@@ -81,12 +82,12 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         if !policy::is_own(in_front.super_block(), subject.number) {
             return 0;
         }
-    } else if file.inode() != dentry.inode_pointer() as u64 {
+    } else if inode.0 as u64 != dentry.inode_address() {
         // Before 6.7 such a file goes by the overlay's name.
-        if !policy::is_own(dentry.super_block(), subject.number) {
+        if !policy::is_own(dentry.super_block().at(), subject.number) {
             return 0;
         }
-        let name = kernel::a_name_of(file.inode());
+        let name = kernel::a_name_of(inode.0 as u64);
         let decision = policy::file_at(&subject, name.0, rights);
         let (outcome, result) = outcome(&subject, &decision);
         if outcome != verdict::ALLOWED {
@@ -109,12 +110,13 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         return session::answer(result != 0, EACCES);
     }
     let (rights, access) = subject.forget(rights, access);
-    note_overlay(&subject, dentry);
+    let super_block = inode.super_block();
+    note_overlay(&subject, super_block);
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).denied = 0 };
     let mut seal = 0;
     if access & access::EXEC == 0 {
-        let before = opened_before(&subject, dentry.0, access, flags);
+        let before = opened_before(&subject, dentry.0, inode.0, access, flags);
         if before == before::SAME {
             return 0;
         }
@@ -124,7 +126,8 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             seal = (&raw const (*subject.tag).seal).read_volatile();
         }
     }
-    let decision = policy::file_sealed(&subject, dentry, rights, seal);
+    let is_internal = dentry.is_internal();
+    let decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
     // Copying up, and reading directories.
     if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
@@ -135,15 +138,21 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         return 0;
     }
     let what = if execs { kind::EXEC } else { kind::OPEN };
-    answer(&subject, what, dentry, access, flags, decision)
+    answer(&subject, what, Object::of(dentry), access, flags, decision)
 }
 
 /// Whether the same open was allowed before, and nothing has changed that it stood on: see [`before`]. A function of its own, for its
 /// share of the stack.
 #[inline(never)]
-fn opened_before(subject: &Subject, dentry: *const c_void, access: u32, flags: u32) -> u32 {
-    let dentry = Dentry(dentry);
-    let seal = policy::seal(dentry);
+fn opened_before(
+    subject: &Subject,
+    dentry: *const c_void,
+    inode: *const c_void,
+    access: u32,
+    flags: u32,
+) -> u32 {
+    let inode = Inode(inode);
+    let seal = policy::seal(Dentry(dentry), inode.generation());
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).seal = seal };
     if seal == 0 || subject.flags & (flags::OPENS_ALL | flags::OPENS_WRITES) != 0 {
@@ -154,7 +163,11 @@ fn opened_before(subject: &Subject, dentry: *const c_void, access: u32, flags: u
         kind::OPEN,
         access,
         verdict::ALLOWED,
-        [u64::from(dentry.device()), dentry.inode(), u64::from(flags)],
+        [
+            u64::from(inode.super_block().device()),
+            inode.number(),
+            u64::from(flags),
+        ],
     );
     emit::fold_as_before(subject, &key, seal)
 }
@@ -327,7 +340,7 @@ fn map(file: File) -> i32 {
     answer(
         &subject,
         kind::EXEC,
-        dentry,
+        Object::of(dentry),
         access::EXEC | access::MAP,
         0,
         decision,
@@ -366,7 +379,7 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
     if decision.allows() {
         return 0;
     }
-    answer(&subject, kind::OPEN, dentry, bits, 0, decision)
+    answer(&subject, kind::OPEN, Object::of(dentry), bits, 0, decision)
 }
 
 /// Watching a file for what is done to it: whoever may read it may. The daemon learns by it which file a path names to the
@@ -383,7 +396,7 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
             (*answer).dev = dentry.device();
             (*answer).inode = dentry.inode();
             (*answer).generation = dentry.generation();
-            (*answer).owner = super::guard::owner(dentry.super_block());
+            (*answer).owner = super::guard::owner(dentry.super_block().at());
             (*answer).asked = (*answer).asked.wrapping_add(1);
         }
         return -EACCES;
@@ -395,7 +408,14 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
     if decision.allows() {
         return 0;
     }
-    answer(&subject, kind::OPEN, dentry, access::WATCH, 0, decision)
+    answer(
+        &subject,
+        kind::OPEN,
+        Object::of(dentry),
+        access::WATCH,
+        0,
+        decision,
+    )
 }
 
 /// The end of every path look-up that was to open a file. Success and denial have been recorded by `file_open`;
@@ -483,7 +503,7 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    note_overlay(&subject, dentry);
+    note_overlay(&subject, dentry.super_block());
     let decision = if bits & access::DELETE != 0 {
         policy::name(&subject, dentry)
     } else {
@@ -495,7 +515,7 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
     }
-    answer(&subject, what, dentry, bits, 0, decision)
+    answer(&subject, what, Object::of(dentry), bits, 0, decision)
 }
 
 #[inline(always)]
@@ -503,7 +523,7 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    note_overlay(&subject, second);
+    note_overlay(&subject, second.super_block());
     let from_says = policy::name(&subject, first);
     let to_says = policy::name(&subject, second);
     let decision = from_says.stricter(to_says);
@@ -558,11 +578,11 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
 
 /// Remembers whether a file that is decided on is shown by an overlay that the host mounted, and to whom.
 #[inline(always)]
-fn note_overlay(subject: &Subject, dentry: Dentry) {
-    if !dentry.is_overlay() {
+fn note_overlay(subject: &Subject, super_block: SuperBlock) {
+    if !super_block.is_overlay() {
         return;
     }
-    let shown_to = if policy::is_own(dentry.super_block(), subject.number) {
+    let shown_to = if policy::is_own(super_block.at(), subject.number) {
         0
     } else {
         Task::current().acting_credentials()
@@ -634,12 +654,30 @@ fn refusal(subject: &Subject, result: i32) -> i32 {
     }
 }
 
+/// A file that is decided on, and what it is recorded as.
+struct Object {
+    dentry: Dentry,
+    inode: u64,
+    device: u32,
+}
+
+impl Object {
+    #[inline(always)]
+    fn of(dentry: Dentry) -> Self {
+        Self {
+            dentry,
+            inode: dentry.inode(),
+            device: dentry.device(),
+        }
+    }
+}
+
 /// Records the decision, folding repetitions, and gives it to the kernel.
 #[inline(always)]
 fn answer(
     subject: &Subject,
     what: u32,
-    dentry: Dentry,
+    object: Object,
     access: u32,
     flags: u32,
     decision: Decision,
@@ -647,7 +685,7 @@ fn answer(
     let (mut outcome, mut result) = outcome(subject, &decision);
     let mut state = 0;
     if decision.holds() && outcome == verdict::DENIED {
-        let word = ask(subject, what, access, decision.rule, dentry, true);
+        let word = ask(subject, what, access, decision.rule, object.dentry, true);
         if word == hold::PARKED_AGAIN {
             return session::answer(true, RESTART);
         }
@@ -666,9 +704,9 @@ fn answer(
             access,
             flags,
             errno: -result,
-            dentry,
-            inode: dentry.inode(),
-            device: dentry.device(),
+            dentry: object.dentry,
+            inode: object.inode,
+            device: object.device,
             state,
         },
     );

@@ -50,9 +50,9 @@ impl File {
     }
     /// The inode behind it, which is not its name's where a file system (an overlay) opened it behind one of its own.
     #[inline(always)]
-    pub fn inode(self) -> u64 {
+    pub fn inode(self) -> Inode {
         // SAFETY: a direct load.
-        unsafe { direct(self.0, &FILE_F_INODE) }
+        Inode(unsafe { direct(self.0, &FILE_F_INODE) })
     }
     /// The file of an overlay that this one was opened behind; address 0 for all others.
     #[inline(always)]
@@ -66,6 +66,69 @@ impl File {
             return DentryAt(0);
         }
         dentry
+    }
+}
+
+/// An inode that the verifier knows, and that is there. What an open file shows of itself by it is cheaper than by its name: newer
+/// verifiers trust the way there.
+#[derive(Clone, Copy)]
+pub struct Inode(pub *const c_void);
+
+impl Inode {
+    #[inline(always)]
+    pub fn number(self) -> u64 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &INODE_I_INO) }
+    }
+    #[inline(always)]
+    pub fn generation(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &INODE_I_GENERATION) }
+    }
+    #[inline(always)]
+    fn kind(self) -> u16 {
+        // SAFETY: a direct load.
+        unsafe { direct::<u16>(self.0, &INODE_I_MODE) & S_IFMT }
+    }
+    #[inline(always)]
+    pub fn is_dir(self) -> bool {
+        self.kind() == S_IFDIR
+    }
+    #[inline(always)]
+    pub fn is_socket(self) -> bool {
+        self.kind() == S_IFSOCK
+    }
+    #[inline(always)]
+    pub fn super_block(self) -> SuperBlock {
+        // SAFETY: a direct load.
+        SuperBlock(unsafe { direct(self.0, &INODE_I_SB) })
+    }
+}
+
+/// A file system that the verifier knows.
+#[derive(Clone, Copy)]
+pub struct SuperBlock(pub *const c_void);
+
+impl SuperBlock {
+    #[inline(always)]
+    pub fn at(self) -> SuperBlockAt {
+        SuperBlockAt(self.0 as u64)
+    }
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        // SAFETY: a direct load.
+        unsafe { direct(self.0, &SUPER_BLOCK_S_DEV) }
+    }
+    /// Whether it is one that nobody can mount: of pipes, sockets, memory files.
+    #[inline(always)]
+    pub fn is_internal(self) -> bool {
+        // SAFETY: a direct load.
+        unsafe { direct::<u64>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0 }
+    }
+    #[inline(always)]
+    pub fn is_overlay(self) -> bool {
+        // SAFETY: a direct load.
+        unsafe { direct::<u64>(self.0, &SUPER_BLOCK_S_MAGIC) == OVERLAYFS_SUPER_MAGIC }
     }
 }
 
@@ -119,54 +182,39 @@ impl Entry for Dentry {
     }
     #[inline(always)]
     fn inode(self) -> u64 {
-        // SAFETY: direct loads.
-        unsafe {
-            let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
-            if inode.is_null() {
-                0
-            } else {
-                direct(inode, &INODE_I_INO)
-            }
-        }
+        self.file().map_or(0, Inode::number)
     }
     #[inline(always)]
     fn device(self) -> u32 {
-        // SAFETY: direct loads.
-        unsafe {
-            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
-            direct(super_block, &SUPER_BLOCK_S_DEV)
-        }
+        self.super_block().device()
     }
     #[inline(always)]
     fn generation(self) -> u32 {
-        let inode = self.inode_pointer();
-        if inode.is_null() {
-            0
-        } else {
-            // SAFETY: a direct load.
-            unsafe { direct(inode, &INODE_I_GENERATION) }
-        }
+        self.file().map_or(0, Inode::generation)
     }
 }
 
 impl Dentry {
+    /// Its inode; none for a name without a file.
     #[inline(always)]
-    pub fn is_dir(self) -> bool {
-        // SAFETY: direct loads.
-        unsafe {
-            let inode: *const c_void = direct(self.0, &DENTRY_D_INODE);
-            !inode.is_null() && direct::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
-        }
+    pub fn file(self) -> Option<Inode> {
+        // SAFETY: a direct load.
+        let inode: *const c_void = unsafe { direct(self.0, &DENTRY_D_INODE) };
+        (!inode.is_null()).then_some(Inode(inode))
+    }
+    /// Number and generation of its inode, 0 for a name without a file.
+    #[inline(always)]
+    pub fn identity(self) -> (u64, u32) {
+        self.file()
+            .map_or((0, 0), |inode| (inode.number(), inode.generation()))
     }
     #[inline(always)]
     pub fn is_socket(self) -> bool {
-        let inode = self.inode_pointer();
-        // SAFETY: a direct load.
-        !inode.is_null() && unsafe { direct::<u16>(inode, &INODE_I_MODE) } & S_IFMT == S_IFSOCK
+        self.file().is_some_and(Inode::is_socket)
     }
-    /// The inode itself, null for a name without a file.
+    /// The inode's address, 0 for a name without a file.
     #[inline(always)]
-    pub fn inode_pointer(self) -> *const c_void {
+    pub fn inode_address(self) -> u64 {
         // SAFETY: a direct load.
         unsafe { direct(self.0, &DENTRY_D_INODE) }
     }
@@ -182,29 +230,15 @@ impl Dentry {
         };
         u64::from(hash) | u64::from(len) << 32
     }
-    /// Address of its file system.
     #[inline(always)]
-    pub fn super_block(self) -> SuperBlockAt {
+    pub fn super_block(self) -> SuperBlock {
         // SAFETY: a direct load.
-        SuperBlockAt(unsafe { direct(self.0, &DENTRY_D_SB) })
+        SuperBlock(unsafe { direct(self.0, &DENTRY_D_SB) })
     }
     /// Whether its file system is one that nobody can mount: a pipe, a socket, a memory file.
     #[inline(always)]
     pub fn is_internal(self) -> bool {
-        // SAFETY: direct loads.
-        unsafe {
-            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
-            direct::<u64>(super_block, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0
-        }
-    }
-    /// Whether an overlay shows it.
-    #[inline(always)]
-    pub fn is_overlay(self) -> bool {
-        // SAFETY: direct loads.
-        unsafe {
-            let super_block: *const c_void = direct(self.0, &DENTRY_D_SB);
-            direct::<u64>(super_block, &SUPER_BLOCK_S_MAGIC) == OVERLAYFS_SUPER_MAGIC
-        }
+        self.super_block().is_internal()
     }
 }
 

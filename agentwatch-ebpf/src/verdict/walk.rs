@@ -67,8 +67,8 @@ pub struct Kept {
 pub(super) fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) -> u32 {
     clear(held);
     let dentry = Dentry(dentry);
-    let inode = dentry.inode();
-    if inode != 0 && here(policy, dentry.device(), inode, dentry.generation(), held) != 0 {
+    let (inode, generation) = dentry.identity();
+    if inode != 0 && here(policy, dentry.device(), inode, generation, held) != 0 {
         return 1;
     }
     let parent = dentry.parent();
@@ -151,13 +151,8 @@ fn near(policy: u32, start: *const c_void, generation: u32, sequence: u32, held:
     let mut entry = Dentry(start);
     let mut steps = 0;
     while steps < NEAR {
-        if here(
-            policy,
-            entry.device(),
-            entry.inode(),
-            entry.generation(),
-            held,
-        ) != 0
+        let (inode, inode_generation) = entry.identity();
+        if here(policy, entry.device(), inode, inode_generation, held) != 0
             || (steps > 0 && kept(entry, policy, generation, sequence, held) != 0)
         {
             break;
@@ -178,10 +173,11 @@ fn near(policy: u32, start: *const c_void, generation: u32, sequence: u32, held:
 /// Takes what is kept of a directory, where that is still true.
 #[inline(always)]
 fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Held) -> u32 {
+    let (inode, inode_generation) = dentry.identity();
     let of = PlaceKey {
         policy,
         dev: dentry.device(),
-        inode: dentry.inode(),
+        inode,
     };
     let Some(kept) = DIRECTORIES.get_ptr(of) else {
         return 0;
@@ -196,7 +192,7 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
             || whose.policy != of.policy
             || (&raw const (*kept).generation).read_volatile() != generation
             || (&raw const (*kept).moves).read_volatile() != moves
-            || (&raw const (*kept).inode_generation).read_volatile() != dentry.generation()
+            || (&raw const (*kept).inode_generation).read_volatile() != inode_generation
         {
             return 0;
         }
@@ -217,17 +213,18 @@ fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &
     let dentry = Dentry(dentry);
     // SAFETY: no requirements.
     let version = unsafe { bpf_ktime_get_boot_ns() };
+    let (inode, inode_generation) = dentry.identity();
     let of = PlaceKey {
         policy,
         dev: dentry.device(),
-        inode: dentry.inode(),
+        inode,
     };
     let kept = Kept {
         version,
         of,
         generation,
         moves,
-        inode_generation: dentry.generation(),
+        inode_generation,
         _pad: 0,
         held: *held,
         seal: version,

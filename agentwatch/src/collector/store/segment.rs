@@ -114,6 +114,7 @@ fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
     let mut writer =
         SerializedFileWriter::new(buffered, schema()?, Arc::new(properties()?)).map_err(failed)?;
     let mut turned = Turned::new(rows.len().min(GROUP_ROWS));
+    let mut texts = Texts::default();
     // What was refused is asked for by itself, and few: it has row groups of its own.
     let refused = rows.partition_point(|row| row.verdict() != Verdict::Allowed);
     let (refused, allowed) = rows.split_at(refused);
@@ -125,7 +126,7 @@ fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
                 .next_column()
                 .map_err(failed)?
                 .ok_or_else(|| StoreError::Segment("the layout has too few columns".to_owned()))?;
-            write_column(column_writer.untyped(), buffer).map_err(failed)?;
+            write_column(column_writer.untyped(), buffer, &mut texts).map_err(failed)?;
             column_writer.close().map_err(failed)?;
         }
         group_writer.close().map_err(failed)?;
@@ -230,20 +231,23 @@ pub(super) fn private(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-fn write_column(writer: &mut ColumnWriter<'_>, buffer: &Buffer<'_>) -> Result<(), ParquetError> {
+fn write_column(
+    writer: &mut ColumnWriter<'_>,
+    buffer: &Buffer<'_>,
+    shared: &mut Texts,
+) -> Result<(), ParquetError> {
     match (writer, buffer) {
         (ColumnWriter::Int64ColumnWriter(writer), Buffer::Numbers(levels, values)) => {
             writer.write_batch(values, Some(levels), None)?;
         }
         (ColumnWriter::ByteArrayColumnWriter(writer), Buffer::Texts(levels, texts)) => {
             let mut texts = texts.as_slice();
-            let (mut places, mut values) = (Vec::new(), Vec::new());
             for levels in levels.chunks(WRITE_ROWS) {
                 let here = levels.iter().filter(|level| **level > 0).count();
                 let (mine, later) = texts.split_at(here.min(texts.len()));
                 texts = later;
-                shared(mine, &mut places, &mut values);
-                writer.write_batch(&values, Some(levels), None)?;
+                writer.write_batch(shared.of(mine), Some(levels), None)?;
+                shared.values.clear();
             }
         }
         _ => {
@@ -254,29 +258,39 @@ fn write_column(writer: &mut ColumnWriter<'_>, buffer: &Buffer<'_>) -> Result<()
 }
 
 /// Texts as the library wants them, all in one piece of memory. Most columns say the same in row after row, which stands there once.
-fn shared(texts: &[&str], places: &mut Vec<Range<usize>>, values: &mut Vec<ByteArray>) {
-    places.clear();
-    values.clear();
-    let mut memory = Vec::new();
-    let mut last: Option<(&str, Range<usize>)> = None;
-    for text in texts.iter().copied() {
-        let place = match &last {
-            Some((same, place)) if std::ptr::eq(*same, text) || *same == text => place.clone(),
-            _ => {
-                let begin = memory.len();
-                memory.extend_from_slice(text.as_bytes());
-                last = Some((text, begin..memory.len()));
-                begin..memory.len()
+#[derive(Default)]
+struct Texts {
+    places: Vec<Range<usize>>,
+    values: Vec<ByteArray>,
+}
+
+impl Texts {
+    fn of(&mut self, texts: &[&str]) -> &[ByteArray] {
+        self.places.clear();
+        self.values.clear();
+        let mut place = 0..0;
+        let mut last = None;
+        for text in texts.iter().copied() {
+            if !last.is_some_and(|last| std::ptr::eq(last, text) || last == text) {
+                place = place.end..place.end + text.len();
+                last = Some(text);
             }
-        };
-        places.push(place);
+            self.places.push(place.clone());
+        }
+        let mut memory = Vec::with_capacity(place.end);
+        for (place, text) in self.places.iter().zip(texts) {
+            if place.end > memory.len() {
+                memory.extend_from_slice(text.as_bytes());
+            }
+        }
+        let memory = Bytes::from(memory);
+        self.values.extend(
+            self.places
+                .iter()
+                .map(|place| ByteArray::from(memory.slice(place.clone()))),
+        );
+        &self.values
     }
-    let memory = Bytes::from(memory);
-    values.extend(
-        places
-            .iter()
-            .map(|place| ByteArray::from(memory.slice(place.clone()))),
-    );
 }
 
 /// Numbers are plain 64-bit integers, also times: not every reader takes timestamps of nanoseconds. There are no field ids, because
