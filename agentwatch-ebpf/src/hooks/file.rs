@@ -126,7 +126,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             seal = (&raw const (*subject.tag).seal).read_volatile();
         }
     }
-    let is_internal = dentry.is_internal();
+    let is_internal = super_block.is_internal();
     let decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
     // Copying up, and reading directories.
     if !decision.allows() && is_behind(&subject, dentry) {
@@ -138,7 +138,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         return 0;
     }
     let what = if execs { kind::EXEC } else { kind::OPEN };
-    answer(&subject, what, Object::of(dentry), access, flags, decision)
+    answer(&subject, what, dentry, access, flags, decision)
 }
 
 /// Whether the same open was allowed before, and nothing has changed that it stood on: see [`before`]. A function of its own, for its
@@ -340,7 +340,7 @@ fn map(file: File) -> i32 {
     answer(
         &subject,
         kind::EXEC,
-        Object::of(dentry),
+        dentry,
         access::EXEC | access::MAP,
         0,
         decision,
@@ -379,7 +379,7 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
     if decision.allows() {
         return 0;
     }
-    answer(&subject, kind::OPEN, Object::of(dentry), bits, 0, decision)
+    answer(&subject, kind::OPEN, dentry, bits, 0, decision)
 }
 
 /// Watching a file for what is done to it: whoever may read it may. The daemon learns by it which file a path names to the
@@ -408,14 +408,7 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
     if decision.allows() {
         return 0;
     }
-    answer(
-        &subject,
-        kind::OPEN,
-        Object::of(dentry),
-        access::WATCH,
-        0,
-        decision,
-    )
+    answer(&subject, kind::OPEN, dentry, access::WATCH, 0, decision)
 }
 
 /// The end of every path look-up that was to open a file. Success and denial have been recorded by `file_open`;
@@ -515,7 +508,7 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
     }
-    answer(&subject, what, Object::of(dentry), bits, 0, decision)
+    answer(&subject, what, dentry, bits, 0, decision)
 }
 
 #[inline(always)]
@@ -654,30 +647,12 @@ fn refusal(subject: &Subject, result: i32) -> i32 {
     }
 }
 
-/// A file that is decided on, and what it is recorded as.
-struct Object {
-    dentry: Dentry,
-    inode: u64,
-    device: u32,
-}
-
-impl Object {
-    #[inline(always)]
-    fn of(dentry: Dentry) -> Self {
-        Self {
-            dentry,
-            inode: dentry.inode(),
-            device: dentry.device(),
-        }
-    }
-}
-
 /// Records the decision, folding repetitions, and gives it to the kernel.
 #[inline(always)]
 fn answer(
     subject: &Subject,
     what: u32,
-    object: Object,
+    dentry: Dentry,
     access: u32,
     flags: u32,
     decision: Decision,
@@ -685,7 +660,7 @@ fn answer(
     let (mut outcome, mut result) = outcome(subject, &decision);
     let mut state = 0;
     if decision.holds() && outcome == verdict::DENIED {
-        let word = ask(subject, what, access, decision.rule, object.dentry, true);
+        let word = ask(subject, what, access, decision.rule, dentry, true);
         if word == hold::PARKED_AGAIN {
             return session::answer(true, RESTART);
         }
@@ -704,9 +679,9 @@ fn answer(
             access,
             flags,
             errno: -result,
-            dentry: object.dentry,
-            inode: object.inode,
-            device: object.device,
+            dentry,
+            inode: dentry.inode(),
+            device: dentry.device(),
             state,
         },
     );
