@@ -7,8 +7,9 @@ use toml::Spanned;
 
 use super::{
     diagnostic::{Diagnostic, Report, quote},
-    file::{ApprovalsTable, suggestion},
+    file::ApprovalsTable,
     model::{ApprovalBounds, Approvals, OnTimeout},
+    suggest::suggestion,
 };
 
 /// The longest time that an action may wait, in seconds: a week.

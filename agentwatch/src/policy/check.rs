@@ -9,12 +9,13 @@ use super::{
     approvals,
     command::{self, Command},
     diagnostic::{Diagnostic, Report, quote},
-    file::{ApproveEntry, Entries, ExecEntry, ExpectTable, PolicyFile, SessionsTable, suggestion},
+    file::{ApproveEntry, Entries, ExecEntry, ExpectTable, PolicyFile, SessionsTable},
     limits,
     model::{Admission, Context, Environment, Floor, Limits, NamePattern, Opens, Task, UnixTarget},
     name,
     network::{self, Endpoint},
     path::{self, Fault},
+    suggest::suggestion,
     surface,
 };
 use crate::event::model::{Layer, Mode};

@@ -9,9 +9,10 @@ use super::{
     command,
     diagnostic::{Diagnostic, Report, quote},
     explain::{self, Answer, UnixPeer},
-    file::{ExecEntry, ExpectTable, suggestion},
+    file::{ExecEntry, ExpectTable},
     model::{Access, Compiled, Context, Effect, NetOp, UnixTarget},
     path::{self, Fault},
+    suggest::suggestion,
     surface,
 };
 

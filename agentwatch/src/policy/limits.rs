@@ -7,9 +7,10 @@ use toml::Spanned;
 
 use super::{
     diagnostic::{Diagnostic, Report, quote},
-    file::{Entries, EnvTable, LimitsTable, TaskTable, suggestion},
+    file::{Entries, EnvTable, LimitsTable, TaskTable},
     model::{Environment, Limits, NamePattern, Opens, Task},
     name,
+    suggest::suggestion,
 };
 
 /// The longest text in `[task]`, in characters.

@@ -25,6 +25,7 @@ pub mod path;
 pub mod preset;
 pub mod replay;
 pub mod sources;
+mod suggest;
 pub mod surface;
 pub mod without_lsm;
 

@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{diagnostic::quote, file::suggestion, model::Context};
+use super::{diagnostic::quote, model::Context, suggest::suggestion};
 
 /// PATH_MAX of include/uapi/linux/limits.h, without the final NUL.
 pub const LONGEST_PATH: usize = 4095;

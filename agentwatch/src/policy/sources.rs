@@ -12,10 +12,11 @@ use super::{
     check::{self, Rules},
     compile::MAX_TEXT,
     diagnostic::{Diagnostic, Report, quote},
-    file::{self, suggestion},
+    file,
     model::Context,
     path::{self, Fault},
     preset,
+    suggest::suggestion,
 };
 use crate::event::model::Layer;
 

@@ -5,10 +5,10 @@ use agentwatch_common::policy::{family, guard};
 
 use super::{
     diagnostic::quote,
-    file::suggestion,
     model::{Context, UnixTarget},
     name,
     path::{self, Fault},
+    suggest::suggestion,
 };
 
 /// The longest abstract name: `sun_path` of include/uapi/linux/un.h without its first byte.
