@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 pub(crate) use super::read::weight;
-use super::{StoreError, read};
+use super::{StoreError, connect, read};
 use crate::{
     event::{Event, Kind, Verdict},
     wire::collector::Filter,
@@ -27,7 +27,7 @@ pub(crate) struct Fed {
 
 /// Which history is in `directory`, and the number of its newest event.
 pub(crate) fn end(directory: &Path) -> Result<(String, i64), StoreError> {
-    let connection = read::connect_bare(directory)?;
+    let connection = connect::bare(directory)?;
     Ok((history(&connection)?, read::newest(&connection)?))
 }
 

@@ -10,6 +10,7 @@
 
 mod account;
 mod columns;
+mod connect;
 pub(crate) mod feed;
 mod hash;
 mod insert;

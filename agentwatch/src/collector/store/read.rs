@@ -5,6 +5,9 @@
 //! more than a window in memory; a [`Scan`] remembers where the next one begins, and sealing in between changes nothing. What an asker
 //! may see is part of every window.
 
+mod sessions;
+mod tail;
+
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     path::{Path, PathBuf},
@@ -12,24 +15,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use jiff::fmt::temporal::DateTimePrinter;
-use rusqlite::{Connection, OpenFlags, Row as SqlRow, functions::FunctionFlags, types::Value};
-use serde::de::DeserializeOwned;
+use rusqlite::Connection;
 
+use self::tail::session_no;
+pub(super) use self::tail::{Tail, numbers};
 use super::{
-    BUSY, FILE, StoreError,
+    StoreError,
     columns::{ALL, C, Packing, Row as _, Unsealed},
+    connect,
     segment::{self, Segment},
-    table,
 };
 use crate::{
-    event::{
-        account::Numbers,
-        model::{Coverage, Event, Kind, Mode, Verdict},
-    },
+    event::model::{Event, Kind, Verdict},
     wire::{
-        batch::{Batch, Record, Tables, nanoseconds, timestamp, unpack},
-        collector::{Filter, SessionRow, StoreStatus},
+        batch::{Batch, Record, Tables, nanoseconds, unpack},
+        collector::Filter,
     },
 };
 
@@ -138,7 +138,7 @@ impl Reader {
     /// Opens the history below `directory` for what `viewer` may see.
     pub fn open(directory: &Path, viewer: Viewer) -> Result<Self, StoreError> {
         Ok(Self {
-            connection: connect(directory, Arc::new(|| false))?,
+            connection: connect::with_views(directory, Arc::new(|| false))?,
             viewer,
             directory: directory.to_owned(),
         })
@@ -147,7 +147,7 @@ impl Reader {
     /// As [`Reader::open`], for who sees everything and asks no SQL.
     pub(super) fn open_bare(directory: &Path) -> Result<Self, StoreError> {
         Ok(Self {
-            connection: connect_bare(directory)?,
+            connection: connect::bare(directory)?,
             viewer: Viewer::All,
             directory: directory.to_owned(),
         })
@@ -253,104 +253,6 @@ impl Reader {
             upto,
             gaps,
         })
-    }
-
-    /// Sessions, newest first, that are older than the one whose number is `before`. The second value is the number
-    /// to go on from, `None` at the end.
-    pub fn sessions(
-        &self,
-        before: Option<i64>,
-    ) -> Result<(Vec<SessionRow>, Option<i64>), StoreError> {
-        let (visible, mut values) = visible(self.viewer, "uid");
-        let sql = format!(
-            "SELECT {SESSION_COLUMNS} FROM sessions WHERE no < ? {visible} ORDER BY no DESC LIMIT {PAGE_ROWS}"
-        );
-        values.insert(0, Value::Integer(before.unwrap_or(i64::MAX)));
-        let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-        let (mut sessions, mut bytes, mut next) = (Vec::new(), 0, None);
-        while let Some(row) = rows.next()? {
-            let session = session_row(row)?;
-            // What has no fixed size in a row; the rest is some hundred bytes.
-            bytes += session
-                .command
-                .iter()
-                .chain(&session.missing)
-                .map(|text| text.len() + 8)
-                .sum::<usize>()
-                + 512;
-            if !sessions.is_empty() && bytes > PAGE_BYTES {
-                return Ok((sessions, next));
-            }
-            next = Some(row.get("no")?);
-            sessions.push(session);
-        }
-        if sessions.len() < PAGE_ROWS {
-            next = None;
-        }
-        Ok((sessions, next))
-    }
-
-    /// The one session that `wanted` names.
-    pub fn session(&self, wanted: &str) -> Result<SessionRow, StoreError> {
-        let no = self.resolve(wanted)?;
-        let sql = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE no = ?");
-        let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query([no])?;
-        match rows.next()? {
-            Some(row) => session_row(row),
-            None => Err(unknown_session(wanted)),
-        }
-    }
-
-    /// Figures about the store.
-    pub fn status(&self) -> Result<StoreStatus, StoreError> {
-        let count = |sql: &str| -> Result<u64, StoreError> {
-            Ok(self.connection.query_row(sql, [], |row| row.get(0))?)
-        };
-        let unsealed = count("SELECT coalesce(sum(events), 0) FROM tail_rows")?;
-        Ok(StoreStatus {
-            events: unsealed + count("SELECT coalesce(sum(events), 0) FROM segment_rows")?,
-            sessions: count("SELECT count(*) FROM session_rows")?,
-            bytes: bytes(&self.connection)?,
-            segments: count("SELECT count(*) FROM segment_rows")?,
-            unsealed,
-            schema_version: super::SCHEMA_VERSION,
-            sinks: Vec::new(),
-        })
-    }
-
-    /// A session by its id, by a beginning of one that no other has, or by name (then the newest).
-    fn resolve(&self, wanted: &str) -> Result<i64, StoreError> {
-        if wanted.is_empty() {
-            return Err(StoreError::Question(
-                "a session's id or name is needed".to_owned(),
-            ));
-        }
-        let (visible, restriction) = visible(self.viewer, "uid");
-        let ask = |condition: &str, values: Vec<Value>| -> Result<Vec<i64>, StoreError> {
-            let sql = format!(
-                "SELECT no FROM session_rows WHERE {condition} {visible} ORDER BY no DESC LIMIT 2"
-            );
-            let all = values.into_iter().chain(restriction.iter().cloned());
-            let mut statement = self.connection.prepare(&sql)?;
-            let found = statement.query_map(rusqlite::params_from_iter(all), |row| row.get(0))?;
-            Ok(found.collect::<Result<_, _>>()?)
-        };
-        let text = || Value::Text(wanted.to_owned());
-        if let Some(no) = ask("id = ?", vec![text()])?.first() {
-            return Ok(*no);
-        }
-        if let Some(no) = ask("name = ?", vec![text()])?.first() {
-            return Ok(*no);
-        }
-        match ask("substr(id, 1, length(?)) = ?", vec![text(), text()])?.as_slice() {
-            [] => Err(unknown_session(wanted)),
-            [no] => Ok(*no),
-            _ => Err(StoreError::Question(format!(
-                "several sessions have an id that begins with {wanted:?}: give more of it"
-            ))),
-        }
     }
 
     /// The next window of a part.
@@ -799,119 +701,6 @@ fn tail_keys(
     Ok(found)
 }
 
-fn session_no(connection: &Connection, id: &str) -> Option<i64> {
-    let mut statement = connection
-        .prepare_cached("SELECT no FROM session_rows WHERE id = ?")
-        .ok()?;
-    statement.query_row([id], |row| row.get(0)).ok()
-}
-
-/// The unsealed batches, one after the other.
-pub(super) struct Tail<'c> {
-    statement: rusqlite::CachedStatement<'c>,
-    numbers: (i64, i64),
-    since_ns: i64,
-}
-
-impl<'c> Tail<'c> {
-    pub(super) fn new(
-        connection: &'c Connection,
-        numbers: (i64, i64),
-        since_ns: Option<i64>,
-    ) -> Result<Self, StoreError> {
-        Ok(Self {
-            statement: connection.prepare_cached(
-                "SELECT no, sessions, frame FROM tail_rows WHERE no + events > ? AND no <= ? AND max_time >= ? ORDER BY no",
-            )?,
-            numbers,
-            since_ns: since_ns.unwrap_or(i64::MIN),
-        })
-    }
-
-    /// Hands on each batch that may hold an event of `sessions`, with the number of its first event.
-    pub(super) fn each(
-        &mut self,
-        sessions: Option<&HashSet<i64>>,
-        mut use_: impl FnMut(i64, &Batch<'_>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let mut rows = self
-            .statement
-            .query([self.numbers.0, self.numbers.1, self.since_ns])?;
-        while let Some(row) = rows.next()? {
-            if let Some(wanted) = sessions {
-                let bytes = row
-                    .get_ref(1)?
-                    .as_blob()
-                    .map_err(|error| StoreError::Corrupt(error.to_string()))?;
-                let held = bytes.chunks_exact(8).any(|bytes| {
-                    bytes
-                        .try_into()
-                        .is_ok_and(|bytes| wanted.contains(&i64::from_le_bytes(bytes)))
-                });
-                if !held {
-                    continue;
-                }
-            }
-            let frame = row
-                .get_ref(2)?
-                .as_blob()
-                .map_err(|error| StoreError::Corrupt(error.to_string()))?;
-            let batch = Batch::decode(frame)
-                .map_err(|error| StoreError::Corrupt(format!("a batch of the tail: {error}")))?;
-            use_(row.get(0)?, &batch)?;
-        }
-        Ok(())
-    }
-}
-
-/// The sequence numbers of a session's events; with `named` also of those whose id is not made of it.
-pub(super) fn numbers(
-    connection: &Connection,
-    directory: &Path,
-    session: i64,
-    named: bool,
-) -> Result<Numbers, StoreError> {
-    let mut numbers = Numbers::default();
-    let mut add = |seq: u64, id: Option<&str>| {
-        if named || id.is_none() {
-            numbers.insert(seq..=seq);
-        }
-    };
-    let mut statement = connection.prepare_cached(
-        "SELECT segment, first_row, rows FROM run_rows WHERE session = ? ORDER BY segment",
-    )?;
-    let mut rows = statement.query([session])?;
-    while let Some(row) = rows.next()? {
-        let (no, first, count): (i64, usize, usize) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let segment = Segment::open(&segment::path(directory, no))?;
-        let chunk = segment.read_range(&[C::Seq, C::Id], first, first + count)?;
-        for index in 0..chunk.rows {
-            let row = chunk.row(index);
-            add(
-                row.number(C::Seq).unwrap_or_default().cast_unsigned(),
-                row.text(C::Id),
-            );
-        }
-    }
-    let only = HashSet::from([session]);
-    Tail::new(connection, (1, i64::MAX), None)?.each(Some(&only), |_, batch| {
-        let own: Vec<bool> = batch
-            .sessions
-            .iter()
-            .map(|held| {
-                session_no(connection, batch.text(held.id).unwrap_or_default()) == Some(session)
-            })
-            .collect();
-        for record in &batch.records {
-            if own.get(record.session as usize) == Some(&true) {
-                add(record.seq, batch.text(record.id));
-            }
-        }
-        Ok(())
-    })?;
-    Ok(numbers)
-}
-
 /// Bytes on disk: segments with their manifests, about, and what SQLite holds.
 pub(super) fn bytes(connection: &Connection) -> Result<u64, StoreError> {
     Ok(connection.query_row(
@@ -942,110 +731,4 @@ pub(crate) fn weight(event: &Event) -> usize {
             + text(&process.cwd)
     });
     700 + file + target + process
-}
-
-/// A connection that can only read, without the tables and views of responders.
-pub(super) fn connect_bare(directory: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
-    connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "temp_store", "FILE")?;
-    Ok(connection)
-}
-
-/// A connection that can only read. Reading events ends when `is_over` says so.
-pub(super) fn connect(directory: &Path, is_over: table::IsOver) -> Result<Connection, StoreError> {
-    let connection = connect_bare(directory)?;
-    table::register(&connection, directory, is_over)?;
-    connection.create_scalar_function(
-        "moment",
-        1,
-        FunctionFlags::SQLITE_UTF8
-            | FunctionFlags::SQLITE_DETERMINISTIC
-            | FunctionFlags::SQLITE_INNOCUOUS,
-        |context| Ok(context.get::<Option<i64>>(0)?.map(moment)),
-    )?;
-    connection.execute_batch(include_str!("views.sql"))?;
-    connection.pragma_update(None, "query_only", true)?;
-    Ok(connection)
-}
-
-/// Nanoseconds since 1970 as in events: RFC 3339, with all digits, so that texts order as times do.
-fn moment(nanoseconds: i64) -> String {
-    let mut text = String::with_capacity(32);
-    // Into memory, which does not fail.
-    let _ = DateTimePrinter::new()
-        .precision(Some(9))
-        .print_timestamp(&timestamp(nanoseconds), &mut text);
-    text
-}
-
-const SESSION_COLUMNS: &str =
-    "no, id, name, uid, policy, mode, coverage, missing, backends, cgroup, command, origin, state,
-    started_ns, ended_ns, reason, exit_code, events, denied, counts";
-/// A condition for what `viewer` may see, with its value.
-fn visible(viewer: Viewer, column: &str) -> (String, Vec<Value>) {
-    match viewer {
-        Viewer::All => (String::new(), Vec::new()),
-        Viewer::User(uid) => (
-            format!("AND {column} = ?"),
-            vec![Value::Integer(uid.into())],
-        ),
-    }
-}
-
-fn unknown_session(wanted: &str) -> StoreError {
-    StoreError::Question(format!(
-        "no session of yours has the id or name {wanted:?}\nhint: `agentwatch sessions` lists them"
-    ))
-}
-
-fn session_row(row: &SqlRow<'_>) -> Result<SessionRow, StoreError> {
-    let mode: String = row.get("mode")?;
-    let coverage: Option<String> = row.get("coverage")?;
-    let begun = coverage.is_some();
-    Ok(SessionRow {
-        id: row.get("id")?,
-        name: row.get("name")?,
-        // (uid_t)-1 is nobody: the start of the session, which would say whose it is, is not in the history.
-        uid: row.get::<_, Option<u32>>("uid")?.unwrap_or(u32::MAX),
-        policy: row.get("policy")?,
-        mode: Mode::ALL
-            .into_iter()
-            .find(|known| known.name() == mode)
-            .unwrap_or_default(),
-        coverage: coverage
-            .and_then(|name| Coverage::ALL.into_iter().find(|known| known.name() == name))
-            .unwrap_or(Coverage::Degraded),
-        missing: if begun {
-            column(row, "missing")?.unwrap_or_default()
-        } else {
-            vec![
-                "the session's start is not in the history, so its coverage is not known"
-                    .to_owned(),
-            ]
-        },
-        backends: column(row, "backends")?.unwrap_or_default(),
-        cgroup: row.get::<_, Option<String>>("cgroup")?.unwrap_or_default(),
-        command: column(row, "command")?.unwrap_or_default(),
-        origin: row.get::<_, Option<String>>("origin")?.unwrap_or_default(),
-        state: row.get("state")?,
-        started: timestamp(row.get("started_ns")?),
-        ended: row.get::<_, Option<i64>>("ended_ns")?.map(timestamp),
-        reason: row.get("reason")?,
-        exit_code: row.get("exit_code")?,
-        events: row.get("events")?,
-        denied: row.get("denied")?,
-        counts: column(row, "counts")?,
-    })
-}
-
-/// A column that holds JSON.
-fn column<T: DeserializeOwned>(row: &SqlRow<'_>, name: &str) -> Result<Option<T>, StoreError> {
-    let text: Option<String> = row.get(name)?;
-    text.map(|text| {
-        serde_json::from_str(&text)
-            .map_err(|error| StoreError::Corrupt(format!("{name} of a session: {error}")))
-    })
-    .transpose()
 }

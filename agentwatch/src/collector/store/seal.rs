@@ -16,7 +16,9 @@ use std::{
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
-use super::{Store, StoreError, columns::Unsealed, hash::GROUP_ROWS, insert, read, segment};
+use super::{
+    Store, StoreError, columns::Unsealed, connect, hash::GROUP_ROWS, insert, read, segment,
+};
 use crate::{
     collector::chain::{self, Hash, Key, Manifest},
     event::Verdict,
@@ -294,7 +296,7 @@ impl Store {
 
 /// Builds the segment of an order.
 pub fn build(order: &Order, key: &Key) -> Result<Sealed, StoreError> {
-    let connection = read::connect_bare(&order.directory)?;
+    let connection = connect::bare(&order.directory)?;
     let frames = frames(&connection, order.last_no)?;
     let batches: Vec<(i64, Batch<'_>)> = frames
         .iter()

@@ -20,7 +20,7 @@ use rusqlite::{
     types::ValueRef,
 };
 
-use super::{StoreError, read, table::IsOver};
+use super::{StoreError, connect, table::IsOver};
 
 /// Most rows in a part.
 const PART_ROWS: usize = 500;
@@ -72,7 +72,7 @@ pub fn run(
     });
     let (watched, cancelled) = (Arc::clone(&clock), Arc::clone(&limits.cancelled));
     let is_over: IsOver = Arc::new(move || watched.is_over() || cancelled.load(Ordering::Relaxed));
-    let connection = read::connect(directory, Arc::clone(&is_over))?;
+    let connection = connect::with_views(directory, Arc::clone(&is_over))?;
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES)?;
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
     connection.authorizer(Some(authorize));

@@ -28,7 +28,7 @@ use rusqlite::{
 use super::{
     StoreError,
     columns::{ALL, C, COLUMNS, Row, Unsealed, event},
-    read,
+    connect,
     segment::{self, Chunk, Segment},
 };
 use crate::{
@@ -371,7 +371,7 @@ impl Owned {
 impl Cursor<'_> {
     /// Finds what must be read. Lists of segments and tail are of one moment.
     fn begin(&mut self) -> Result<(), StoreError> {
-        let connection = read::connect_bare(&self.source.directory)?;
+        let connection = connect::bare(&self.source.directory)?;
         let transaction = connection.unchecked_transaction()?;
         let sessions = self.sessions(&transaction)?;
         let kinds = self.wanted.bits(C::Kind, &Kind::ALL, Kind::name);

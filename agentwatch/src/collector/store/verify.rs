@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     FILE, StoreError,
     columns::{ALL, C, Row as _},
+    connect,
     hash::Groups,
-    insert, read, seal,
+    insert, seal,
     segment::{self, Segment},
 };
 use crate::collector::chain::{self, Hash, Head, Manifest, PUBLIC_KEY};
@@ -108,7 +109,7 @@ pub fn export(from: &Path, to: &Path) -> Result<u64, StoreError> {
             to.display()
         )));
     }
-    let mut head = insert::head(&read::connect_bare(from)?)?;
+    let mut head = insert::head(&connect::bare(from)?)?;
     let mut segments = 0;
     for entry in fs::read_dir(from.join(segment::DIRECTORY))?.flatten() {
         let name = entry.file_name();
@@ -466,9 +467,7 @@ impl Check<'_> {
                 }
             }
         } else if database.exists() {
-            match read::connect_bare(self.directory)
-                .and_then(|connection| insert::head(&connection))
-            {
+            match connect::bare(self.directory).and_then(|connection| insert::head(&connection)) {
                 Ok(head) => (head, true),
                 Err(error) => {
                     self.find("unreadable", 0, format!("{}: {error}", database.display()));
@@ -528,7 +527,7 @@ impl Check<'_> {
     }
 
     fn tail(&mut self, head: &Head) -> Result<(), StoreError> {
-        let connection = read::connect_bare(self.directory)?;
+        let connection = connect::bare(self.directory)?;
         let transaction = connection.unchecked_transaction()?;
         // The head may have moved since; within one transaction all agrees.
         let head = &insert::head(&transaction).unwrap_or_else(|_| head.clone());
