@@ -26,6 +26,9 @@ use crate::{
 };
 
 const EPERM: i32 = 1;
+const EINTR: i32 = 4;
+/// include/linux/errno.h: what a system call that a signal ends says to the kernel.
+const ERESTARTSYS: i32 = 512;
 /// In a task's tag: the connect in hand has been recorded.
 const TOLD: u64 = 2;
 const SOCK_STREAM: u32 = 1;
@@ -170,7 +173,9 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
         (*subject.tag).denied = 0;
         (*subject.tag).socket_type = kernel::socket_type(ctx.arg(0));
     }
-    if subject.flags & flags::HOLDS == 0 || subject.monitors() {
+    // A connect that was interrupted, or asks how the first is getting on, reaches nothing new: what was granted once is used up.
+    let socket: *const c_void = ctx.arg(0);
+    if subject.flags & flags::HOLDS == 0 || subject.monitors() || kernel::has_connected(socket) {
         return 0;
     }
     let Some(peer) = Peer::at(SockaddrAt(ctx.arg(1)), ctx.arg::<u64>(2) as u32) else {
@@ -490,7 +495,11 @@ pub fn sys_connect_file(ctx: FExitContext) -> i32 {
     };
     let address = Sockaddr(ctx.arg(1));
     let len = ctx.arg::<u64>(2) as u32;
-    let errno = -(ctx.arg::<u64>(4) as i32);
+    let errno = match -(ctx.arg::<u64>(4) as i32) {
+        // By a signal; the kernel does it once more, or gives the program this error.
+        ERESTARTSYS => EINTR,
+        errno => errno,
+    };
     // SAFETY: the subject was found by its tag.
     let (told, socket_type) = unsafe {
         let tag = &mut *subject.tag;

@@ -141,6 +141,16 @@ pub fn sock_of(socket: *const c_void) -> Sock {
     Sock(unsafe { direct(socket, &SOCKET_SK) })
 }
 
+/// `SS_UNCONNECTED` (include/uapi/linux/net.h).
+const SS_UNCONNECTED: u32 = 1;
+
+/// Whether a connect of a `struct socket` that the verifier knows has begun already, or is over.
+#[inline(always)]
+pub fn has_connected(socket: *const c_void) -> bool {
+    // SAFETY: a direct load.
+    unsafe { direct::<u32>(socket, &SOCKET_STATE) > SS_UNCONNECTED }
+}
+
 #[inline(always)]
 pub fn socket_type(socket: *const c_void) -> u32 {
     // SAFETY: a direct load.

@@ -58,6 +58,8 @@ enum Command {
         #[arg(long)]
         count: u64,
     },
+    /// Do nothing; the short process of a storm.
+    Nothing,
     /// Say a word and wait until standard input ends.
     Idle,
 }
@@ -80,6 +82,7 @@ fn main() -> Result<()> {
         Command::Opens { files, count } => storm::opens(files, count),
         Command::Processes { count } => storm::processes(count),
         Command::Connects { count } => storm::connects(count),
+        Command::Nothing => Ok(()),
         Command::Idle => {
             println!("idle");
             std::io::stdout().flush()?;
