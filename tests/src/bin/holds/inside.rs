@@ -26,7 +26,9 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::{
         signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction, signal},
-        socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getpeername, socket,
+        },
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     time::{ClockId, clock_gettime},
@@ -118,6 +120,7 @@ fn act(action: &str) -> std::io::Result<String> {
         "urge" => urge(object),
         "threads" => threads(object),
         "connect-later" => connect_later(object),
+        "connect-elsewhere" => connect_elsewhere(object),
         "create" => done(fs::File::create_new(object).map(drop)),
         "repeat" => {
             let (times, address) = object.split_once(':').unwrap_or(("0", object));
@@ -312,20 +315,55 @@ fn threads(addresses: &str) -> std::io::Result<String> {
 
 /// Connects a socket that does not block, and says what that came to at once.
 fn connect_later(address: &str) -> std::io::Result<String> {
-    let address: SocketAddr = address.parse().map_err(|_| invalid())?;
-    let socket = socket(
+    let socket = without_blocking()?;
+    begin(&socket, address)?;
+    // Asked again, the kernel says how the first one is getting on.
+    begin(&socket, address)?;
+    Ok("in progress".to_owned())
+}
+
+/// Connects to one address, tries to lead that to another, and connects to the other when the first is undone.
+fn connect_elsewhere(addresses: &str) -> std::io::Result<String> {
+    let (first, second) = addresses.split_once(',').ok_or_else(invalid)?;
+    let socket = without_blocking()?;
+    begin(&socket, first)?;
+    begin(&socket, second)?;
+    let peer = loop {
+        match getpeername::<SockaddrStorage>(socket.as_raw_fd()) {
+            Err(Errno::ENOTCONN) => std::thread::sleep(Duration::from_millis(10)),
+            peer => break peer?,
+        }
+    };
+    if peer.to_string() != first {
+        return Ok(format!("reached {peer}"));
+    }
+    let nowhere = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    // SAFETY: an address of that length.
+    Errno::result(unsafe {
+        let length = size_of_val(&nowhere) as libc::socklen_t;
+        libc::connect(socket.as_raw_fd(), &raw const nowhere, length)
+    })?;
+    begin(&socket, second)?;
+    Ok("in progress".to_owned())
+}
+
+fn without_blocking() -> std::io::Result<OwnedFd> {
+    Ok(socket(
         AddressFamily::Inet,
         SockType::Stream,
         SockFlag::SOCK_NONBLOCK,
         None,
-    )?;
+    )?)
+}
+
+/// Begins to connect, or hears that a connect has begun.
+fn begin(socket: &OwnedFd, address: &str) -> std::io::Result<()> {
+    let address: SocketAddr = address.parse().map_err(|_| invalid())?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EINPROGRESS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    // Asked again, the kernel says how the first one is getting on.
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EALREADY | Errno::EISCONN) => Ok("in progress".to_owned()),
+        Ok(()) | Err(Errno::EINPROGRESS | Errno::EALREADY | Errno::EISCONN) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -102,6 +102,8 @@ type Case = fn(&Place) -> Result<()>;
 enum Needs {
     Nothing,
     Lsm,
+    /// That it has no BPF LSM.
+    NoLsm,
     /// Users whose names the host knows.
     Users,
 }
@@ -113,6 +115,7 @@ impl Needs {
             Self::Lsm if !place.has_lsm => {
                 Some("without BPF LSM files are held by Landlock: what needs approval is denied")
             }
+            Self::NoLsm if place.has_lsm => Some("is about kernels without BPF LSM"),
             Self::Users if !knows_users() => Some("this host does not know nobody, games and mail"),
             _ => None,
         }
@@ -238,6 +241,12 @@ const CASES: &[(&str, Needs, Case)] = &[
         "hold_connect_without_blocking",
         Needs::Nothing,
         connect_without_blocking,
+    ),
+    ("hold_connect_undone", Needs::Nothing, connect_undone),
+    (
+        "hold_not_a_file_without_lsm",
+        Needs::NoLsm,
+        file_without_lsm,
     ),
     (
         "hold_not_what_cannot_wait",

@@ -431,6 +431,26 @@ pub(crate) fn file_read(place: &Place) -> Result<()> {
     place.nothing_waits()
 }
 
+/// Landlock cannot wait: what needs approval is denied, and `run` says so.
+pub(crate) fn file_without_lsm(place: &Place) -> Result<()> {
+    let file = place.dir.path().join("secret");
+    fs::write(&file, "content")?;
+    fs::read(&file).context("unconfined")?;
+    let rule = format!("[files]\napprove = ['{}']\n", file.display());
+    let read = format!("read:{}", file.display());
+    let doing = place.session("read-without", &rule, &[&read])?;
+    doing.expect(0, &format!("error {}", libc::EACCES))?;
+    doing.end()?;
+    place.nothing_waits()?;
+    let told = place.log();
+    let note = format!(
+        "files.approve[0] ({}): this kernel cannot hold files: refused instead",
+        file.display()
+    );
+    ensure!(told.contains(&note), "`run` does not say so: {told}");
+    Ok(())
+}
+
 pub(crate) fn file_rejected(place: &Place) -> Result<()> {
     let file = place.dir.path().join("secret");
     fs::write(&file, "content")?;

@@ -187,6 +187,25 @@ pub(crate) fn connect_without_blocking(place: &Place) -> Result<()> {
     place.nothing_waits()
 }
 
+/// A connect that has begun leads nowhere else, and a socket that is free again is asked about again.
+pub(crate) fn connect_undone(place: &Place) -> Result<()> {
+    let (_one, first, _) = server()?;
+    let (_two, second, _) = server()?;
+    let rule = format!("[network]\napprove = ['{first}', '{second}']\n");
+    let action = format!("connect-elsewhere:{first},{second}");
+    let doing = place.session("undone", &rule, &[&action])?;
+    let request = place.request()?;
+    ensure!(request.to_string().contains(&first), "{request}");
+    place.approve(&[])?;
+    let request = place.request()?;
+    ensure!(request.to_string().contains(&second), "{request}");
+    doing.is_waiting(0)?;
+    place.reject()?;
+    doing.expect(0, &format!("error {}", nix::libc::EPERM))?;
+    doing.end()?;
+    place.nothing_waits()
+}
+
 pub(crate) fn what_cannot_wait(place: &Place) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
