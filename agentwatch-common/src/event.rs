@@ -148,13 +148,53 @@ pub struct FoldKey {
 }
 const _: () = assert!(size_of::<FoldKey>() == 48);
 
+impl FoldKey {
+    const WORDS: usize = size_of::<Self>() / 8;
+
+    /// What the kernel finds it by: hashing and comparing all of it there costs some hundred instructions more. Two actions of one
+    /// digest are told apart by [`is`](Self::is), and the second is not folded.
+    #[inline(always)]
+    pub fn digest(&self) -> u64 {
+        /// Odd, and without a pattern (the golden ratio's digits).
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut digest = 0u64;
+        for word in 0..Self::WORDS {
+            digest = (digest ^ self.word(word)).wrapping_mul(FACTOR);
+            digest ^= digest >> 32;
+        }
+        digest
+    }
+
+    /// Whether they are equal, word by word: what the compiler makes of `==` calls a function that kernel programs do not have.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        for word in 0..Self::WORDS {
+            if self.word(word) != other.word(word) {
+                return false;
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> u64 {
+        // SAFETY: aligned, and inside the value, which has no padding.
+        unsafe { (&raw const *self).cast::<u64>().add(index).read() }
+    }
+}
+
 /// How often it happened.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fold {
+    pub key: FoldKey,
     /// Occurrences after the first.
     pub count: u64,
-    pub last: u64,
+    /// When the first happened, in nanoseconds of the boot clock, and in the kernel's ticks, which cost less to read.
+    pub first_ns: u64,
+    pub first_tick: u64,
+    /// When the last happened, in ticks.
+    pub last_tick: u64,
     /// Sequence number of the first.
     pub seq: u64,
     /// Digest of what the decision stood on, 0 where it has to be found again: see `verdict::seal` in the programs.

@@ -17,7 +17,7 @@ use aya_ebpf::{
     helpers::{
         bpf_ktime_get_boot_ns,
         generated::{
-            bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+            bpf_jiffies64, bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
             bpf_probe_read_user_str, bpf_ringbuf_output, bpf_ringbuf_query,
         },
     },
@@ -342,10 +342,17 @@ pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 
     }
 }
 
+#[inline(always)]
+fn find(key: &FoldKey) -> Option<*mut Fold> {
+    let entry = FOLDS.get_ptr_mut(key.digest())?;
+    // SAFETY: an entry of a map.
+    unsafe { (*entry).key.is(key) }.then_some(entry)
+}
+
 /// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
 #[inline(always)]
 pub fn fold(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
-    let Some(entry) = FOLDS.get_ptr_mut(key) else {
+    let Some(entry) = find(key) else {
         return false;
     };
     // SAFETY: an entry of a map.
@@ -367,7 +374,7 @@ pub mod before {
 /// Counts an action where one like it was allowed and nothing has changed since.
 #[inline(always)]
 pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> u32 {
-    let Some(entry) = FOLDS.get_ptr_mut(key) else {
+    let Some(entry) = find(key) else {
         return before::NEVER;
     };
     // SAFETY: an entry of a map.
@@ -381,7 +388,7 @@ pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> u32 {
 #[inline(always)]
 fn add(subject: &Subject, entry: *mut Fold) {
     add64(unsafe { &raw mut (*entry).count }, 1);
-    unsafe { (&raw mut (*entry).last).write_volatile(bpf_ktime_get_boot_ns()) };
+    unsafe { (&raw mut (*entry).last_tick).write_volatile(bpf_jiffies64()) };
     add64(unsafe { &raw mut (*subject.session).made }, 1);
     add64(unsafe { &raw mut (*subject.session).folded }, 1);
 }
@@ -389,16 +396,19 @@ fn add(subject: &Subject, entry: *mut Fold) {
 /// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
 #[inline(never)]
 fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
-    let nothing = black_box(0);
+    let tick = unsafe { bpf_jiffies64() };
     let entry = Fold {
-        count: nothing,
-        last: nothing,
+        key: *key,
+        count: black_box(0),
+        first_ns: unsafe { bpf_ktime_get_boot_ns() },
+        first_tick: tick,
+        last_tick: tick,
         seq,
         seal,
     };
-    // Another processor may have been first: then this event stands beside it, and nothing is lost.
+    // Another processor may have been first, or an action of the same digest: then this event stands beside it, and nothing is lost.
     if seq != 0
-        && let Err(error) = FOLDS.insert(key, entry, u64::from(BPF_NOEXIST))
+        && let Err(error) = FOLDS.insert(key.digest(), entry, u64::from(BPF_NOEXIST))
         && error != -EEXIST
     {
         count(stats::FOLD_FULL);

@@ -1,7 +1,7 @@
 //! Every map, in one place. What lives in them is defined in `agentwatch_common`.
 
 use agentwatch_common::{
-    event::{Fold, FoldKey, Scratch},
+    event::{Fold, Scratch},
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
@@ -102,9 +102,9 @@ pub static HOST: Array<Host, 1> = Array::new();
 #[btf_map]
 pub static IDENTIFIED: Array<Identified, 1> = Array::new();
 
-/// Actions that happened before.
+/// Actions that happened before, by the digests of their keys.
 #[btf_map]
-pub static FOLDS: HashMap<FoldKey, Fold, { limits::FOLDS }> = HashMap::new();
+pub static FOLDS: HashMap<u64, Fold, { limits::FOLDS }> = HashMap::new();
 
 /// Where records are built. Several a processor, because a program can be preempted by another one.
 #[btf_map]

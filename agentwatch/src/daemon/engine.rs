@@ -523,7 +523,8 @@ impl Engine {
             return;
         }
         self.folded = folded;
-        for (key, fold) in self.kernel.maps.folds() {
+        for fold in self.kernel.maps.folds() {
+            let key = fold.key;
             if only.is_some_and(|number| number != key.session) {
                 continue;
             }
@@ -569,8 +570,8 @@ impl Engine {
             event.id = uuid::Uuid::now_v7().to_string();
             event.seq = 0;
             event.count = new;
-            event.ktime_ns = fold.last;
-            event.time = crate::event::host::wall(fold.last);
+            event.ktime_ns = crate::event::host::last(&fold);
+            event.time = crate::event::host::wall(event.ktime_ns);
             self.ready.push(event);
         }
     }

@@ -54,7 +54,7 @@ pub struct Maps {
     identifier: Identifier,
     own: Own,
     prefixes: LpmTrie<MapData, PrefixKey, Prefix>,
-    folds: HashMap<MapData, FoldKey, Fold>,
+    folds: HashMap<MapData, u64, Fold>,
     commands: LpmTrie<MapData, CommandKey, Command>,
     holds: HashMap<MapData, u32, Hold>,
     grants: HashMap<MapData, GrantKey, Grant>,
@@ -524,8 +524,8 @@ impl Maps {
     }
 
     /// What has been folded so far. Counts only grow while a session lives.
-    pub fn folds(&self) -> impl Iterator<Item = (FoldKey, Fold)> + '_ {
-        self.folds.iter().flatten()
+    pub fn folds(&self) -> impl Iterator<Item = Fold> + '_ {
+        self.folds.iter().flatten().map(|(_, fold)| fold)
     }
 
     pub fn remove_folds(&mut self, session: u32) {
@@ -542,14 +542,15 @@ impl Maps {
     }
 
     fn remove_folds_where(&mut self, which: impl Fn(&FoldKey) -> bool) {
-        let keys: Vec<FoldKey> = self
+        let digests: Vec<u64> = self
             .folds
-            .keys()
+            .iter()
             .flatten()
-            .filter(|key| which(key))
+            .filter(|(_, fold)| which(&fold.key))
+            .map(|(digest, _)| digest)
             .collect();
-        for key in keys {
-            if let Err(error) = self.folds.remove(&key) {
+        for digest in digests {
+            if let Err(error) = self.folds.remove(&digest) {
                 tracing::warn!(%error, "a fold of an ended session stays in the kernel");
             }
         }

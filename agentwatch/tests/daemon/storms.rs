@@ -5,12 +5,13 @@
 use std::{
     collections::HashMap,
     fs,
-    net::TcpListener,
+    net::{Ipv6Addr, TcpListener, UdpSocket},
     process::{Child, Stdio},
     thread::{self, sleep},
     time::Duration,
 };
 
+use agentwatch_common::event::FoldKey;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -185,4 +186,56 @@ fn a_storm_is_accounted_for_when_the_daemon_is_killed() {
     let daemon = place.daemon();
     settle(&place, "killed", storm);
     daemon.stop();
+}
+
+/// The kernel finds what it folds by a digest: of two actions that share one, the second is recorded each time, and counted for itself.
+#[test]
+fn addresses_of_one_digest_are_told_apart() {
+    const TIMES: u64 = 5;
+    if !possible() || UdpSocket::bind("[::1]:0").is_err() {
+        return;
+    }
+    let one: Ipv6Addr = "2001:db8::1".parse().expect("an address");
+    let other: Ipv6Addr = "2001:db8:0:80:0:80:0:81".parse().expect("an address");
+    let digest = |address: Ipv6Addr| {
+        let word = |at: usize| {
+            u64::from_ne_bytes(
+                address.octets()[at..at + 8]
+                    .try_into()
+                    .expect("eight bytes"),
+            )
+        };
+        FoldKey {
+            session: 77,
+            image: 1 << 40,
+            object: [word(0), word(8), 53],
+            ..FoldKey::default()
+        }
+        .digest()
+    };
+    assert_eq!(digest(one), digest(other));
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let script = format!(
+        "i=0; while [ $i -lt {TIMES} ]; do for a in {one} {other}; do : > /dev/udp/$a/53; done; i=$((i + 1)); done; exit 7"
+    );
+    let run = place.run(
+        &policy(),
+        "digest",
+        &format!("/bin/bash -c '{script}' 2> /dev/null"),
+    );
+    assert_eq!(run.status.code(), Some(7), "{}", text(&run.stderr));
+    let events = place.ended("digest");
+    accounted(&events);
+    let of = |address: Ipv6Addr| -> Vec<u64> {
+        events
+            .iter()
+            .filter(|event| {
+                event["kind"] == "connect" && event["net"]["addr"] == address.to_string()
+            })
+            .map(|event| event["count"].as_u64().expect("a count"))
+            .collect()
+    };
+    assert_eq!(of(one).iter().sum::<u64>(), TIMES);
+    assert_eq!(of(other), [1; TIMES as usize], "none is folded");
 }

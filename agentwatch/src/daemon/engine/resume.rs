@@ -373,11 +373,11 @@ impl Engine {
                 live.account.lost_before(loss.from..=loss.to);
             }
         }
-        for (key, fold) in self.kernel.maps.folds() {
-            if key.session == number
+        for fold in self.kernel.maps.folds() {
+            if fold.key.session == number
                 && let Some(told) = history.told.get(&fold.seq)
             {
-                self.fold_counts.insert(key, *told);
+                self.fold_counts.insert(fold.key, *told);
             }
         }
         // So that the next look at what was folded is not left out.

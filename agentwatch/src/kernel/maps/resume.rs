@@ -139,10 +139,8 @@ impl Maps {
             self.remove_cgroups(owner);
         }
         let folded: BTreeSet<u32> = self
-            .folds
-            .keys()
-            .flatten()
-            .map(|key| key.session)
+            .folds()
+            .map(|fold| fold.key.session)
             .filter(|session| !sessions.contains(session))
             .collect();
         for session in folded {
