@@ -151,8 +151,8 @@ const _: () = assert!(size_of::<FoldKey>() == 48);
 impl FoldKey {
     const WORDS: usize = size_of::<Self>() / 8;
 
-    /// What the kernel finds it by: hashing and comparing all of it there costs some hundred instructions more. Two actions of one
-    /// digest are told apart by [`is`](Self::is), and the second is not folded.
+    /// What the kernel finds it by: to hash all of it there costs some hundred instructions more. Two actions of one digest are told
+    /// apart by their [`difference`](Self::difference), and the second is not folded.
     #[inline(always)]
     pub fn digest(&self) -> u64 {
         /// Odd, and without a pattern (the golden ratio's digits).
@@ -165,15 +165,15 @@ impl FoldKey {
         digest
     }
 
-    /// Whether they are equal, word by word: what the compiler makes of `==` calls a function that kernel programs do not have.
+    /// 0 where they are equal. What the compiler makes of `==` calls a function that kernel programs do not have, or branches at each
+    /// word.
     #[inline(always)]
-    pub fn is(&self, other: &Self) -> bool {
+    pub fn difference(&self, other: &Self) -> u64 {
+        let mut difference = 0;
         for word in 0..Self::WORDS {
-            if self.word(word) != other.word(word) {
-                return false;
-            }
+            difference |= self.word(word) ^ other.word(word);
         }
-        true
+        difference
     }
 
     #[inline(always)]

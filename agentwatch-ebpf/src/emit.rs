@@ -2,12 +2,12 @@
 //!
 //! Nothing is dropped silently: a record that finds no room has taken a sequence number, which user space misses.
 
-use core::hint::black_box;
+use core::{hint::black_box, mem::MaybeUninit};
 
 use agentwatch_common::{
     event::{Fold, FoldKey, Record, Scratch, kind, state, verdict},
     limits,
-    policy::flags,
+    policy::{Session, flags},
     stats,
 };
 use aya_ebpf::{
@@ -270,7 +270,7 @@ unsafe fn component<E: Entry>(to: *mut u8, entry: E) -> i64 {
 }
 
 #[inline(never)]
-fn put(scratch: *mut Scratch, session: *mut agentwatch_common::policy::Session) -> u64 {
+fn put(scratch: *mut Scratch, session: *mut Session) -> u64 {
     let record = unsafe { &mut (*scratch).record };
     let mut seq = 0;
     if !session.is_null() {
@@ -342,23 +342,27 @@ pub fn key(subject: &Subject, kind: u32, what: u32, verdict: u32, object: [u64; 
     }
 }
 
-#[inline(always)]
-fn find(key: &FoldKey) -> Option<*mut Fold> {
-    let entry = FOLDS.get_ptr_mut(key.digest())?;
-    // SAFETY: an entry of a map.
-    unsafe { (*entry).key.is(key) }.then_some(entry)
-}
-
 /// Whether an action like this one was seen before: then it is counted, and nothing more is to be done.
 #[inline(always)]
 pub fn fold(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
-    let Some(entry) = find(key) else {
-        return false;
+    fold_into(subject.session, key, seal) != 0
+}
+
+/// A function of its own: what comes behind it is verified once, and not for each way through it.
+#[inline(never)]
+fn fold_into(session: *mut Session, key: &FoldKey, seal: u64) -> u32 {
+    let Some(entry) = FOLDS.get_ptr_mut(key.digest()) else {
+        return 0;
     };
     // SAFETY: an entry of a map.
-    unsafe { (&raw mut (*entry).seal).write_volatile(seal) };
-    add(subject, entry);
-    true
+    unsafe {
+        if (*entry).key.difference(key) != 0 {
+            return 0;
+        }
+        (&raw mut (*entry).seal).write_volatile(seal);
+    }
+    add(session, entry);
+    1
 }
 
 /// What is known of an action by the fold of those like it.
@@ -374,37 +378,47 @@ pub mod before {
 /// Counts an action where one like it was allowed and nothing has changed since.
 #[inline(always)]
 pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> u32 {
-    let Some(entry) = find(key) else {
+    let Some(entry) = FOLDS.get_ptr_mut(key.digest()) else {
         return before::NEVER;
     };
     // SAFETY: an entry of a map.
-    if unsafe { (&raw const (*entry).seal).read_volatile() } != seal {
+    let (difference, kept) = unsafe {
+        (
+            (*entry).key.difference(key),
+            (&raw const (*entry).seal).read_volatile(),
+        )
+    };
+    // One branch for both: behind each the verifier follows what comes for itself.
+    if black_box(difference | (kept ^ seal)) != 0 {
         return before::OTHER;
     }
-    add(subject, entry);
+    add(subject.session, entry);
     before::SAME
 }
 
 #[inline(always)]
-fn add(subject: &Subject, entry: *mut Fold) {
+fn add(session: *mut Session, entry: *mut Fold) {
     add64(unsafe { &raw mut (*entry).count }, 1);
     unsafe { (&raw mut (*entry).last_tick).write_volatile(bpf_jiffies64()) };
-    add64(unsafe { &raw mut (*subject.session).made }, 1);
-    add64(unsafe { &raw mut (*subject.session).folded }, 1);
+    add64(unsafe { &raw mut (*session).made }, 1);
+    add64(unsafe { &raw mut (*session).folded }, 1);
 }
 
 /// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
 #[inline(never)]
 fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
-    let tick = unsafe { bpf_jiffies64() };
-    let entry = Fold {
-        key: *key,
-        count: black_box(0),
-        first_ns: unsafe { bpf_ktime_get_boot_ns() },
-        first_tick: tick,
-        last_tick: tick,
-        seq,
-        seal,
+    let mut entry = MaybeUninit::<Fold>::uninit();
+    let fold = entry.as_mut_ptr();
+    // SAFETY: all of it is written.
+    let entry = unsafe {
+        memory::copy(key, &raw mut (*fold).key);
+        (*fold).count = 0;
+        (*fold).first_ns = bpf_ktime_get_boot_ns();
+        (*fold).first_tick = bpf_jiffies64();
+        (*fold).last_tick = (*fold).first_tick;
+        (*fold).seq = seq;
+        (*fold).seal = seal;
+        entry.assume_init_ref()
     };
     // Another processor may have been first, or an action of the same digest: then this event stands beside it, and nothing is lost.
     if seq != 0

@@ -96,12 +96,18 @@ impl Subject {
     /// that comes after once for each combination.
     #[inline(always)]
     pub fn forget(&self, a: u32, b: u32) -> (u32, u32) {
+        let both = self.forget_all(u64::from(a) | u64::from(b) << 32);
+        (both as u32, (both >> 32) as u32)
+    }
+
+    /// The same of one number, or of an address that the verifier of older kernels takes for the pointer that it was.
+    #[inline(always)]
+    pub fn forget_all(&self, number: u64) -> u64 {
         // SAFETY: the subject was found by its tag.
         unsafe {
             let place = &raw mut (*self.tag).flags;
-            place.write_volatile(u64::from(a) | u64::from(b) << 32);
-            let both = place.read_volatile();
-            (both as u32, (both >> 32) as u32)
+            place.write_volatile(number);
+            place.read_volatile()
         }
     }
 

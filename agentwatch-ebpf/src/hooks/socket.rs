@@ -462,7 +462,11 @@ fn unix(peer: Sock, socket_type: u32) -> i32 {
         kind::CONNECT,
         0,
         outcome,
-        [peer.0, u64::from(socket_type), u64::from(decision.rule)],
+        [
+            subject.forget_all(peer.0),
+            u64::from(socket_type),
+            u64::from(decision.rule),
+        ],
     );
     if emit::fold(&subject, &key, 0) {
         return answer(errno != 0, EPERM);
