@@ -18,7 +18,7 @@ use crate::{
     initramfs::{CONFORMANCE, Image, Job, PROGRAMS, SCENARIOS},
     kernels::{self, Kernel},
     paths, process, setup, table, tools,
-    vm::{self, Lines, Machine},
+    vm::{self, Lines, Machine, StaleCode},
 };
 
 #[derive(Args)]
@@ -114,7 +114,7 @@ impl Tally {
 }
 
 /// Everything that was tried, for the end.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Summary {
     passed: u64,
     failed: u64,
@@ -421,10 +421,34 @@ impl Summary {
         words: &[&str],
         series: &str,
     ) -> Result<()> {
-        self.job_in(kernel, image, words, series, Machine::default())
+        let machine = Machine {
+            timeout: Some(LONG),
+            ..Machine::default()
+        };
+        self.job_in(kernel, image, words, series, machine)
     }
 
+    /// Once more where the emulator failed and nothing else had.
     fn job_in(
+        &mut self,
+        kernel: &Kernel,
+        image: &Image,
+        words: &[&str],
+        series: &str,
+        machine: Machine,
+    ) -> Result<()> {
+        let before = self.clone();
+        match self.attempt_in(kernel, image, words, series, machine.clone()) {
+            Err(error) if error.is::<StaleCode>() && self.failed == before.failed => {
+                println!("AGAIN, the emulator ran stale code: {error}");
+                *self = before;
+                self.attempt_in(kernel, image, words, series, machine)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn attempt_in(
         &mut self,
         kernel: &Kernel,
         image: &Image,
