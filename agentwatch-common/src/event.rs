@@ -190,10 +190,10 @@ pub struct Fold {
     pub key: FoldKey,
     /// Occurrences after the first.
     pub count: u64,
-    /// When the first happened, in nanoseconds of the boot clock, and in the kernel's ticks, which cost less to read.
-    pub first_ns: u64,
-    pub first_tick: u64,
-    /// When the last happened, in ticks.
+    /// A moment when it happened, in nanoseconds of the boot clock and in the kernel's ticks.
+    pub at_ns: u64,
+    pub at_tick: u64,
+    /// When the last happened: an open that is not decided again tells it in ticks alone, which cost less to read.
     pub last_tick: u64,
     /// Sequence number of the first.
     pub seq: u64,

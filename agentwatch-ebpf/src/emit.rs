@@ -360,6 +360,8 @@ fn fold_into(session: *mut Session, key: &FoldKey, seal: u64) -> u32 {
             return 0;
         }
         (&raw mut (*entry).seal).write_volatile(seal);
+        (&raw mut (*entry).at_ns).write_volatile(bpf_ktime_get_boot_ns());
+        (&raw mut (*entry).at_tick).write_volatile(bpf_jiffies64());
     }
     add(session, entry);
     1
@@ -388,7 +390,8 @@ pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> u32 {
             (&raw const (*entry).seal).read_volatile(),
         )
     };
-    // One branch for both: behind each the verifier follows what comes for itself.
+    // One branch for both, because behind each the verifier follows what comes for itself: another action of the same digest is decided
+    // again, too.
     if black_box(difference | (kept ^ seal)) != 0 {
         return before::OTHER;
     }
@@ -413,9 +416,9 @@ fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
     let entry = unsafe {
         memory::copy(key, &raw mut (*fold).key);
         (*fold).count = 0;
-        (*fold).first_ns = bpf_ktime_get_boot_ns();
-        (*fold).first_tick = bpf_jiffies64();
-        (*fold).last_tick = (*fold).first_tick;
+        (*fold).at_ns = bpf_ktime_get_boot_ns();
+        (*fold).at_tick = bpf_jiffies64();
+        (*fold).last_tick = (*fold).at_tick;
         (*fold).seq = seq;
         (*fold).seal = seal;
         entry.assume_init_ref()

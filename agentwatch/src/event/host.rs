@@ -79,16 +79,16 @@ pub fn boottime_ns() -> u64 {
     })
 }
 
-/// When the last of folded actions happened, in nanoseconds of CLOCK_BOOTTIME; as exact as a tick of the kernel, 1 to 10 ms. Ticks do not
-/// count while the host is suspended: what was folded after that seems to be older by as long.
+/// When the last of folded actions happened, in nanoseconds of CLOCK_BOOTTIME; of opens that were not decided again, as exact as a tick
+/// of the kernel, 1 to 10 ms. Ticks do not count while the host is suspended: such an open after that seems to be older by as long.
 pub fn last(fold: &Fold) -> u64 {
     static TICK_NS: LazyLock<u64> = LazyLock::new(|| {
         // The clock that is read without the hardware's counter moves by ticks.
         nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
             .map_or(0, |tick| tick.tv_nsec().cast_unsigned())
     });
-    let ticks = fold.last_tick.saturating_sub(fold.first_tick);
-    fold.first_ns.saturating_add(ticks.saturating_mul(*TICK_NS))
+    let ticks = fold.last_tick.saturating_sub(fold.at_tick);
+    fold.at_ns.saturating_add(ticks.saturating_mul(*TICK_NS))
 }
 
 /// The wall time of a moment of CLOCK_BOOTTIME, by how far the two are apart now.

@@ -27,8 +27,8 @@ pub struct Event {
     /// Wall time of the action, RFC 3339 in UTC.
     #[schemars(with = "String")]
     pub time: Timestamp,
-    /// Kernel time of the action: nanoseconds of CLOCK_BOOTTIME. Where `fold` is set, that of the last repetition, to a tick (1 to
-    /// 10 ms).
+    /// Kernel time of the action: nanoseconds of CLOCK_BOOTTIME. Where `fold` is set, that of the last repetition; of opens that were
+    /// allowed, to a tick (1 to 10 ms).
     pub ktime_ns: u64,
     /// Name of the host.
     pub host: String,
