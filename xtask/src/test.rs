@@ -428,7 +428,7 @@ impl Summary {
         self.job_in(kernel, image, words, series, machine)
     }
 
-    /// Once more where the emulator failed and nothing else had.
+    /// Runs a job, and once more where the emulator failed and nothing else had.
     fn job_in(
         &mut self,
         kernel: &Kernel,
@@ -437,46 +437,33 @@ impl Summary {
         series: &str,
         machine: Machine,
     ) -> Result<()> {
+        let attempt = |summary: &mut Self| {
+            let mut lines = Lines::default();
+            let mut seen = 0;
+            let mut sink = |bytes: &[u8]| {
+                for line in lines.complete(bytes) {
+                    seen += u64::from(summary.scenario_line(&line, series)?);
+                }
+                Ok(())
+            };
+            let job = Job::new(words);
+            let code = vm::boot(kernel, image, &job, machine.clone(), None, &mut sink)?;
+            anyhow::ensure!(
+                seen > 0,
+                "{} ended with {code} and had no result",
+                words.first().copied().unwrap_or_default()
+            );
+            Ok(())
+        };
         let before = self.clone();
-        match self.attempt_in(kernel, image, words, series, machine.clone()) {
+        match attempt(self) {
             Err(error) if error.is::<StaleCode>() && self.failed == before.failed => {
                 println!("AGAIN, the emulator ran stale code: {error}");
                 *self = before;
-                self.attempt_in(kernel, image, words, series, machine)
+                attempt(self)
             }
             outcome => outcome,
         }
-    }
-
-    fn attempt_in(
-        &mut self,
-        kernel: &Kernel,
-        image: &Image,
-        words: &[&str],
-        series: &str,
-        machine: Machine,
-    ) -> Result<()> {
-        let mut lines = Lines::default();
-        let mut seen = 0;
-        let code = vm::boot(
-            kernel,
-            image,
-            &Job::new(words),
-            machine,
-            None,
-            &mut |bytes| {
-                for line in lines.complete(bytes) {
-                    seen += u64::from(self.scenario_line(&line, series)?);
-                }
-                Ok(())
-            },
-        )?;
-        anyhow::ensure!(
-            seen > 0,
-            "{} ended with {code} and had no result",
-            words.first().copied().unwrap_or_default()
-        );
-        Ok(())
     }
 
     /// Takes a line of the runner in; whether it was a result. Others are for people.
