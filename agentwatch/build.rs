@@ -5,8 +5,15 @@
 
 use std::{
     env,
+    fmt::Display,
     path::{Path, PathBuf},
     process::Command,
+};
+
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+    write::StreamingBuffer,
 };
 
 /// LLVM of this nightly and of the pinned bpf-linker are of one version; xtask installs both.
@@ -59,21 +66,41 @@ fn main() {
         Err(error) => panic!("cannot run rustup: {error}; hint: see README.md, Set-up"),
     }
     let object = target_dir.join(TARGET).join("release/agentwatch-ebpf");
-    copy(&object, &out.join("agentwatch-ebpf.o"));
+    put(&without_dwarf(&object), &out.join("agentwatch-ebpf.o"));
+}
+
+/// An object without DWARF, which BTF was made of and nothing reads: it is most of what the linker writes.
+fn without_dwarf(path: &Path) -> Vec<u8> {
+    let failed = |error: &dyn Display| -> ! {
+        panic!("cannot take DWARF out of {}: {error}", path.display())
+    };
+    let bytes = std::fs::read(path).unwrap_or_else(|error| failed(&error));
+    let mut object = Builder::read(bytes.as_slice()).unwrap_or_else(|error| failed(&error));
+    for section in &mut object.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // LLVM keeps names of sections and symbols in one table, which the crate does not write.
+    let names = object.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    object
+        .write(&mut StreamingBuffer::new(&mut stripped))
+        .unwrap_or_else(|error| failed(&error));
+    stripped
 }
 
 fn var(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("cargo sets {name} for build scripts"))
 }
 
-fn copy(from: &Path, to: &Path) {
+fn put(bytes: &[u8], to: &Path) {
     // A target directory may be another one's copy by hard links: what stands there is not written into.
     let _ = std::fs::remove_file(to);
-    if let Err(error) = std::fs::copy(from, to) {
-        panic!(
-            "cannot copy {} to {}: {error}",
-            from.display(),
-            to.display()
-        );
+    if let Err(error) = std::fs::write(to, bytes) {
+        panic!("cannot write {}: {error}", to.display());
     }
 }

@@ -31,6 +31,7 @@ use super::{
     writer::{self, Job},
 };
 use crate::{
+    allocator,
     sinks::{self, Needs, SinkConfig},
     wire::collector::{INGEST_SOCKET, QUERY_SOCKET},
 };
@@ -54,9 +55,7 @@ pub(super) fn serve(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    // Every question is answered by a thread of its own, and the allocator would keep what each has used.
-    // SAFETY: sets a parameter of the allocator.
-    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
+    allocator::few_arenas();
     let state = &config.state_dir;
     let sockets = config.runtime_dir.join("collector");
     make_directory(state, 0o700)?;

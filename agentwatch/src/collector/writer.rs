@@ -20,7 +20,7 @@ use super::{
     ingest::PIPELINE,
     store::{Order, Retention, Sealed, Store, StoreError, build},
 };
-use crate::wire::batch::Batch;
+use crate::{allocator, wire::batch::Batch};
 
 /// Batches that may wait for the writer; each is at most a frame.
 const QUEUE: usize = 16;
@@ -70,8 +70,7 @@ pub(super) fn start(
             for order in waiting {
                 let sealed = build(&order, &key);
                 // It took tens of megabytes that nothing needs until the next one.
-                // SAFETY: only gives free memory back.
-                unsafe { nix::libc::malloc_trim(0) };
+                allocator::give_back();
                 if built.send(sealed).is_err() {
                     return;
                 }

@@ -1,6 +1,7 @@
 //! All sessions and the kernel side, on one task: takes orders, drains the rings, keeps the account.
 
 mod approve;
+mod folds;
 mod live;
 mod orders;
 mod policies;
@@ -18,14 +19,17 @@ use std::{
 };
 
 use agentwatch_common::{
-    event::{FoldKey, Record, state, verdict},
+    event::{Record, state, verdict},
     hold::GrantKey,
     limits::{BULK_RING, VERDICT_RING},
 };
 use anyhow::Result;
 use jiff::Timestamp;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::{self, MissedTickBehavior},
 };
 
@@ -43,7 +47,7 @@ use crate::{
     approval::Desk,
     event::{
         Event, Kind,
-        decode::{Decoded, decode},
+        decode::{Decoded, decode, when},
         enrich::Enricher,
         host::Host,
         model::{Counts, Lifecycle, Loss},
@@ -61,18 +65,14 @@ const WATCH_TICKS: u64 = 3;
 const REBIND_TICKS: u64 = 10;
 /// Ticks after which a watched cgroup that could not become a session is tried again.
 const REFUSED_TICKS: u64 = 90;
-/// Records that are taken from the bulk's ring at a time: more than it holds when it wakes us.
-const BULK_TURN: usize = 8192;
-/// Records that are taken from the verdicts' ring at a time.
-const VERDICT_TURN: usize = 4096;
-/// Events that are made before they are passed on.
-const READY: usize = 8192;
+/// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
+const TURN: usize = 512;
+/// Turns that leave nothing in the rings of what was there when the first began.
+const TURNS: usize = (VERDICT_RING + BULK_RING) / size_of::<Record>() / TURN + 1;
 /// How long a session whose processes are gone waits for the word on how its command ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a session waits for its command to prepare itself.
 const FIRST_TASK: Duration = Duration::from_secs(30);
-/// First events of folds that are kept, so that what continues them can be told in full.
-const FOLD_BASES: usize = 1 << 16;
 
 pub struct Engine {
     kernel: Kernel,
@@ -98,10 +98,9 @@ pub struct Engine {
     /// Watched cgroups that could not become sessions, so that it is said once.
     refused: Vec<std::path::PathBuf>,
     outbox: mpsc::Sender<Event>,
-    ready: Vec<Event>,
-    fold_bases: HashMap<(u32, u64), Event>,
-    fold_counts: HashMap<FoldKey, u64>,
-    folded: u64,
+    /// Verdicts that are younger than the last record of the bulk that was taken.
+    ahead: Vec<Box<[u8]>>,
+    folds: folds::Folds,
     delivered: u64,
     lost: u64,
     undecodable: u64,
@@ -164,10 +163,8 @@ impl Engine {
             managed_dir: config.managed_dir.0.clone(),
             refused: Vec::new(),
             outbox,
-            ready: Vec::new(),
-            fold_bases: HashMap::new(),
-            fold_counts: HashMap::new(),
-            folded: 0,
+            ahead: Vec::new(),
+            folds: folds::Folds::default(),
             delivered: 0,
             lost: 0,
             undecodable: 0,
@@ -209,11 +206,11 @@ impl Engine {
                 ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
                 _ = tick.tick() => { self.drain(); self.tick(); }
                 ready = self.rings.bulk.ready() => { ready?; self.drain(); }
+                () = std::future::ready(()), if !self.drained => self.drain(),
             }
-            self.flush().await;
         }
         if self.kernel.outlives_us() {
-            self.drain();
+            self.empty_rings();
             if !self.sessions.is_empty() {
                 tracing::warn!(
                     sessions = self.sessions.len(),
@@ -223,7 +220,6 @@ impl Engine {
         } else {
             self.end_all("daemon_stopped");
         }
-        self.flush().await;
         Ok(())
     }
 
@@ -237,42 +233,62 @@ impl Engine {
         }
     }
 
-    /// Passes on what is ready; waits where the forwarder is behind, and lets the rings fill meanwhile.
-    async fn flush(&mut self) {
-        for event in std::mem::take(&mut self.ready) {
-            if self.outbox.send(event).await.is_err() {
-                tracing::error!("the forwarder is gone: events are lost");
-                self.lost += 1;
+    /// Passes an event on; waits where the forwarder is behind, and lets the rings fill meanwhile.
+    fn tell(&mut self, event: Event) {
+        let sent = match self.outbox.try_send(event) {
+            Err(TrySendError::Full(event)) => {
+                tokio::task::block_in_place(|| self.outbox.blocking_send(event).is_ok())
             }
+            sent => sent.is_ok(),
+        };
+        if !sent {
+            tracing::error!("the forwarder is gone: events are lost");
+            self.lost += 1;
         }
     }
 
-    /// Empties both rings, a turn at a time.
-    fn drain(&mut self) {
-        loop {
-            let (verdicts, bulk) = self.turn(VERDICT_TURN, BULK_TURN);
-            self.drained = verdicts < VERDICT_TURN && bulk < BULK_TURN;
-            if self.drained || self.ready.len() > READY {
+    /// Takes all that is in the rings now.
+    fn empty_rings(&mut self) {
+        for _ in 0..TURNS {
+            self.drain();
+            if self.drained {
                 return;
             }
         }
+        let ahead = std::mem::take(&mut self.ahead);
+        self.go_through(&ahead);
     }
 
-    /// Takes records from both rings and goes through them in the order of their times: what a process is stands in
-    /// the bulk's ring, what it is refused in the other. The verdicts are taken first, so that whatever was recorded before
-    /// one of them is among the rest.
-    fn turn(&mut self, most_verdicts: usize, most_bulk: usize) -> (usize, usize) {
-        let mut records: Vec<Box<[u8]>> = Vec::new();
-        let verdicts = self
+    /// Takes records from both rings, and goes through them. The verdicts are taken first, so that whatever was recorded before
+    /// one of them is among the rest; one that is younger than what was taken of the rest waits for the next turn.
+    fn drain(&mut self) {
+        let mut verdicts = std::mem::take(&mut self.ahead);
+        let room = TURN - verdicts.len();
+        let taken = self
             .rings
             .verdicts
-            .drain(most_verdicts, |bytes| records.push(bytes.into()));
+            .drain(room, |bytes| verdicts.push(bytes.into()));
+        let mut records: Vec<Box<[u8]>> = Vec::new();
         let bulk = self
             .rings
             .bulk
-            .drain(most_bulk, |bytes| records.push(bytes.into()));
+            .drain(TURN, |bytes| records.push(bytes.into()));
+        self.drained = taken < room && bulk < TURN;
+        // Where more of them come than can wait, they are not held up.
+        if bulk == TURN && verdicts.len() < TURN {
+            let youngest = records.iter().map(|bytes| when(bytes)).max();
+            (verdicts, self.ahead) = verdicts
+                .into_iter()
+                .partition(|bytes| Some(when(bytes)) <= youngest);
+        }
+        records.extend(verdicts);
+        self.go_through(&records);
+    }
+
+    /// Goes through records in the order of their times: what a process is stands in the bulk's ring, what it is refused in the other.
+    fn go_through(&mut self, records: &[Box<[u8]>]) {
         let mut decoded = Vec::with_capacity(records.len());
-        for bytes in &records {
+        for bytes in records {
             match decode(bytes) {
                 Ok(record) => decoded.push(record),
                 Err(error) => {
@@ -284,13 +300,10 @@ impl Engine {
         if !decoded.is_empty() {
             self.enricher.refresh_mounts();
         }
-        if verdicts > 0 {
-            decoded.sort_by_key(|decoded| decoded.record.ktime);
-        }
+        decoded.sort_by_key(|decoded| decoded.record.ktime);
         for decoded in &decoded {
             self.recorded(decoded);
         }
-        (verdicts, bulk)
     }
 
     fn recorded(&mut self, decoded: &Decoded<'_>) {
@@ -307,11 +320,7 @@ impl Engine {
             return;
         };
         if record.state & state::FOLDED != 0 {
-            if self.fold_bases.len() >= FOLD_BASES {
-                self.fold_bases.clear();
-            }
-            self.fold_bases
-                .insert((record.session, record.seq), event.clone());
+            self.folds.began(record.session, &event);
         }
         live.saw(&event);
         if record.verdict == verdict::HELD {
@@ -323,7 +332,7 @@ impl Engine {
         } else if record.state & state::REJECTED != 0 {
             self.refused(&record, &mut event);
         }
-        self.ready.push(event);
+        self.tell(event);
     }
 
     fn tick(&mut self) {
@@ -434,10 +443,7 @@ impl Engine {
                 "an ended session stays in the kernel"
             );
         }
-        self.turn(
-            VERDICT_RING / size_of::<Record>(),
-            BULK_RING / size_of::<Record>(),
-        );
+        self.empty_rings();
         self.collect_folds(Some(number));
         self.declare_losses_up_to(number, counted.seq, true);
         let Some(live) = self.sessions.remove(&number) else {
@@ -450,8 +456,7 @@ impl Engine {
         }
         self.forget_approvals(number, live.id());
         self.kernel.maps.remove_folds(number);
-        self.fold_bases.retain(|(session, _), _| *session != number);
-        self.fold_counts.retain(|key, _| key.session != number);
+        self.folds.ended(number);
         if live.origin == Origin::Run {
             cgroup::remove(&live.cgroup);
         }
@@ -467,7 +472,7 @@ impl Engine {
             },
         });
         tracing::info!(session = live.subject.reference.id, reason, "session ended");
-        self.ready.push(event);
+        self.tell(event);
         self.registry.remove(live.id());
     }
 
@@ -487,6 +492,7 @@ impl Engine {
         }
         // What was numbered before this daemon took over and is nowhere, an earlier one had in memory.
         let before = live.taken_over_at.unwrap_or(0);
+        let mut losses = Vec::new();
         for gap in live.account.lost(last, Instant::now(), at_once) {
             let (from, to) = gap.into_inner();
             for (from, to, reason) in [
@@ -505,74 +511,11 @@ impl Engine {
                     reason: reason.to_owned(),
                     events,
                 });
-                self.ready.push(event);
+                losses.push(event);
             }
         }
-    }
-
-    /// Tells how often folded actions have happened since the last look; of all sessions, or of one.
-    fn collect_folds(&mut self, only: Option<u32>) {
-        // The walk over the map costs a system call an entry: only where something was folded.
-        let folded: u64 = self
-            .sessions
-            .keys()
-            .filter_map(|number| self.kernel.maps.session(*number).ok())
-            .map(|session| session.folded)
-            .sum();
-        if folded == self.folded && only.is_none() {
-            return;
-        }
-        self.folded = folded;
-        for fold in self.kernel.maps.folds() {
-            let key = fold.key;
-            if only.is_some_and(|number| number != key.session) {
-                continue;
-            }
-            // What an earlier daemon has told of is not known yet.
-            if only.is_none()
-                && self
-                    .sessions
-                    .get(&key.session)
-                    .is_some_and(|live| live.unreckoned)
-            {
-                continue;
-            }
-            let told = self.fold_counts.entry(key).or_default();
-            let new = fold.count.saturating_sub(*told);
-            if new == 0 {
-                continue;
-            }
-            let Some(live) = self.sessions.get(&key.session) else {
-                continue;
-            };
-            let mut event = match self.fold_bases.get(&(key.session, fold.seq)) {
-                Some(base) => {
-                    let mut event = base.clone();
-                    event.fold = Some(base.id.clone());
-                    event
-                }
-                // Its first event is still on its way.
-                None if !live.account.is_settled(fold.seq) && only.is_none() => continue,
-                // It has been forgotten: the count is told, and which event it belongs to.
-                None => {
-                    let (kind, verdict) = crate::event::enrich::folded(&key);
-                    let reference = live
-                        .subject
-                        .decided_by(key.policy)
-                        .map_or(&live.subject.reference, |(reference, _)| reference);
-                    let mut event = self.enricher.own(reference, kind);
-                    event.verdict = verdict;
-                    event.fold = Some(format!("{}-{}", live.subject.reference.id, fold.seq));
-                    event
-                }
-            };
-            *told = fold.count;
-            event.id = uuid::Uuid::now_v7().to_string();
-            event.seq = 0;
-            event.count = new;
-            event.ktime_ns = crate::event::host::last(&fold);
-            event.time = crate::event::host::wall(event.ktime_ns);
-            self.ready.push(event);
+        for event in losses {
+            self.tell(event);
         }
     }
 

@@ -30,6 +30,7 @@ use crate::{
     },
     wire::{
         Connection,
+        batch::unpack,
         collector::{Batch, BatchAnswer, INGEST_SOCKET},
     },
 };
@@ -118,8 +119,8 @@ struct Forwarder {
     socket: PathBuf,
     spool: Spool,
     connection: Option<Connection>,
-    /// Sent and not acknowledged: the batch's number, where it came from, its events.
-    unacknowledged: VecDeque<(u64, Origin, Vec<Event>)>,
+    /// Sent and not acknowledged.
+    unacknowledged: VecDeque<Sent>,
     number: u64,
     /// When the collector last answered, or was first asked since.
     progress: time::Instant,
@@ -131,11 +132,27 @@ struct Forwarder {
     figures: Arc<Figures>,
 }
 
+/// A batch that was sent. Its events are kept as they were packed, which takes a tenth of the memory.
+struct Sent {
+    number: u64,
+    origin: Origin,
+    events: usize,
+    frame: bytes::Bytes,
+}
+
 #[derive(Clone, Copy)]
 enum Origin {
     Memory,
     /// Up to this number of the spool.
     Disk(i64),
+}
+
+impl Sent {
+    /// Its events.
+    fn unpack(self) -> Result<Vec<Event>> {
+        let (_, packed) = Batch::open(self.frame.into())?;
+        unpack(&packed).map_err(anyhow::Error::msg)
+    }
 }
 
 impl Forwarder {
@@ -218,9 +235,15 @@ impl Forwarder {
             number: self.number,
             events,
         };
-        let sent = time::timeout(SEND, connection.send_frame(batch.frame())).await;
-        self.unacknowledged
-            .push_back((batch.number, origin, batch.events));
+        let frame = batch.frame();
+        self.unacknowledged.push_back(Sent {
+            number: batch.number,
+            origin,
+            events: batch.events.len(),
+            frame: frame.clone(),
+        });
+        drop(batch);
+        let sent = time::timeout(SEND, connection.send_frame(frame)).await;
         match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.lost_connection(&format!("{error:#}")),
@@ -241,9 +264,10 @@ impl Forwarder {
                 while self
                     .unacknowledged
                     .front()
-                    .is_some_and(|(sent, ..)| *sent <= number)
+                    .is_some_and(|sent| sent.number <= number)
                 {
-                    if let Some((_, Origin::Disk(up_to), _)) = self.unacknowledged.pop_front()
+                    if let Some(sent) = self.unacknowledged.pop_front()
+                        && let Origin::Disk(up_to) = sent.origin
                         && let Err(error) = self.spool.pop(up_to)
                     {
                         // They are sent again, later, and recognised by their ids.
@@ -264,9 +288,19 @@ impl Forwarder {
     fn lost_connection(&mut self, why: &str) {
         tracing::warn!(why, "the collector is away");
         self.connection = None;
-        for (_, origin, events) in std::mem::take(&mut self.unacknowledged) {
-            if matches!(origin, Origin::Memory) {
-                self.keep(events);
+        for sent in std::mem::take(&mut self.unacknowledged) {
+            if matches!(sent.origin, Origin::Disk(_)) {
+                continue;
+            }
+            match sent.unpack() {
+                Ok(events) => self.keep(events),
+                Err(error) => {
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "a batch that was sent cannot be read again: its events are lost"
+                    );
+                    self.declare_damage();
+                }
             }
         }
     }
@@ -359,7 +393,7 @@ impl Forwarder {
         let queued = self
             .unacknowledged
             .iter()
-            .map(|(.., events)| events.len() as u64)
+            .map(|sent| sent.events as u64)
             .sum();
         self.figures.queued.store(queued, Ordering::Relaxed);
         self.figures

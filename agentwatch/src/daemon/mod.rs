@@ -39,6 +39,7 @@ use tokio::{
 };
 
 use crate::{
+    allocator,
     event::redact::Redactor,
     kernel::{Kernel, pin::Pins},
 };
@@ -64,6 +65,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
             "the daemon must be root: it loads programs into the kernel; hint: sudo agentwatch daemon"
         );
     }
+    allocator::few_arenas();
     for (dir, mode) in [(&paths.state, 0o755), (&paths.runtime, 0o755)] {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         fs::set_permissions(dir, fs::Permissions::from_mode(mode))
@@ -115,8 +117,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     }
 
     // The kernel's types took tens of megabytes to look through, and are not needed again.
-    // SAFETY: only gives free memory back.
-    unsafe { libc::malloc_trim(0) };
+    allocator::give_back();
 
     let collector = supervise::Collector::new(&config, &paths)?;
     if let Some(listen) = config.metrics.listen.clone() {

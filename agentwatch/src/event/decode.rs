@@ -26,11 +26,7 @@ pub enum DecodeError {
 }
 
 pub fn decode(bytes: &[u8]) -> Result<Decoded<'_>, DecodeError> {
-    let Some((fixed, strings)) = bytes.split_at_checked(size_of::<Record>()) else {
-        return Err(DecodeError::Short(bytes.len()));
-    };
-    // SAFETY: a record is made of integers only, so every bit pattern is one; the length was checked.
-    let record: Record = unsafe { std::ptr::read_unaligned(fixed.as_ptr().cast()) };
+    let (record, strings) = fixed(bytes)?;
     let said =
         u64::from(record.name_len) + u64::from(record.path_len) + u64::from(record.second_len);
     if said > strings.len() as u64 || said > limits::DATA as u64 {
@@ -48,6 +44,21 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded<'_>, DecodeError> {
         path: join(path),
         second: join(second),
     })
+}
+
+/// When a record was made, in nanoseconds of CLOCK_BOOTTIME; 0 of bytes that are none.
+pub fn when(bytes: &[u8]) -> u64 {
+    fixed(bytes).map_or(0, |(record, _)| record.ktime)
+}
+
+/// A record, and its strings.
+fn fixed(bytes: &[u8]) -> Result<(Record, &[u8]), DecodeError> {
+    let Some((fixed, strings)) = bytes.split_at_checked(size_of::<Record>()) else {
+        return Err(DecodeError::Short(bytes.len()));
+    };
+    // SAFETY: a record is made of integers only, so every bit pattern is one; the length was checked.
+    let record: Record = unsafe { std::ptr::read_unaligned(fixed.as_ptr().cast()) };
+    Ok((record, strings))
 }
 
 /// Components, leaf first, to a path.

@@ -259,15 +259,6 @@ fn kernel_types() -> Result<Btf> {
     Btf::from_sys_fs().context("read the kernel's types")
 }
 
-/// Gives back what loading took, and what glibc would keep for the next time.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no requirements.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// The rings: verdicts, everything else.
 pub struct Rings {
     pub verdicts: Ring,
@@ -281,7 +272,6 @@ impl Kernel {
         match Self::load_on(pins.as_ref()) {
             Ok((mut kernel, rings)) => {
                 kernel.pins = pins;
-                give_memory_back();
                 Ok((kernel, rings))
             }
             Err(error) => {

@@ -50,7 +50,7 @@ impl Engine {
         after: u64,
     ) -> Result<Response, Refusal> {
         // What was refused just now is in the rings.
-        self.drain();
+        self.empty_rings();
         let live = match (self.session_of(peer), session) {
             (Some(number), asked) => {
                 let live = self.sessions.get(&number);

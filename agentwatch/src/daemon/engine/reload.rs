@@ -120,7 +120,7 @@ impl Engine {
         self.write_down(number);
         self.distrust_reviewer(number);
         self.kernel.maps.bind_policy(number, key, bits);
-        self.ready.push(event);
+        self.tell(event);
         self.ready(number)
     }
 
@@ -164,15 +164,12 @@ impl Engine {
             self.collect_folds(Some(number));
             if stale {
                 self.kernel.maps.remove_folds_of_other_epochs(number, epoch);
-                self.fold_counts
-                    .retain(|key, _| key.session != number || key.epoch == epoch);
             }
             for (_, bound) in &old {
                 self.kernel.maps.remove_folds_of(bound.number());
-                self.fold_counts
-                    .retain(|key, _| key.policy != bound.number());
                 self.kernel.maps.remove_policy(bound);
             }
+            self.forget_folds(number);
         }
     }
 }

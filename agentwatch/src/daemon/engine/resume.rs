@@ -174,7 +174,7 @@ impl Engine {
             tracing::error!(file = %path.display(), why, "what is known of a session cannot be read: it was put aside");
             let mut event = self.enricher.own(&no_session(), Kind::Loss);
             event.loss = Some(unknown_loss("record_damaged"));
-            self.ready.push(event);
+            self.tell(event);
         }
     }
 
@@ -222,8 +222,10 @@ impl Engine {
         event.lifecycle = Some(Lifecycle::Resumed {
             coverage: holding.coverage,
         });
-        self.ready.extend(record.told.iter().cloned());
-        self.ready.push(event.clone());
+        for event in &record.told {
+            self.tell(event.clone());
+        }
+        self.tell(event.clone());
         tracing::info!(session = record.id, name = record.name, coverage = ?holding.coverage, "session taken over");
         let shown = cgroup::shown(&self.kernel.cgroup_root, &record.cgroup);
         let kernel = self.kernel.maps.session(record.number).unwrap_or_default();
@@ -289,7 +291,9 @@ impl Engine {
             return;
         };
         tracing::warn!(session = record.id, reason, "a session is over");
-        self.ready.extend(record.told.iter().cloned());
+        for event in &record.told {
+            self.tell(event.clone());
+        }
         self.bury_later(Gone {
             reference: policy.reference.clone(),
             reason,
@@ -377,11 +381,9 @@ impl Engine {
             if fold.key.session == number
                 && let Some(told) = history.told.get(&fold.seq)
             {
-                self.fold_counts.insert(fold.key, *told);
+                self.folds.told_before(number, fold.seq, *told);
             }
         }
-        // So that the next look at what was folded is not left out.
-        self.folded = u64::MAX;
     }
 
     /// Tells the end of a session whose account only the history has.
@@ -406,12 +408,12 @@ impl Engine {
                 reason: "daemon_killed".to_owned(),
                 events: gap.end() - gap.start() + 1,
             });
-            self.ready.push(event);
+            self.tell(event);
         }
         // What came after the last event that is known of.
         let mut event = self.enricher.own(&gone.reference, Kind::Loss);
         event.loss = Some(unknown_loss(&gone.reason));
-        self.ready.push(event);
+        self.tell(event);
 
         let folded = history.told.values().sum();
         let mut event = self.enricher.own(&gone.reference, Kind::Session);
@@ -425,7 +427,7 @@ impl Engine {
                 lost: account.lost,
             },
         });
-        self.ready.push(event);
+        self.tell(event);
     }
 
     /// Ends sessions of which nothing is known when nothing lives in them any more.
