@@ -51,7 +51,7 @@ pub const DATA: usize = 16384;
 /// Bytes of the ring for verdicts: denials, holds, audits.
 pub const VERDICT_RING: usize = 1 << 21;
 /// Bytes of the ring for everything else.
-pub const BULK_RING: usize = 1 << 23;
+pub const BULK_RING: usize = 1 << 22;
 
 const _: () = assert!(SESSIONS.is_power_of_two());
 // bpf_ringbuf_output takes the size from a bounded register: the mask in emit.rs needs a power of two.

@@ -55,7 +55,7 @@ pub(super) fn serve(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    allocator::few_arenas();
+    allocator::be_fast();
     let state = &config.state_dir;
     let sockets = config.runtime_dir.join("collector");
     make_directory(state, 0o700)?;

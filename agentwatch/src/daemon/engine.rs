@@ -97,7 +97,7 @@ pub struct Engine {
     managed_dir: std::path::PathBuf,
     /// Watched cgroups that could not become sessions, so that it is said once.
     refused: Vec<std::path::PathBuf>,
-    outbox: mpsc::Sender<Event>,
+    outbox: Outbox,
     /// Verdicts that are younger than the last record of the bulk that was taken.
     ahead: Vec<Box<[u8]>>,
     folds: folds::Folds,
@@ -119,6 +119,29 @@ pub struct Engine {
     notifier: Notifier,
     /// What was said to tasks that no request stands for.
     heard_soon: Vec<(GrantKey, u64)>,
+}
+
+/// The way to the forwarder.
+struct Outbox {
+    to: mpsc::Sender<Event>,
+    /// Events that could not be passed on.
+    lost: u64,
+}
+
+impl Outbox {
+    /// Passes an event on; waits where the forwarder is behind, and lets the rings fill meanwhile.
+    fn tell(&mut self, event: Event) {
+        let sent = match self.to.try_send(event) {
+            Err(TrySendError::Full(event)) => {
+                tokio::task::block_in_place(|| self.to.blocking_send(event).is_ok())
+            }
+            sent => sent.is_ok(),
+        };
+        if !sent {
+            tracing::error!("the forwarder is gone: events are lost");
+            self.lost += 1;
+        }
+    }
 }
 
 /// Who works beside the engine.
@@ -162,7 +185,10 @@ impl Engine {
             watches,
             managed_dir: config.managed_dir.0.clone(),
             refused: Vec::new(),
-            outbox,
+            outbox: Outbox {
+                to: outbox,
+                lost: 0,
+            },
             ahead: Vec::new(),
             folds: folds::Folds::default(),
             delivered: 0,
@@ -230,20 +256,6 @@ impl Engine {
         }
         for number in std::mem::take(&mut self.inheritance.strangers) {
             self.end_stranger(number);
-        }
-    }
-
-    /// Passes an event on; waits where the forwarder is behind, and lets the rings fill meanwhile.
-    fn tell(&mut self, event: Event) {
-        let sent = match self.outbox.try_send(event) {
-            Err(TrySendError::Full(event)) => {
-                tokio::task::block_in_place(|| self.outbox.blocking_send(event).is_ok())
-            }
-            sent => sent.is_ok(),
-        };
-        if !sent {
-            tracing::error!("the forwarder is gone: events are lost");
-            self.lost += 1;
         }
     }
 
@@ -332,7 +344,7 @@ impl Engine {
         } else if record.state & state::REJECTED != 0 {
             self.refused(&record, &mut event);
         }
-        self.tell(event);
+        self.outbox.tell(event);
     }
 
     fn tick(&mut self) {
@@ -472,7 +484,7 @@ impl Engine {
             },
         });
         tracing::info!(session = live.subject.reference.id, reason, "session ended");
-        self.tell(event);
+        self.outbox.tell(event);
         self.registry.remove(live.id());
     }
 
@@ -492,7 +504,6 @@ impl Engine {
         }
         // What was numbered before this daemon took over and is nowhere, an earlier one had in memory.
         let before = live.taken_over_at.unwrap_or(0);
-        let mut losses = Vec::new();
         for gap in live.account.lost(last, Instant::now(), at_once) {
             let (from, to) = gap.into_inner();
             for (from, to, reason) in [
@@ -511,11 +522,8 @@ impl Engine {
                     reason: reason.to_owned(),
                     events,
                 });
-                losses.push(event);
+                self.outbox.tell(event);
             }
-        }
-        for event in losses {
-            self.tell(event);
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     wire::{
         Connection,
         batch::unpack,
-        collector::{Batch, BatchAnswer, INGEST_SOCKET},
+        collector::{Batch, BatchAnswer, INGEST_SOCKET, frame},
     },
 };
 
@@ -158,7 +158,7 @@ impl Sent {
 impl Forwarder {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
         let mut open = true;
-        let mut pending: Vec<Event> = Vec::new();
+        let mut pending: Vec<Event> = Vec::with_capacity(BATCH);
         let mut retry = time::interval(RETRY);
         retry.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         while open {
@@ -191,30 +191,30 @@ impl Forwarder {
     /// Sends what is pending, or puts it on disk.
     async fn pass_on(&mut self, pending: &mut Vec<Event>) {
         if !pending.is_empty() {
-            let mut events = std::mem::take(pending);
             // Before anything is sent or written.
-            for event in &mut events {
+            for event in &mut *pending {
                 self.redactor.event(event);
                 self.figures.passed[event.kind as usize][event.verdict as usize]
                     .fetch_add(1, Ordering::Relaxed);
             }
             // An event can be long (control characters of a name take six bytes each in JSON): by way of the disk,
             // batches are measured in bytes.
-            let long = events.iter().map(weight).sum::<usize>() > MOST_BYTES / 8;
+            let long = pending.iter().map(weight).sum::<usize>() > MOST_BYTES / 8;
             if !long
                 && self.connection.is_some()
                 && self.spool.events() == 0
                 && self.unacknowledged.len() < WINDOW
             {
-                self.send(Origin::Memory, events).await;
+                self.send(Origin::Memory, pending).await;
             } else {
-                self.keep(events);
+                self.keep(&*pending);
             }
+            pending.clear();
         }
         // What is on disk goes one batch at a time: it is taken off when it is acknowledged.
         if self.connection.is_some() && self.unacknowledged.is_empty() && self.spool.events() > 0 {
             match self.spool.front(BATCH) {
-                Ok(Some((last, events))) => self.send(Origin::Disk(last), events).await,
+                Ok(Some((last, events))) => self.send(Origin::Disk(last), &events).await,
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "the spool cannot be read")
@@ -223,7 +223,7 @@ impl Forwarder {
         }
     }
 
-    async fn send(&mut self, origin: Origin, events: Vec<Event>) {
+    async fn send(&mut self, origin: Origin, events: &[Event]) {
         let Some(connection) = &mut self.connection else {
             return self.keep(events);
         };
@@ -231,18 +231,13 @@ impl Forwarder {
         if self.unacknowledged.is_empty() {
             self.progress = time::Instant::now();
         }
-        let batch = Batch {
-            number: self.number,
-            events,
-        };
-        let frame = batch.frame();
+        let frame = frame(self.number, events);
         self.unacknowledged.push_back(Sent {
-            number: batch.number,
+            number: self.number,
             origin,
-            events: batch.events.len(),
+            events: events.len(),
             frame: frame.clone(),
         });
-        drop(batch);
         let sent = time::timeout(SEND, connection.send_frame(frame)).await;
         match sent {
             Ok(Ok(())) => {}
@@ -293,7 +288,7 @@ impl Forwarder {
                 continue;
             }
             match sent.unpack() {
-                Ok(events) => self.keep(events),
+                Ok(events) => self.keep(&events),
                 Err(error) => {
                     tracing::error!(
                         error = format!("{error:#}"),
@@ -316,8 +311,8 @@ impl Forwarder {
         }
     }
 
-    fn keep(&mut self, events: Vec<Event>) {
-        match self.spool.push(&events) {
+    fn keep(&mut self, events: &[Event]) {
+        match self.spool.push(events) {
             Ok(()) => {}
             Err(refusal) => {
                 if let Refusal::Failed(error) = refusal {
@@ -334,7 +329,7 @@ impl Forwarder {
         }
     }
 
-    fn lose(&mut self, event: Event) {
+    fn lose(&mut self, event: &Event) {
         self.figures.lost.fetch_add(1, Ordering::Relaxed);
         let seq = event.seq;
         let count = event.loss.as_ref().map_or(1, |loss| loss.events.max(1));
@@ -348,7 +343,7 @@ impl Forwarder {
                     reason: "spool_full".to_owned(),
                     events: 0,
                 };
-                (event.session, loss)
+                (event.session.clone(), loss)
             });
         loss.from = if loss.from == 0 {
             seq
@@ -386,7 +381,7 @@ impl Forwarder {
             reason: "spool_corrupt".to_owned(),
             events: 0,
         });
-        self.keep(vec![event]);
+        self.keep(&[event]);
     }
 
     fn show(&self) {
@@ -420,7 +415,7 @@ impl Forwarder {
             }
         }
         self.lost_connection("the daemon stops");
-        self.keep(pending);
+        self.keep(&pending);
         let left = self.take_losses();
         if !left.is_empty() && self.spool.push(&left).is_err() {
             tracing::error!(sessions = left.len(), "losses could not be written down");

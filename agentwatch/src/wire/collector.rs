@@ -29,11 +29,7 @@ pub struct Batch {
 impl Batch {
     #[must_use]
     pub fn frame(&self) -> bytes::Bytes {
-        let packed = super::batch::pack(&self.events);
-        let mut frame = bytes::BytesMut::with_capacity(8 + packed.len());
-        frame.extend_from_slice(&self.number.to_be_bytes());
-        frame.extend_from_slice(&packed);
-        frame.freeze()
+        frame(self.number, &self.events)
     }
 
     /// The number of a frame, and what is packed in it.
@@ -49,6 +45,16 @@ impl Batch {
             .fold(0, |number, byte| number << 8 | u64::from(*byte));
         Ok((number, packed))
     }
+}
+
+/// The frame of a batch.
+#[must_use]
+pub fn frame(number: u64, events: &[Event]) -> bytes::Bytes {
+    let packed = super::batch::pack(events);
+    let mut frame = bytes::BytesMut::with_capacity(8 + packed.len());
+    frame.extend_from_slice(&number.to_be_bytes());
+    frame.extend_from_slice(&packed);
+    frame.freeze()
 }
 
 /// The collector's answer to a batch.

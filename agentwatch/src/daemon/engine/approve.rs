@@ -324,7 +324,7 @@ impl Engine {
         event.approval = Some(step);
         self.desk.count(&event);
         self.notifier.tell(&event);
-        self.tell(event);
+        self.outbox.tell(event);
     }
 
     /// Tells a task that it may go on, or that it may not.

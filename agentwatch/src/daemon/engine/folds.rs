@@ -4,42 +4,89 @@ use std::collections::{HashMap, HashSet};
 
 use agentwatch_common::event::Fold;
 
-use super::Engine;
+use super::{Engine, live::Live};
 use crate::{
-    event::{Event, enrich, host},
-    wire::batch,
+    event::{
+        Event,
+        enrich::{self, Enricher},
+        host,
+    },
+    wire::batch::{self, Batch},
 };
 
 /// First events that are kept, so that what continues them can be told in full.
 const FIRSTS: usize = 1 << 15;
+/// First events that are packed together. What they have in common, which is most of each, stands once then; but all of
+/// them are read to get at one.
+const TOGETHER: usize = 16;
 
-/// What has been told of folds. A fold is known by its session and the number of its first event.
+/// A fold: its session, and the number of its first event.
+type Name = (u32, u64);
+
+/// What has been told of folds.
 #[derive(Default)]
 pub(super) struct Folds {
-    /// First events, packed: there can be as many as files that an agent opens.
-    firsts: HashMap<(u32, u64), Box<[u8]>>,
+    firsts: Firsts,
     /// Repetitions that have been told.
-    told: HashMap<(u32, u64), u64>,
+    told: HashMap<Name, u64>,
     /// Repetitions in all sessions at the last look.
     seen: u64,
     /// Whether some could not be told of then.
     look_again: bool,
 }
 
+/// First events: there can be as many as files that an agent opens.
+#[derive(Default)]
+struct Firsts {
+    /// Where each is: how many came before it.
+    places: HashMap<Name, usize>,
+    /// Those of [`TOGETHER`] places each, by the place of the first.
+    packed: HashMap<usize, Box<[u8]>>,
+    /// The newest, which begin at the next such place.
+    newest: Vec<Event>,
+    count: usize,
+}
+
+impl Firsts {
+    fn add(&mut self, name: Name, event: &Event) {
+        if self.places.len() >= FIRSTS {
+            *self = Self::default();
+        }
+        self.places.insert(name, self.count);
+        self.newest.push(event.clone());
+        self.count += 1;
+        if self.newest.len() == TOGETHER {
+            let packed = batch::pack(&self.newest);
+            self.packed.insert(self.count - TOGETHER, packed.into());
+            self.newest.clear();
+        }
+    }
+
+    fn get(&self, name: Name) -> Option<Event> {
+        let place = *self.places.get(&name)?;
+        let (begin, at) = (place - place % TOGETHER, place % TOGETHER);
+        let Some(packed) = self.packed.get(&begin) else {
+            return self.newest.get(at).cloned();
+        };
+        let batch = Batch::decode(packed).ok()?;
+        batch.event(batch.records.get(at)?).ok()
+    }
+
+    fn keep(&mut self, kept: impl Fn(&Name) -> bool) {
+        self.places.retain(|name, _| kept(name));
+        let needed: HashSet<usize> = self
+            .places
+            .values()
+            .map(|place| place - place % TOGETHER)
+            .collect();
+        self.packed.retain(|begin, _| needed.contains(begin));
+    }
+}
+
 impl Folds {
     /// The first event of a fold.
     pub(super) fn began(&mut self, session: u32, first: &Event) {
-        if self.firsts.len() >= FIRSTS {
-            self.firsts.clear();
-        }
-        let packed = batch::pack(std::slice::from_ref(first));
-        self.firsts.insert((session, first.seq), packed.into());
-    }
-
-    fn first(&self, session: u32, seq: u64) -> Option<Event> {
-        let packed = self.firsts.get(&(session, seq))?;
-        // It was packed here, so it can be unpacked.
-        batch::unpack(packed).ok()?.pop()
+        self.firsts.add((session, first.seq), first);
     }
 
     /// What an earlier daemon has told of a fold.
@@ -54,20 +101,60 @@ impl Folds {
 
     /// A session has ended.
     pub(super) fn ended(&mut self, session: u32) {
-        self.firsts.retain(|(of, _), _| *of != session);
+        self.firsts.keep(|(of, _)| *of != session);
         self.told.retain(|(of, _), _| *of != session);
     }
 
     /// Of a session, only the folds with these first events are left.
     fn keep(&mut self, session: u32, left: &HashSet<u64>) {
         let kept = |(of, seq): &(u32, u64)| *of != session || left.contains(seq);
-        self.firsts.retain(|key, _| kept(key));
+        self.firsts.keep(kept);
         self.told.retain(|key, _| kept(key));
     }
 
-    fn told(&self, fold: &Fold) -> u64 {
-        let told = self.told.get(&(fold.key.session, fold.seq));
-        told.copied().unwrap_or_default()
+    /// What is new of a fold; `last`: whether nothing more comes of its session.
+    fn news(&mut self, fold: &Fold, live: &Live, enricher: &Enricher, last: bool) -> Option<Event> {
+        let name = (fold.key.session, fold.seq);
+        let told = self.told.get(&name).copied().unwrap_or_default();
+        if fold.count <= told {
+            return None;
+        }
+        // What an earlier daemon has told of is not known yet.
+        if live.unreckoned && !last {
+            self.look_again = true;
+            return None;
+        }
+        let mut event = match self.firsts.get(name) {
+            Some(first) => Event {
+                fold: Some(first.id.clone()),
+                ..first
+            },
+            // Its first event is still on its way.
+            None if !live.account.is_settled(fold.seq) && !last => {
+                self.look_again = true;
+                return None;
+            }
+            // It has been forgotten: the count is told, and which event it belongs to.
+            None => {
+                let (kind, verdict) = enrich::folded(&fold.key);
+                let reference = live
+                    .subject
+                    .decided_by(fold.key.policy)
+                    .map_or(&live.subject.reference, |(reference, _)| reference);
+                Event {
+                    verdict,
+                    fold: Some(format!("{}-{}", live.subject.reference.id, fold.seq)),
+                    ..enricher.own(reference, kind)
+                }
+            }
+        };
+        event.id = uuid::Uuid::now_v7().to_string();
+        event.seq = 0;
+        event.count = fold.count - told;
+        event.ktime_ns = host::last(fold);
+        event.time = host::wall(event.ktime_ns);
+        self.told.insert(name, fold.count);
+        Some(event)
     }
 }
 
@@ -87,60 +174,16 @@ impl Engine {
                 return;
             }
         }
-        let grown: Vec<Fold> = self
-            .kernel
-            .maps
-            .folds()
-            .filter(|fold| only.is_none_or(|only| only == fold.key.session))
-            .filter(|fold| fold.count > self.folds.told(fold))
-            .collect();
-        for fold in grown {
-            self.tell_fold(&fold, only.is_some());
-        }
-    }
-
-    /// Tells what is new of a fold; `last`: whether nothing more comes of its session.
-    fn tell_fold(&mut self, fold: &Fold, last: bool) {
-        let session = fold.key.session;
-        let Some(live) = self.sessions.get(&session) else {
-            return;
-        };
-        // What an earlier daemon has told of is not known yet.
-        if live.unreckoned && !last {
-            self.folds.look_again = true;
-            return;
-        }
-        let mut event = match self.folds.first(session, fold.seq) {
-            Some(first) => Event {
-                fold: Some(first.id.clone()),
-                ..first
-            },
-            // Its first event is still on its way.
-            None if !live.account.is_settled(fold.seq) && !last => {
-                self.folds.look_again = true;
-                return;
+        for fold in self.kernel.maps.folds() {
+            if only.is_some_and(|only| only != fold.key.session) {
+                continue;
             }
-            // It has been forgotten: the count is told, and which event it belongs to.
-            None => {
-                let (kind, verdict) = enrich::folded(&fold.key);
-                let reference = live
-                    .subject
-                    .decided_by(fold.key.policy)
-                    .map_or(&live.subject.reference, |(reference, _)| reference);
-                Event {
-                    verdict,
-                    fold: Some(format!("{}-{}", live.subject.reference.id, fold.seq)),
-                    ..self.enricher.own(reference, kind)
-                }
+            if let Some(live) = self.sessions.get(&fold.key.session)
+                && let Some(event) = self.folds.news(&fold, live, &self.enricher, only.is_some())
+            {
+                self.outbox.tell(event);
             }
-        };
-        event.id = uuid::Uuid::now_v7().to_string();
-        event.seq = 0;
-        event.count = fold.count - self.folds.told(fold);
-        event.ktime_ns = host::last(fold);
-        event.time = host::wall(event.ktime_ns);
-        self.folds.told.insert((session, fold.seq), fold.count);
-        self.tell(event);
+        }
     }
 
     /// Forgets what was told of folds of a session that the kernel no longer has.
@@ -153,5 +196,52 @@ impl Engine {
             .map(|fold| fold.seq)
             .collect();
         self.folds.keep(session, &left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, samples::sample};
+
+    #[test]
+    fn first_events_come_back_whole_until_their_session_ends() {
+        let event = |seq| Event {
+            seq,
+            ..sample(Kind::ALL[seq as usize % Kind::ALL.len()])
+        };
+        let mut firsts = Firsts::default();
+        let name = |seq: u64| (1 + u32::from(seq >= 40), seq);
+        for seq in 0..90 {
+            firsts.add(name(seq), &event(seq));
+        }
+        for seq in 0..90 {
+            assert_eq!(firsts.get(name(seq)), Some(event(seq)));
+        }
+        firsts.keep(|(session, _)| *session != 1);
+        assert_eq!(firsts.get(name(39)), None);
+        assert_eq!(firsts.get(name(40)), Some(event(40)));
+        assert_eq!(firsts.get(name(89)), Some(event(89)));
+        // Of the first session, what is packed with events of the second is left.
+        assert_eq!(firsts.packed.len(), 3);
+    }
+
+    #[test]
+    fn first_events_are_bounded() {
+        let mut firsts = Firsts::default();
+        for seq in 0..=FIRSTS as u64 {
+            firsts.add(
+                (1, seq),
+                &Event {
+                    seq,
+                    ..sample(Kind::Open)
+                },
+            );
+        }
+        assert_eq!(firsts.get((1, 0)), None);
+        assert_eq!(
+            firsts.get((1, FIRSTS as u64)).map(|event| event.seq),
+            Some(FIRSTS as u64)
+        );
     }
 }

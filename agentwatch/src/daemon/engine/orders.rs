@@ -446,7 +446,7 @@ impl Engine {
             origin: plan.origin.name().to_owned(),
             policy: Some(Box::new(plan.policy.record())),
         });
-        self.tell(event.clone());
+        self.outbox.tell(event.clone());
         tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
         let live = Live {
             number,
@@ -623,7 +623,9 @@ impl Engine {
                 events: self.figures.events(),
                 events_delivered: self.delivered,
                 events_folded: self.folds.seen(),
-                events_lost: self.lost + self.figures.lost.load(Ordering::Relaxed),
+                events_lost: self.lost
+                    + self.outbox.lost
+                    + self.figures.lost.load(Ordering::Relaxed),
                 spooled: self.figures.spooled.load(Ordering::Relaxed),
                 queued: self.figures.queued.load(Ordering::Relaxed),
                 collector: if connected { "connected" } else { "away" }.to_owned(),

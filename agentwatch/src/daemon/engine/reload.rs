@@ -120,7 +120,7 @@ impl Engine {
         self.write_down(number);
         self.distrust_reviewer(number);
         self.kernel.maps.bind_policy(number, key, bits);
-        self.tell(event);
+        self.outbox.tell(event);
         self.ready(number)
     }
 

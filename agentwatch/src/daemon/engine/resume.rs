@@ -174,7 +174,7 @@ impl Engine {
             tracing::error!(file = %path.display(), why, "what is known of a session cannot be read: it was put aside");
             let mut event = self.enricher.own(&no_session(), Kind::Loss);
             event.loss = Some(unknown_loss("record_damaged"));
-            self.tell(event);
+            self.outbox.tell(event);
         }
     }
 
@@ -223,9 +223,9 @@ impl Engine {
             coverage: holding.coverage,
         });
         for event in &record.told {
-            self.tell(event.clone());
+            self.outbox.tell(event.clone());
         }
-        self.tell(event.clone());
+        self.outbox.tell(event.clone());
         tracing::info!(session = record.id, name = record.name, coverage = ?holding.coverage, "session taken over");
         let shown = cgroup::shown(&self.kernel.cgroup_root, &record.cgroup);
         let kernel = self.kernel.maps.session(record.number).unwrap_or_default();
@@ -292,7 +292,7 @@ impl Engine {
         };
         tracing::warn!(session = record.id, reason, "a session is over");
         for event in &record.told {
-            self.tell(event.clone());
+            self.outbox.tell(event.clone());
         }
         self.bury_later(Gone {
             reference: policy.reference.clone(),
@@ -408,12 +408,12 @@ impl Engine {
                 reason: "daemon_killed".to_owned(),
                 events: gap.end() - gap.start() + 1,
             });
-            self.tell(event);
+            self.outbox.tell(event);
         }
         // What came after the last event that is known of.
         let mut event = self.enricher.own(&gone.reference, Kind::Loss);
         event.loss = Some(unknown_loss(&gone.reason));
-        self.tell(event);
+        self.outbox.tell(event);
 
         let folded = history.told.values().sum();
         let mut event = self.enricher.own(&gone.reference, Kind::Session);
@@ -427,7 +427,7 @@ impl Engine {
                 lost: account.lost,
             },
         });
-        self.tell(event);
+        self.outbox.tell(event);
     }
 
     /// Ends sessions of which nothing is known when nothing lives in them any more.
