@@ -1,6 +1,6 @@
 //! agentwatch: see ARCHITECTURE.md for the map.
 
-mod allocator;
+pub mod allocator;
 pub mod approval;
 pub mod cli;
 pub mod collector;

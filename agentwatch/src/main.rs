@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use agentwatch::cli;
+use agentwatch::{allocator, cli};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -92,6 +92,12 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
             EnvFilter::try_from_env("AGENTWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
         )
         .init();
+    // Before there are threads, which would have arenas of their own.
+    match &command {
+        Command::Daemon(_) => allocator::be_small(),
+        Command::Collector(_) => allocator::be_fast(),
+        _ => {}
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -31,7 +31,6 @@ use super::{
     writer::{self, Job},
 };
 use crate::{
-    allocator,
     sinks::{self, Needs, SinkConfig},
     wire::collector::{INGEST_SOCKET, QUERY_SOCKET},
 };
@@ -55,7 +54,6 @@ pub(super) fn serve(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    allocator::be_fast();
     let state = &config.state_dir;
     let sockets = config.runtime_dir.join("collector");
     make_directory(state, 0o700)?;

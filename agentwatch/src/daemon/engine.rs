@@ -44,6 +44,7 @@ use super::{
     review::{Reviewed, Reviewer},
 };
 use crate::{
+    allocator,
     approval::Desk,
     event::{
         Event, Kind,
@@ -63,6 +64,8 @@ const TICK: Duration = Duration::from_millis(100);
 const FOLD_TICKS: u64 = 4;
 const WATCH_TICKS: u64 = 3;
 const REBIND_TICKS: u64 = 10;
+/// Ticks between giving back what events have used.
+const MEMORY_TICKS: u64 = 10;
 /// Ticks after which a watched cgroup that could not become a session is tried again.
 const REFUSED_TICKS: u64 = 90;
 /// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
@@ -102,6 +105,8 @@ pub struct Engine {
     ahead: Vec<Box<[u8]>>,
     folds: folds::Folds,
     delivered: u64,
+    /// As many had been delivered when memory was last given back.
+    delivered_then: u64,
     lost: u64,
     undecodable: u64,
     figures: Arc<Figures>,
@@ -192,6 +197,7 @@ impl Engine {
             ahead: Vec::new(),
             folds: folds::Folds::default(),
             delivered: 0,
+            delivered_then: 0,
             lost: 0,
             undecodable: 0,
             figures,
@@ -373,6 +379,11 @@ impl Engine {
         if self.ticks.is_multiple_of(REBIND_TICKS) {
             self.look_after_strangers();
             self.retire();
+        }
+        if self.ticks.is_multiple_of(MEMORY_TICKS)
+            && std::mem::replace(&mut self.delivered_then, self.delivered) != self.delivered
+        {
+            allocator::give_back();
         }
         self.look_after_approvals(self.ticks.is_multiple_of(REBIND_TICKS));
         self.census_taken = false;

@@ -65,7 +65,6 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
             "the daemon must be root: it loads programs into the kernel; hint: sudo agentwatch daemon"
         );
     }
-    allocator::be_small();
     for (dir, mode) in [(&paths.state, 0o755), (&paths.runtime, 0o755)] {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         fs::set_permissions(dir, fs::Permissions::from_mode(mode))
