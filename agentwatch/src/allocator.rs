@@ -1,7 +1,7 @@
-//! What is asked of glibc's allocator; nothing where the C library is another. Our processes' threads take turns more than they run at
-//! once, so that they share one arena: with one for each thread, each keeps what it has used once.
+//! What is asked of glibc's allocator; nothing where the C library is another.
 
-/// For a process that is to be small: large blocks go back to the kernel at once.
+/// For a process that is to be small and whose threads take turns more than they run at once: they share one arena, because each would keep
+/// what has been used once, and large blocks go back to the kernel. To be called before there are threads.
 pub fn be_small() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets parameters, to values of their ranges.
@@ -12,14 +12,12 @@ pub fn be_small() {
     }
 }
 
-/// For a process that often needs large blocks: a tenth of what sealing costs was to map them and to take their page faults.
-pub fn be_fast() {
+/// For a process with a thread for each question.
+pub fn share_arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets parameters, to values of their ranges.
+    // SAFETY: as above.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }
 

@@ -95,7 +95,7 @@ fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<E
     // Before there are threads, which would have arenas of their own.
     match &command {
         Command::Daemon(_) => allocator::be_small(),
-        Command::Collector(_) => allocator::be_fast(),
+        Command::Collector(_) => allocator::share_arenas(),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -76,6 +76,7 @@ struct Storm {
     seconds: f64,
     did: u64,
     denied: u64,
+    memory_mib: u64,
     counts: Counts,
 }
 
@@ -316,6 +317,7 @@ fn storm_rows(storms: &[Storm]) -> Table {
         "folded",
         "lost",
         "denied, all seen",
+        "resident",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -339,6 +341,7 @@ fn storm_rows(storms: &[Storm]) -> Table {
                 ]
                 .map(|number| number.to_string()),
             );
+            row.push(format!("{} MiB", storm.memory_mib));
             row
         })
         .collect();
@@ -379,7 +382,7 @@ fn storm_section(kernel: &str, storms: &Table) -> String {
     format!(
         "Each storm is one session on two emulated processors without counting; 100 denied opens are strewn among the opens. Checked for each: \
          made = delivered + folded + lost, the history has as many events, repetitions and losses as the account says, and the events \
-         tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. Kernel: {kernel}.\n\n{}",
+         tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. Resident is what daemon and collector have together, at the most. Kernel: {kernel}.\n\n{}",
         table::markdown(&storms.0, &storms.1)
     )
 }

@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 use super::DIR;
 use crate::harness::{agentwatch::Daemon, compare};
 
+mod memory;
+
 /// What a result line begins with.
 pub const MARK: &str = "@storm";
 
@@ -208,16 +210,18 @@ impl Storms {
             );
             thread::sleep(Duration::from_millis(5));
         }
+        let memory = memory::Watch::start(&self.daemon.agentwatch.runtime_dir);
         self.trouble(trouble, &mut run)?;
         let status = run.wait()?;
         let seconds = started.elapsed().as_secs_f64();
+        let memory_mib = memory.most() >> 20;
         ensure!(status.success(), "the session ended with {status}");
         let (counts, denied) = self.account(&session, load)?;
         println!(
             "{MARK} {}",
             json!({
                 "name": load.name(), "trouble": trouble.name(), "seconds": seconds, "did": load.count(), "denied": denied,
-                "counts": counts
+                "memory_mib": memory_mib, "counts": counts
             })
         );
         Ok(())
