@@ -69,7 +69,7 @@ const MEMORY_TICKS: u64 = 10;
 /// Ticks after which a watched cgroup that could not become a session is tried again.
 const REFUSED_TICKS: u64 = 90;
 /// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
-const TURN: usize = 512;
+const TURN: usize = 256;
 /// Turns that leave nothing in the rings of what was there when the first began.
 const TURNS: usize = (VERDICT_RING + BULK_RING) / size_of::<Record>() / TURN + 1;
 /// How long a session whose processes are gone waits for the word on how its command ended.

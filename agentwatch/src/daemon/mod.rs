@@ -130,7 +130,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         helpers.push(tokio::spawn(exporter.run(stopped.clone())));
     }
     // Short: what it has no room for waits in the kernel's rings, which are there in any case.
-    let (events, inbox) = mpsc::channel(1024);
+    let (events, inbox) = mpsc::channel(256);
     let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes, redactor)?;
     let supervisor = tokio::spawn(collector.run(stopped.clone()));
     let (commands, orders) = mpsc::channel(64);

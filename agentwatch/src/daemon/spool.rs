@@ -70,6 +70,8 @@ impl Spool {
         database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         database.pragma_update(None, "journal_mode", "WAL")?;
         database.pragma_update(None, "synchronous", "NORMAL")?;
+        // In KiB: it is written at its end and read at its beginning, so pages that are kept are of little use.
+        database.pragma_update(None, "cache_size", -256)?;
         database.execute_batch("CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, json BLOB NOT NULL) STRICT;")?;
         let check: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         anyhow::ensure!(check == "ok", "{check}");
