@@ -170,7 +170,15 @@ async fn a_stranger_sees_only_what_is_theirs() {
             .uid(54_321)
             .gid(54_321)
             .current_dir("/");
-        command.output().expect("the binary runs")
+        loop {
+            match command.output() {
+                // A process that another test started while the copy was written has it open for a moment.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                output => return output.expect("the binary runs"),
+            }
+        }
     };
     let sessions = String::from_utf8_lossy(&stranger(&["sessions", "--json"]).stdout).into_owned();
     assert!(

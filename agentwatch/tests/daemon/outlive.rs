@@ -898,6 +898,7 @@ fn a_bounded_fork_bomb_does_not_make_the_daemon_grow() {
     let daemon = place.daemon();
     let bomb = "
 import os, sys, time
+open('begun', 'w').close()
 end = time.time() + float(sys.argv[1])
 alive = 0
 while time.time() < end:
@@ -929,7 +930,10 @@ while time.time() < end:
         .args(["/usr/bin/python3", script.to_str().expect("UTF-8"), "14"])
         .spawn()
         .expect("start a session");
-    std::thread::sleep(Duration::from_secs(2));
+    eventually("it has begun", || {
+        place.work().join("begun").exists().then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
     daemon.kill();
     let daemon = place.daemon();
     std::thread::sleep(Duration::from_secs(2));
@@ -1001,14 +1005,13 @@ fn ten_thousand_rules_start_and_stop() {
         .args([
             "/bin/sh",
             "-c",
-            "while [ ! -e enough ]; do sleep 0.1; done; exit 5",
+            "echo > begun; while [ ! -e enough ]; do sleep 0.1; done; exit 5",
         ])
         .spawn()
         .expect("start a session");
+    // Not before: a daemon that is killed while it lets a command in cannot tell it so.
     eventually("it runs", || {
-        text(&place.cli(&["sessions", "--json"]).stdout)
-            .contains("\"taken\"")
-            .then_some(())
+        place.work().join("begun").exists().then_some(())
     });
     daemon.kill();
     let begun = Instant::now();
