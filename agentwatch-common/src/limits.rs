@@ -49,7 +49,7 @@ pub const NAME: usize = 256;
 /// Bytes of the variable part of a record: arguments and two paths, and room for the last name of a full path.
 pub const DATA: usize = 16384;
 /// Bytes of the ring for verdicts: denials, holds, audits.
-pub const VERDICT_RING: usize = 1 << 20;
+pub const VERDICT_RING: usize = 1 << 21;
 /// Bytes of the ring for everything else.
 pub const BULK_RING: usize = 1 << 22;
 

@@ -70,6 +70,8 @@ const MEMORY_TICKS: u64 = 10;
 const REFUSED_TICKS: u64 = 90;
 /// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
 const TURN: usize = 256;
+/// Verdicts that wait for what was recorded before them, at the most; beyond, they wait in their ring.
+const AHEAD: usize = 1024;
 /// Turns that leave nothing in the rings of what was there when the first began.
 const TURNS: usize = (VERDICT_RING + BULK_RING) / size_of::<Record>() / TURN + 1;
 /// How long a session whose processes are gone waits for the word on how its command ended.
@@ -113,6 +115,8 @@ pub struct Engine {
     ticks: u64,
     /// Whether the last look at the rings left them empty.
     drained: bool,
+    /// The tick in which the rings were last emptied for an answer.
+    emptied: u64,
     /// Whether all tasks have been counted in this tick.
     census_taken: bool,
     /// What waits for people, and what they have granted.
@@ -203,6 +207,7 @@ impl Engine {
             figures,
             ticks: 0,
             drained: true,
+            emptied: 0,
             census_taken: false,
             desk: Desk::default(),
             deciders: config.approvals.clone(),
@@ -236,9 +241,10 @@ impl Engine {
                 Some(found) = found.recv() => self.found(found),
                 Some(reviewed) = opinions.recv() => self.reviewed(reviewed),
                 ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
-                _ = tick.tick() => { self.drain(); self.tick(); }
+                _ = tick.tick() => { self.empty_rings(); self.tick(); }
                 ready = self.rings.bulk.ready() => { ready?; self.drain(); }
-                () = std::future::ready(()), if !self.drained => self.drain(),
+                // Whoever waits for an answer is heard between two turns.
+                () = tokio::task::yield_now(), if !self.drained => self.drain(),
             }
         }
         if self.kernel.outlives_us() {
@@ -278,10 +284,11 @@ impl Engine {
     }
 
     /// Takes records from both rings, and goes through them. The verdicts are taken first, so that whatever was recorded before
-    /// one of them is among the rest; one that is younger than what was taken of the rest waits for the next turn.
+    /// one of them is among the rest; one that is younger than what was taken of the rest waits for a later turn, because a person
+    /// may be asked by it who wants to do what.
     fn drain(&mut self) {
         let mut verdicts = std::mem::take(&mut self.ahead);
-        let room = TURN - verdicts.len();
+        let room = TURN.min(AHEAD - verdicts.len());
         let taken = self
             .rings
             .verdicts
@@ -292,8 +299,7 @@ impl Engine {
             .bulk
             .drain(TURN, |bytes| records.push(bytes.into()));
         self.drained = taken < room && bulk < TURN;
-        // Where more of them come than can wait, they are not held up.
-        if bulk == TURN && verdicts.len() < TURN {
+        if bulk == TURN {
             let youngest = records.iter().map(|bytes| when(bytes)).max();
             (verdicts, self.ahead) = verdicts
                 .into_iter()

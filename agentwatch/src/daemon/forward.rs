@@ -287,6 +287,7 @@ impl Forwarder {
             if matches!(sent.origin, Origin::Disk(_)) {
                 continue;
             }
+            let count = sent.events as u64;
             match sent.unpack() {
                 Ok(events) => self.keep(&events),
                 Err(error) => {
@@ -294,6 +295,7 @@ impl Forwarder {
                         error = format!("{error:#}"),
                         "a batch that was sent cannot be read again: its events are lost"
                     );
+                    self.figures.lost.fetch_add(count, Ordering::Relaxed);
                     self.declare_damage();
                 }
             }

@@ -215,6 +215,7 @@ impl Storms {
         let status = run.wait()?;
         let seconds = started.elapsed().as_secs_f64();
         let memory_mib = memory.most() >> 20;
+        ensure!(memory_mib > 0, "the daemon's memory cannot be seen");
         ensure!(status.success(), "the session ended with {status}");
         let (counts, denied) = self.account(&session, load)?;
         println!(

@@ -1,8 +1,11 @@
 //! What the kernel folds: how often an action was repeated is told from time to time, in an event that names the first.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet},
+};
 
-use agentwatch_common::event::Fold;
+use agentwatch_common::{event::Fold, limits};
 
 use super::{Engine, live::Live};
 use crate::{
@@ -15,13 +18,23 @@ use crate::{
 };
 
 /// First events that are kept, so that what continues them can be told in full.
-const FIRSTS: usize = 1 << 15;
+const FIRSTS: usize = limits::FOLDS;
 /// First events that are packed together. What they have in common, which is most of each, stands once then; but all of
 /// them are read to get at one.
 const TOGETHER: usize = 16;
 
+/// Folds that are told of between two looks at the rings.
+const BETWEEN: usize = 256;
+
 /// A fold: its session, and the number of its first event.
 type Name = (u32, u64);
+
+/// Whether there is something to tell of a fold.
+enum News {
+    None,
+    Later,
+    Now,
+}
 
 /// What has been told of folds.
 #[derive(Default)]
@@ -31,7 +44,7 @@ pub(super) struct Folds {
     told: HashMap<Name, u64>,
     /// Repetitions in all sessions at the last look.
     seen: u64,
-    /// Whether some could not be told of then.
+    /// Whether more may be told now of what was seen then.
     look_again: bool,
 }
 
@@ -72,6 +85,10 @@ impl Firsts {
         batch.event(batch.records.get(at)?).ok()
     }
 
+    fn has(&self, fold: &Fold) -> bool {
+        self.places.contains_key(&name(fold))
+    }
+
     fn keep(&mut self, kept: impl Fn(&Name) -> bool) {
         self.places.retain(|name, _| kept(name));
         let needed: HashSet<usize> = self
@@ -94,6 +111,11 @@ impl Folds {
         self.told.insert((session, seq), count);
     }
 
+    /// The history has said what was told before.
+    pub(super) fn reckoned(&mut self) {
+        self.look_again = true;
+    }
+
     /// Repetitions in all sessions that live, at the last look.
     pub(super) fn seen(&self) -> u64 {
         self.seen
@@ -107,33 +129,23 @@ impl Folds {
 
     /// Of a session, only the folds with these first events are left.
     fn keep(&mut self, session: u32, left: &HashSet<u64>) {
-        let kept = |(of, seq): &(u32, u64)| *of != session || left.contains(seq);
+        let kept = |(of, seq): &Name| *of != session || left.contains(seq);
         self.firsts.keep(kept);
         self.told.retain(|key, _| kept(key));
     }
 
-    /// What is new of a fold; `last`: whether nothing more comes of its session.
-    fn news(&mut self, fold: &Fold, live: &Live, enricher: &Enricher, last: bool) -> Option<Event> {
-        let name = (fold.key.session, fold.seq);
-        let told = self.told.get(&name).copied().unwrap_or_default();
-        if fold.count <= told {
-            return None;
-        }
-        // What an earlier daemon has told of is not known yet.
-        if live.unreckoned && !last {
-            self.look_again = true;
-            return None;
-        }
-        let mut event = match self.firsts.get(name) {
+    fn told(&self, fold: &Fold) -> u64 {
+        let told = self.told.get(&name(fold));
+        told.copied().unwrap_or_default()
+    }
+
+    /// The event that tells what is new of a fold.
+    fn tell(&mut self, fold: &Fold, live: &Live, enricher: &Enricher) -> Event {
+        let mut event = match self.firsts.get(name(fold)) {
             Some(first) => Event {
                 fold: Some(first.id.clone()),
                 ..first
             },
-            // Its first event is still on its way.
-            None if !live.account.is_settled(fold.seq) && !last => {
-                self.look_again = true;
-                return None;
-            }
             // It has been forgotten: the count is told, and which event it belongs to.
             None => {
                 let (kind, verdict) = enrich::folded(&fold.key);
@@ -150,12 +162,16 @@ impl Folds {
         };
         event.id = uuid::Uuid::now_v7().to_string();
         event.seq = 0;
-        event.count = fold.count - told;
+        event.count = fold.count.saturating_sub(self.told(fold));
         event.ktime_ns = host::last(fold);
         event.time = host::wall(event.ktime_ns);
-        self.told.insert(name, fold.count);
-        Some(event)
+        self.told.insert(name(fold), fold.count);
+        event
     }
+}
+
+fn name(fold: &Fold) -> Name {
+    (fold.key.session, fold.seq)
 }
 
 impl Engine {
@@ -174,15 +190,47 @@ impl Engine {
                 return;
             }
         }
-        for fold in self.kernel.maps.folds() {
-            if only.is_some_and(|only| only != fold.key.session) {
-                continue;
+        let waits = Cell::new(false);
+        let due: Vec<Fold> = self
+            .kernel
+            .maps
+            .folds()
+            .filter(|fold| only.is_none_or(|only| only == fold.key.session))
+            .filter(|fold| match self.news_of(fold, only.is_some()) {
+                News::None => false,
+                News::Later => {
+                    waits.set(true);
+                    false
+                }
+                News::Now => true,
+            })
+            .collect();
+        self.folds.look_again |= waits.get();
+        for (told, fold) in due.iter().enumerate() {
+            // Telling can wait for the forwarder, and the rings are small.
+            if told % BETWEEN == BETWEEN - 1 {
+                self.drain();
             }
-            if let Some(live) = self.sessions.get(&fold.key.session)
-                && let Some(event) = self.folds.news(&fold, live, &self.enricher, only.is_some())
-            {
+            if let Some(live) = self.sessions.get(&fold.key.session) {
+                let event = self.folds.tell(fold, live, &self.enricher);
                 self.outbox.tell(event);
             }
+        }
+    }
+
+    /// Whether there is something new of a fold; `last`: nothing more comes of its session.
+    fn news_of(&self, fold: &Fold, last: bool) -> News {
+        let Some(live) = self.sessions.get(&fold.key.session) else {
+            return News::None;
+        };
+        // What an earlier daemon has told of is not known before its session has been reckoned.
+        if fold.count <= self.folds.told(fold) || (live.unreckoned && !last) {
+            News::None
+        } else if last || self.folds.firsts.has(fold) || live.account.is_settled(fold.seq) {
+            News::Now
+        } else {
+            // Its first event is still on its way.
+            News::Later
         }
     }
 

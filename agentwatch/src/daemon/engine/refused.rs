@@ -49,8 +49,12 @@ impl Engine {
         session: Option<&str>,
         after: u64,
     ) -> Result<Response, Refusal> {
-        // What was refused just now is in the rings.
-        self.empty_rings();
+        // What was refused just now is in the rings. Anyone may ask, so often that nothing else would be done.
+        if std::mem::replace(&mut self.emptied, self.ticks) != self.ticks {
+            self.empty_rings();
+        } else {
+            self.drain();
+        }
         let live = match (self.session_of(peer), session) {
             (Some(number), asked) => {
                 let live = self.sessions.get(&number);

@@ -384,6 +384,7 @@ impl Engine {
                 self.folds.told_before(number, fold.seq, *told);
             }
         }
+        self.folds.reckoned();
     }
 
     /// Tells the end of a session whose account only the history has.
