@@ -43,8 +43,10 @@ pub struct Options {
 enum Part {
     /// Instructions an action
     Cost,
-    /// Storms of opens, processes and connects
+    /// Storms of opens, processes and connects, on the running kernel
     Storm,
+    /// The same in a guest, where BPF LSM holds files
+    GuestStorm,
     /// How long an approval takes
     Approvals,
     /// The history: taking events in, and questions
@@ -53,6 +55,7 @@ enum Part {
 
 const COST: &str = "Instructions an action";
 const STORM: &str = "Storms";
+const GUEST_STORM: &str = "Storms in a guest";
 const APPROVALS: &str = "An approval";
 const HISTORY: &str = "The history";
 /// Events of the history that is measured, and sessions.
@@ -99,7 +102,7 @@ struct Counts {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mut sections: Vec<(&str, String)> = Vec::new();
     let wanted = |part| options.only.is_none_or(|only| only == part);
-    if wanted(Part::Cost) || wanted(Part::Storm) || wanted(Part::Approvals) {
+    if options.only != Some(Part::History) {
         setup::apt(&[("strace", "strace", "agentwatch is compared with it")])?;
         let strace = process::find("strace").context("strace was installed and is not on PATH")?;
         let kernel = kernels::fetch(&options.kernel)?;
@@ -111,8 +114,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             sections.push((COST, cost_section(&kernel.version, size, &rows)));
         }
         if wanted(Part::Storm) {
-            let rows = storm(&kernel, &image, &agentwatch)?;
-            sections.push((STORM, storm_section(&rows)));
+            let rows = storm(&agentwatch)?;
+            sections.push((STORM, storm_section(&running_kernel()?, &rows)));
+        }
+        if wanted(Part::GuestStorm) {
+            let rows = guest_storm(&kernel, &image)?;
+            let place = format!("{}, emulated", kernel.version);
+            sections.push((GUEST_STORM, storm_section(&place, &rows)));
         }
         if wanted(Part::Approvals) {
             let rows = approvals(&kernel, &image, &agentwatch)?;
@@ -168,31 +176,27 @@ fn cost(kernel: &kernels::Kernel, image: &crate::initramfs::Image, effort: u64) 
     Ok(rows)
 }
 
-fn storm(
-    kernel: &kernels::Kernel,
-    image: &crate::initramfs::Image,
-    agentwatch: &Path,
-) -> Result<Table> {
-    println!(
-        "storms on the running kernel, and on {}; this takes an hour",
-        kernel.version
-    );
+fn storm(agentwatch: &Path) -> Result<Table> {
+    println!("storms on the running kernel; this takes some minutes");
     let guest = build::Guest::build()?;
-    let native = process::output(
+    let output = process::output(
         process::as_root(&guest.program("cost").to_string_lossy())?
             .args(["storm", "--agentwatch"])
             .arg(agentwatch),
     )?;
-    let here = format!("{}, this machine", running_kernel()?);
-    let mut storms: Vec<(String, Storm)> = Vec::new();
-    for json in native
+    let storms: Vec<Storm> = output
         .lines()
         .filter_map(|line| line.strip_prefix("@storm "))
-    {
-        storms.push((here.clone(), serde_json::from_str(json)?));
-    }
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
     let rows = storm_rows(&storms);
     println!("\n{}\n", table::render(&rows.0, &rows.1));
+    Ok(rows)
+}
+
+fn guest_storm(kernel: &kernels::Kernel, image: &crate::initramfs::Image) -> Result<Table> {
+    println!("storms on {}; this takes an hour", kernel.version);
+    let mut storms: Vec<Storm> = Vec::new();
     let program = format!("{PROGRAMS}/cost");
     let job = Job::new(&[&program, "storm", "--agentwatch", "/usr/bin/agentwatch"]);
     let code = each_line(
@@ -206,10 +210,8 @@ fn storm(
         },
         "@storm ",
         &mut |json| {
-            storms.push((
-                format!("{}, emulated", kernel.version),
-                serde_json::from_str(json)?,
-            ));
+            println!("  {json}");
+            storms.push(serde_json::from_str(json)?);
             Ok(())
         },
     );
@@ -335,9 +337,8 @@ fn added(cost: &Cost, bare: &Cost) -> String {
     format!("{least:+} ({mean:+})")
 }
 
-fn storm_rows(storms: &[(String, Storm)]) -> Table {
+fn storm_rows(storms: &[Storm]) -> Table {
     let heads = [
-        "kernel",
         "storm of",
         "meanwhile",
         "done",
@@ -353,10 +354,9 @@ fn storm_rows(storms: &[(String, Storm)]) -> Table {
     .to_vec();
     let rows = storms
         .iter()
-        .map(|(kernel, storm)| {
+        .map(|storm| {
             let counts = &storm.counts;
             let mut row = vec![
-                kernel.clone(),
                 storm.name.clone(),
                 storm.trouble.clone(),
                 storm.did.to_string(),
@@ -409,12 +409,12 @@ fn cost_section(kernel: &str, size: u64, costs: &Table) -> String {
     )
 }
 
-fn storm_section(storms: &Table) -> String {
+fn storm_section(place: &str, storms: &Table) -> String {
     format!(
-        "Each storm is one session on two processors; in a guest they are emulated, without counting. 100 denied opens are strewn among the opens. Checked for each: \
+        "Each storm is one session on two processors; 100 denied opens are strewn among the opens. Checked for each: \
          made = delivered + folded + lost, the history has as many events, repetitions and losses as the account says, and the events \
          tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. Resident is what daemon and collector have together, at the most; \
-         where a storm makes more than 131 072 events, the collector seals a segment meanwhile, which takes most of it.\n\n{}",
+         where 131 072 events have come together, the collector seals a segment, which takes most of it. Kernel: {place}.\n\n{}",
         table::markdown(&storms.0, &storms.1)
     )
 }
@@ -438,7 +438,7 @@ fn write(measured: &[(&str, String)]) -> Result<PathBuf> {
 fn page(old: &str, measured: &[(&str, String)]) -> String {
     let mut page =
         "# What agentwatch costs\n\nWritten by `cargo xtask bench`; do not edit.\n".to_owned();
-    for title in [COST, STORM, APPROVALS, HISTORY] {
+    for title in [COST, STORM, GUEST_STORM, APPROVALS, HISTORY] {
         let new = measured.iter().find(|(measured, _)| *measured == title);
         let kept = || {
             old.split("\n## ")
