@@ -3,6 +3,8 @@
 //!
 //! Needs root: the daemon loads programs. Without it, each test makes sure that the daemon says so, and ends.
 
+mod attached;
+mod bounds;
 mod decisions;
 mod evidence;
 mod faults;

@@ -1,0 +1,239 @@
+//! Much at once: a fork bomb, ten thousand rules, more records than a ring holds.
+
+use std::{
+    fs,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::harness::*;
+
+/// Anonymous memory of a process, in KiB.
+fn memory(pid: i32) -> u64 {
+    fs::read_to_string(format!("/proc/{pid}/status"))
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("RssAnon:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0)
+}
+
+#[test]
+fn a_bounded_fork_bomb_does_not_make_the_daemon_grow() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.daemon();
+    let bomb = "
+import os, sys, time
+open('begun', 'w').close()
+end = time.time() + float(sys.argv[1])
+alive = 0
+while time.time() < end:
+    try:
+        if os.fork() == 0:
+            os._exit(0)
+        alive += 1
+    except OSError:
+        pass
+    while alive > 100:
+        os.wait()
+        alive -= 1
+";
+    let script = place.write("work/bomb.py", bomb);
+    let file = place.write(
+        "policy.toml",
+        &policy().replace("'/proc']", "'/proc', '/etc']"),
+    );
+    let mut run = place
+        .command()
+        .args([
+            "run",
+            "--policy",
+            file.to_str().expect("UTF-8"),
+            "--name",
+            "bomb",
+            "--",
+        ])
+        .args(["/usr/bin/python3", script.to_str().expect("UTF-8"), "14"])
+        .spawn()
+        .expect("start a session");
+    eventually("it has begun", || {
+        place.work().join("begun").exists().then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    daemon.kill();
+    let daemon = place.daemon();
+    std::thread::sleep(Duration::from_secs(2));
+    let before = memory(daemon.pid());
+    std::thread::sleep(Duration::from_secs(5));
+    let after = memory(daemon.pid());
+    println!("anonymous memory: {before} KiB, then {after} KiB");
+    assert!(after < before + 8192, "{before} {after}");
+    assert!(run.wait().expect("reap it").success());
+    let events = place.ended("bomb");
+    accounted(&events);
+    println!(
+        "{} events, memory at the end {} KiB",
+        events.len(),
+        memory(daemon.pid())
+    );
+    daemon.stop();
+}
+
+#[test]
+fn ten_thousand_rules_start_and_stop() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.daemon();
+    let rules = place.path().join("rules");
+    let mut read = vec!["'/usr', '/lib', '/lib64', '/bin'".to_owned()];
+    for index in 0..10_000 {
+        let dir = rules.join(format!("d{}", index / 500));
+        fs::create_dir_all(&dir).expect("a directory");
+        let file = dir.join(format!("f{index}"));
+        fs::write(&file, "").expect("a file");
+        read.push(format!("'{}'", file.display()));
+    }
+    // Landlock may hold fewer rules than BPF LSM: the session only records what it does.
+    let policy = format!(
+        "mode = 'monitor'\n[files]\nread = [{}]\nexec = ['/usr', '/lib', '/lib64', '/bin']\nwrite = ['.', '/dev/null']\n",
+        read.join(", ")
+    );
+    let begun = Instant::now();
+    let script = format!("cat {0}/d3/f1501; cat {0}/d3/f1502", rules.display());
+    let output = place.run(&policy, "many", &script);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    println!(
+        "10 000 rules: started, run and ended after {} ms",
+        begun.elapsed().as_millis()
+    );
+    let events = place.ended("many");
+    println!(
+        "and its end was told after {} ms",
+        begun.elapsed().as_millis()
+    );
+    accounted(&events);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+
+    // And they can be taken over.
+    let file = place.write("many.toml", &policy);
+    let mut run = place
+        .command()
+        .args([
+            "run",
+            "--policy",
+            file.to_str().expect("UTF-8"),
+            "--name",
+            "taken",
+            "--",
+        ])
+        .args([
+            "/bin/sh",
+            "-c",
+            "echo > begun; while [ ! -e enough ]; do sleep 0.1; done; exit 5",
+        ])
+        .spawn()
+        .expect("start a session");
+    // Not before: a daemon that is killed while it lets a command in cannot tell it so.
+    eventually("it runs", || {
+        place.work().join("begun").exists().then_some(())
+    });
+    daemon.kill();
+    let begun = Instant::now();
+    let daemon = place.daemon();
+    println!("taken over after {} ms", begun.elapsed().as_millis());
+    calm(&place);
+    assert_eq!(run.wait().expect("reap it").code(), Some(5));
+    accounted(&place.ended("taken"));
+    daemon.stop();
+}
+
+#[test]
+fn a_denial_arrives_although_the_ring_is_full() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.daemon();
+    fs::write(place.path().join("secret"), "s").expect("a file");
+    // What does not exist cannot be folded: each attempt is an event of its own, some hundred bytes long.
+    let flood = "
+import os
+for i in range(60000):
+    try:
+        os.open(f'nowhere-{i}-' + 'x' * 150, os.O_RDONLY)
+    except OSError:
+        pass
+open('flooded', 'w').close()
+try:
+    open('../secret')
+    print('it was let through')
+except PermissionError:
+    pass
+open('denied', 'w').close()
+";
+    place.write("work/flood.py", flood);
+    let file = place.write(
+        "policy.toml",
+        &policy().replace("'/proc']", "'/proc', '/etc']"),
+    );
+    let mut run = place
+        .command()
+        .args([
+            "run",
+            "--policy",
+            file.to_str().expect("UTF-8"),
+            "--name",
+            "flood",
+            "--",
+        ])
+        .args([
+            "/bin/sh",
+            "-c",
+            "echo > ready; while [ ! -e go ]; do sleep 0.05; done; /usr/bin/python3 flood.py",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start a session");
+    eventually("it is in its session", || {
+        place.work().join("ready").exists().then_some(())
+    });
+    let pid = Pid::from_raw(daemon.pid());
+    kill(pid, Signal::SIGSTOP).expect("stop the daemon");
+    fs::write(place.work().join("go"), "").expect("a file");
+    eventually("it was denied", || {
+        place.work().join("denied").exists().then_some(())
+    });
+    kill(pid, Signal::SIGCONT).expect("let it go on");
+    assert!(run.wait().expect("reap it").success());
+    let events = place.ended("flood");
+    accounted(&events);
+    let secret = place.path().join("secret");
+    assert!(
+        events.iter().any(|event| event["verdict"] == "denied"
+            && event["file"]["path"] == *secret.to_string_lossy()),
+        "the denial is there"
+    );
+    let lost: u64 = events
+        .iter()
+        .filter(|event| event["loss"]["reason"] == "ring_full")
+        .filter_map(|event| event["loss"]["events"].as_u64())
+        .sum();
+    println!("{lost} events found the ring full");
+    assert!(lost > 0, "the ring did overflow");
+    daemon.stop();
+}
