@@ -411,7 +411,7 @@ fn cost_section(kernel: &str, size: u64, costs: &Table) -> String {
 
 fn storm_section(place: &str, storms: &Table) -> String {
     format!(
-        "Each storm is one session on two processors; 100 denied opens are strewn among the opens. Checked for each: \
+        "Each storm is one session on two processors, one after the other under the same daemon and collector; 100 denied opens are strewn among the opens. Checked for each: \
          made = delivered + folded + lost, the history has as many events, repetitions and losses as the account says, and the events \
          tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. Resident is what daemon and collector have together, at the most; \
          where 131 072 events have come together, the collector seals a segment, which takes most of it. Kernel: {place}.\n\n{}",

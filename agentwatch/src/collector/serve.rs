@@ -11,7 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -31,6 +31,7 @@ use super::{
     writer::{self, Job},
 };
 use crate::{
+    allocator,
     sinks::{self, Needs, SinkConfig},
     wire::collector::{INGEST_SOCKET, QUERY_SOCKET},
 };
@@ -45,6 +46,8 @@ const LAST_DELIVERIES: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(60);
 /// Askers that are being told that there is no room.
 const TURNED_AWAY: usize = 32;
+/// An answer that takes so long used memory that is worth giving back.
+const LONG_ANSWER: Duration = Duration::from_millis(100);
 /// Pause after a connection could not be accepted, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -231,11 +234,16 @@ async fn accept_askers(
         };
         let shared = Arc::clone(shared);
         connections.spawn(async move {
+            let begun = Instant::now();
             let result = match &slot {
                 Some(_) => query::serve(stream, asker, &shared).await,
                 None => query::turn_away(stream).await,
             };
             drop((slot, turn));
+            // A long answer took memory that nothing needs until the next one.
+            if begun.elapsed() > LONG_ANSWER {
+                let _ = tokio::task::spawn_blocking(allocator::give_back).await;
+            }
             if let Err(error) = result {
                 tracing::debug!(
                     error = format!("{error:#}"),
