@@ -70,8 +70,6 @@ const MEMORY_TICKS: u64 = 10;
 const REFUSED_TICKS: u64 = 90;
 /// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
 const TURN: usize = 256;
-/// Verdicts that wait for what was recorded before them, at the most; beyond, they wait in their ring.
-const AHEAD: usize = 1024;
 /// Turns that leave nothing in the rings of what was there when the first began.
 const TURNS: usize = (VERDICT_RING + BULK_RING) / size_of::<Record>() / TURN + 1;
 /// How long a session whose processes are gone waits for the word on how its command ended.
@@ -103,8 +101,8 @@ pub struct Engine {
     /// Watched cgroups that could not become sessions, so that it is said once.
     refused: Vec<std::path::PathBuf>,
     outbox: Outbox,
-    /// Verdicts that are younger than the last record of the bulk that was taken.
-    ahead: Vec<Box<[u8]>>,
+    /// What was taken of each ring and is younger than what is left in the other.
+    ahead: [Vec<Box<[u8]>>; 2],
     folds: folds::Folds,
     delivered: u64,
     /// As many had been delivered when memory was last given back.
@@ -198,7 +196,7 @@ impl Engine {
                 to: outbox,
                 lost: 0,
             },
-            ahead: Vec::new(),
+            ahead: Default::default(),
             folds: folds::Folds::default(),
             delivered: 0,
             delivered_then: 0,
@@ -279,33 +277,28 @@ impl Engine {
                 return;
             }
         }
-        let ahead = std::mem::take(&mut self.ahead);
+        let ahead = std::mem::take(&mut self.ahead).concat();
         self.go_through(&ahead);
     }
 
-    /// Takes records from both rings, and goes through them. The verdicts are taken first, so that whatever was recorded before
-    /// one of them is among the rest; one that is younger than what was taken of the rest waits for a later turn, because a person
-    /// may be asked by it who wants to do what.
+    /// Takes records from both rings, and goes through those that are older than whatever is left in a ring: what a process is stands
+    /// in the bulk's ring, what it is refused in the other, and a person may be asked by it who wants to do what.
     fn drain(&mut self) {
-        let mut verdicts = std::mem::take(&mut self.ahead);
-        let room = TURN.min(AHEAD - verdicts.len());
-        let taken = self
-            .rings
-            .verdicts
-            .drain(room, |bytes| verdicts.push(bytes.into()));
-        let mut records: Vec<Box<[u8]>> = Vec::new();
-        let bulk = self
-            .rings
-            .bulk
-            .drain(TURN, |bytes| records.push(bytes.into()));
-        self.drained = taken < room && bulk < TURN;
-        if bulk == TURN {
-            let youngest = records.iter().map(|bytes| when(bytes)).max();
-            (verdicts, self.ahead) = verdicts
-                .into_iter()
-                .partition(|bytes| Some(when(bytes)) <= youngest);
+        let (verdicts, bulk) = (&mut self.rings.verdicts, &mut self.rings.bulk);
+        let mut horizon = u64::MAX;
+        self.drained = true;
+        for (ring, waiting) in [verdicts, bulk].into_iter().zip(&mut self.ahead) {
+            ring.drain(TURN - waiting.len(), |bytes| waiting.push(bytes.into()));
+            if waiting.len() == TURN {
+                let youngest = waiting.iter().map(|bytes| when(bytes)).max();
+                horizon = horizon.min(youngest.unwrap_or(horizon));
+                self.drained = false;
+            }
         }
-        records.extend(verdicts);
+        let mut records = Vec::new();
+        for waiting in &mut self.ahead {
+            records.extend(waiting.extract_if(.., |bytes| when(bytes) <= horizon));
+        }
         self.go_through(&records);
     }
 

@@ -13,6 +13,11 @@ use nix::{
 
 use crate::harness::*;
 
+/// What Python needs.
+fn with_etc() -> String {
+    policy().replace("'/proc']", "'/proc', '/etc']")
+}
+
 /// Anonymous memory of a process, in KiB.
 fn memory(pid: i32) -> u64 {
     fs::read_to_string(format!("/proc/{pid}/status"))
@@ -52,20 +57,8 @@ while time.time() < end:
         alive -= 1
 ";
     let script = place.write("work/bomb.py", bomb);
-    let file = place.write(
-        "policy.toml",
-        &policy().replace("'/proc']", "'/proc', '/etc']"),
-    );
     let mut run = place
-        .command()
-        .args([
-            "run",
-            "--policy",
-            file.to_str().expect("UTF-8"),
-            "--name",
-            "bomb",
-            "--",
-        ])
+        .session(&with_etc(), "bomb")
         .args(["/usr/bin/python3", script.to_str().expect("UTF-8"), "14"])
         .spawn()
         .expect("start a session");
@@ -130,17 +123,8 @@ fn ten_thousand_rules_start_and_stop() {
     assert!(begun.elapsed() < Duration::from_secs(30));
 
     // And they can be taken over.
-    let file = place.write("many.toml", &policy);
     let mut run = place
-        .command()
-        .args([
-            "run",
-            "--policy",
-            file.to_str().expect("UTF-8"),
-            "--name",
-            "taken",
-            "--",
-        ])
+        .session(&policy, "taken")
         .args([
             "/bin/sh",
             "-c",
@@ -187,20 +171,8 @@ except PermissionError:
 open('denied', 'w').close()
 ";
     place.write("work/flood.py", flood);
-    let file = place.write(
-        "policy.toml",
-        &policy().replace("'/proc']", "'/proc', '/etc']"),
-    );
     let mut run = place
-        .command()
-        .args([
-            "run",
-            "--policy",
-            file.to_str().expect("UTF-8"),
-            "--name",
-            "flood",
-            "--",
-        ])
+        .session(&with_etc(), "flood")
         .args([
             "/bin/sh",
             "-c",
@@ -235,5 +207,71 @@ open('denied', 'w').close()
         .sum();
     println!("{lost} events found the ring full");
     assert!(lost > 0, "the ring did overflow");
+    daemon.stop();
+}
+
+/// What a process executed stands in one ring and what it is refused in the other. Nobody gets ahead of their own record by filling both.
+#[test]
+fn what_is_refused_has_its_program_however_much_comes_at_once() {
+    const PORT: u64 = 9;
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.daemon();
+    let flood = format!(
+        "
+import os, socket
+for i in range(3000):
+    try:
+        os.open(f'nowhere-{{i}}', os.O_RDONLY)
+    except OSError:
+        pass
+for port in range(1000, 2500):
+    try:
+        socket.socket().connect(('127.0.0.1', port))
+    except OSError:
+        pass
+os.execv('/bin/bash', ['bash', '-c', ': > /dev/tcp/127.0.0.1/{PORT}; echo > tried'])
+"
+    );
+    place.write("work/flood.py", &flood);
+    let mut run = place
+        .session(&with_etc(), "hurried")
+        .args([
+            "/bin/sh",
+            "-c",
+            "echo > ready; while [ ! -e go ]; do sleep 0.05; done; exec /usr/bin/python3 flood.py",
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start a session");
+    eventually("it is in its session", || {
+        place.work().join("ready").exists().then_some(())
+    });
+    let pid = Pid::from_raw(daemon.pid());
+    kill(pid, Signal::SIGSTOP).expect("stop the daemon");
+    fs::write(place.work().join("go"), "").expect("a file");
+    eventually("it was refused", || {
+        place.work().join("tried").exists().then_some(())
+    });
+    kill(pid, Signal::SIGCONT).expect("let it go on");
+    run.wait().expect("reap it");
+    let events = place.ended("hurried");
+    accounted(&events);
+    let lost = events
+        .iter()
+        .filter(|event| event["kind"] == "loss")
+        .count();
+    assert_eq!(lost, 0, "all of it has room");
+    let refused: Vec<_> = events
+        .iter()
+        .filter(|event| event["verdict"] == "denied" && event["net"]["port"] == PORT)
+        .collect();
+    assert!(!refused.is_empty());
+    for event in refused {
+        let program = event["process"]["exe"].as_str().unwrap_or_default();
+        assert!(program.ends_with("/bash"), "{event}");
+    }
     daemon.stop();
 }

@@ -100,18 +100,21 @@ impl Place {
 
     /// Writes a policy and runs a shell command under it.
     pub fn run(&self, policy: &str, name: &str, script: &str) -> Output {
+        self.session(policy, name)
+            .args(["/bin/sh", "-c", script])
+            .output()
+            .expect("run agentwatch")
+    }
+
+    /// A session to be started; what is run in it is to be added.
+    pub fn session(&self, policy: &str, name: &str) -> Command {
         let file = self.write("policy.toml", policy);
-        self.cli(&[
-            "run",
-            "--policy",
-            file.to_str().expect("UTF-8"),
-            "--name",
-            name,
-            "--",
-            "/bin/sh",
-            "-c",
-            script,
-        ])
+        let mut command = self.command();
+        command
+            .args(["run", "--policy"])
+            .arg(file)
+            .args(["--name", name, "--"]);
+        command
     }
 
     pub fn write(&self, name: &str, content: &str) -> PathBuf {

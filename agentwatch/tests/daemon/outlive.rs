@@ -30,17 +30,9 @@ fn storm(place: &Place, name: &str) -> Child {
     fs::create_dir_all(place.work().join("made")).expect("a directory");
     let _ = fs::remove_file(place.work().join("enough"));
     let _ = fs::remove_file(place.work().join("started"));
-    let file = place.write("policy.toml", &policy());
     let child = place
-        .command()
-        .args([
-            "run",
-            "--policy",
-            file.to_str().expect("UTF-8"),
-            "--name",
-            name,
-        ])
-        .args(["--", "/bin/bash", "-c", STORM])
+        .session(&policy(), name)
+        .args(["/bin/bash", "-c", STORM])
         .stdout(Stdio::null())
         .spawn()
         .expect("start a session");

@@ -145,18 +145,9 @@ fn run_passes_signals_on() {
     }
     let place = Place::new();
     let _daemon = place.daemon();
-    let file = place.write("policy.toml", &policy());
     let script = "trap 'exit 3' TERM; echo > ready; while :; do sleep 0.1; done";
     let mut run = place
-        .command()
-        .args([
-            "run",
-            "--policy",
-            file.to_str().expect("UTF-8"),
-            "--name",
-            "signals",
-            "--",
-        ])
+        .session(&policy(), "signals")
         .args(["/bin/sh", "-c", script])
         .spawn()
         .expect("start a session");
