@@ -86,6 +86,8 @@ impl Place {
             .env("AGENTWATCH_RUNTIME_DIR", self.runtime())
             .env("AGENTWATCH_STATE_DIR", self.state())
             .env("NO_COLOR", "1")
+            // Cargo's: every program of a session would look for its libraries in the toolchain first.
+            .env_remove("LD_LIBRARY_PATH")
             .current_dir(self.work())
             .stdin(Stdio::null());
         command
