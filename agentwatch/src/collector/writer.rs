@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     ingest::PIPELINE,
-    store::{Order, Retention, Sealed, Store, StoreError, build},
+    store::{Order, Retention, Sealed, Sealer, Store, StoreError},
 };
 use crate::{allocator, wire::batch::Batch};
 
@@ -54,7 +54,7 @@ pub(super) fn start(
     committed: watch::Sender<i64>,
 ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
     let (sender, jobs) = mpsc::channel(QUEUE);
-    let key = store.key();
+    let mut sealer = Sealer::new(store.key()).context("make what builds segments")?;
     let (orders, waiting) = std::sync::mpsc::channel::<Order>();
     let (built, done) = std::sync::mpsc::channel();
     // Weak, because the writer ends when nobody else can send.
@@ -68,7 +68,7 @@ pub(super) fn start(
         .name("sealer".to_owned())
         .spawn(move || {
             for order in waiting {
-                let sealed = build(&order, &key);
+                let sealed = sealer.build(&order);
                 // It took tens of megabytes that nothing needs until the next one.
                 allocator::give_back();
                 if built.send(sealed).is_err() {

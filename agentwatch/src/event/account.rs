@@ -25,6 +25,14 @@ impl Numbers {
             .is_some_and(|(_, last)| number <= *last)
     }
 
+    /// The next number of it beyond one that is not in it, `u64::MAX` where there is none.
+    pub fn after(&self, number: u64) -> u64 {
+        self.runs
+            .range(number.saturating_add(1)..)
+            .next()
+            .map_or(u64::MAX, |(first, _)| *first)
+    }
+
     /// Adds a run; gives back how many of its numbers are new.
     pub fn insert(&mut self, run: RangeInclusive<u64>) -> u64 {
         let (mut first, mut last) = run.into_inner();
@@ -254,6 +262,10 @@ mod tests {
             }
             for number in 0..80 {
                 proptest::prop_assert_eq!(numbers.contains(number), model.contains(&number));
+                if !model.contains(&number) {
+                    let after = model.range(number..).next().copied().unwrap_or(u64::MAX);
+                    proptest::prop_assert_eq!(numbers.after(number), after);
+                }
             }
             let missing: Vec<u64> = numbers.gaps(1, 75).into_iter().flatten().collect();
             let expected: Vec<u64> = (1..=75).filter(|number| !model.contains(number)).collect();

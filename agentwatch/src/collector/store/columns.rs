@@ -63,11 +63,21 @@ impl Row for Unsealed<'_> {
     }
 }
 
-/// What takes a row column by column, in the order of the table.
+/// What takes rows column by column, in the order of the table.
 pub(super) trait Take<'a> {
     fn number(&mut self, column: C, value: Option<i64>);
     fn text(&mut self, column: C, value: Option<&'a str>);
+
+    /// A part begins. True where what was told of it for the row before was under the same name, and holds for this row too: then
+    /// its columns are not told again.
+    fn begin(&mut self, part: Part, same: Same) -> bool;
+
+    /// The part that began last is told.
+    fn end(&mut self, part: Part);
 }
+
+/// Rows in which a part has the same name say the same in its columns.
+pub(super) type Same = Option<[u64; 3]>;
 
 macro_rules! columns {
     (@Number $row:ident $to:ident $id:ident $get:expr) => {
@@ -78,20 +88,35 @@ macro_rules! columns {
         let get: for<'b> fn(&'b Unsealed<'_>) -> Option<&'b str> = $get;
         $to.text(C::$id, get($row));
     };
-    ($($id:ident $name:literal $type:ident $get:expr;)*) => {
+    ($($part:ident $same:expr => { $($id:ident $name:literal $type:ident $get:expr;)* })*) => {
         /// A column, by its place.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
-        pub(super) enum C { $($id),* }
+        pub(super) enum C { $($($id),*),* }
 
-        pub(super) const ALL: &[C] = &[$(C::$id),*];
+        pub(super) const ALL: &[C] = &[$($(C::$id),*),*];
 
-        pub(super) static COLUMNS: [Column; ALL.len()] = [$(Column { name: $name, get: Get::$type($get) }),*];
+        pub(super) static COLUMNS: [Column; ALL.len()] =
+            [$($(Column { name: $name, get: Get::$type($get) }),*),*];
+
+        /// Columns that follow each other and often say together what they said in the row before.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub(super) enum Part { $($part),* }
+
+        /// The columns of each part.
+        pub(super) static PARTS: [&[C]; [$(Part::$part),*].len()] = [$(&[$(C::$id),*]),*];
 
         impl<'a> Unsealed<'a> {
             /// Hands every column on. Written out, because a call for each column of each row is what sealing costs most.
             pub(super) fn each(&'a self, to: &mut impl Take<'a>) {
-                $(columns!(@$type self to $id $get);)*
+                $(
+                    let same: fn(&Unsealed<'_>) -> Same = $same;
+                    if !to.begin(Part::$part, same(self)) {
+                        $(columns!(@$type self to $id $get);)*
+                        to.end(Part::$part);
+                    }
+                )*
             }
         }
     };
@@ -106,67 +131,92 @@ fn flag(set: bool) -> Option<i64> {
     Some(i64::from(set))
 }
 
+/// Where a part is absent, it is as in every other row without it.
+fn absent(is: bool) -> Same {
+    is.then_some([0; 3])
+}
+
 columns! {
-    No "no" Number |r| Some(r.no);
-    Time "time_ns" Number |r| Some(r.time());
-    Ktime "ktime_ns" Number |r| Some(r.ktime());
-    Seq "seq" Number |r| bits(r.record.seq);
-    SessionId "session_id" Text |r| r.session_text(|s| s.id);
-    Session "session" Text |r| r.session_text(|s| s.name);
-    Policy "policy" Text |r| r.session_text(|s| s.policy);
-    Mode "mode" Text |r| Some(if r.batch.session(r.record)?.monitor { "monitor" } else { "enforce" });
-    Host "host" Text |r| r.session_text(|s| s.host);
-    BootId "boot_id" Text |r| r.session_text(|s| s.boot_id);
-    V "v" Number |r| Some(r.batch.session(r.record)?.v.into());
-    Id "id" Text |r| r.text_at(r.record.id);
-    Kind "kind" Text |r| Some(r.kind().name());
-    Verdict "verdict" Text |r| Some(r.verdict().name());
-    Errno "errno" Number |r| r.record.errno.map(i64::from);
-    Count "count" Number |r| Some(clamp(r.record.count));
-    Fold "fold" Text |r| r.text_at(r.record.fold);
-    RuleId "rule_id" Text |r| r.text_at(r.batch.rule(r.record)?.id);
-    RuleLayer "rule_layer" Text |r| r.text_at(r.batch.rule(r.record)?.layer);
-    RuleSource "rule_source" Text |r| r.text_at(r.batch.rule(r.record)?.source);
-    Pid "pid" Number |r| Some(r.batch.process(r.record)?.pid.into());
-    Tid "tid" Number |r| r.batch.process(r.record).map(|_| r.record.tid.into());
-    Ppid "ppid" Number |r| Some(r.batch.process(r.record)?.ppid.into());
-    Start "start_ns" Number |r| Some(clamp(r.batch.process(r.record)?.start_ns));
-    StartDelta "start_delta_ns" Number |r| r.record.start_delta;
-    ParentStart "parent_start_ns" Number |r| Some(clamp(r.batch.process(r.record)?.parent_start_ns));
-    Exe "exe" Text |r| r.text_at(r.batch.process(r.record)?.exe);
-    Comm "comm" Text |r| r.text_at(r.record.comm);
-    Argv "argv" Text |r| r.text_at(r.record.argv);
-    ArgvTruncated "argv_truncated" Number |r| r.record.argv_truncated.then_some(1);
-    Cwd "cwd" Text |r| r.text_at(r.batch.process(r.record)?.cwd);
-    Uid "uid" Number |r| Some(r.batch.process(r.record)?.uid.into());
-    Gid "gid" Number |r| Some(r.batch.process(r.record)?.gid.into());
-    Cgroup "cgroup" Text |r| r.text_at(r.batch.process(r.record)?.cgroup);
-    Path "path" Text |r| r.text_at(r.record.file.as_ref()?.path);
-    PathTruncated "path_truncated" Number |r| r.record.file.as_ref()?.truncated.then_some(1);
-    Dev "dev" Number |r| bits(r.record.file.as_ref()?.dev);
-    Inode "inode" Number |r| bits(r.record.file.as_ref()?.inode);
-    Access "access" Text |r| r.text_at(r.record.file.as_ref()?.access);
-    Flags "flags" Text |r| r.text_at(r.record.file.as_ref()?.flags);
-    TargetPath "target_path" Text |r| r.text_at(r.target()?.path);
-    TargetTruncated "target_truncated" Number |r| r.target()?.truncated.then_some(1);
-    TargetDev "target_dev" Number |r| bits(r.target()?.dev);
-    TargetInode "target_inode" Number |r| bits(r.target()?.inode);
-    TargetAccess "target_access" Text |r| r.text_at(r.target()?.access);
-    TargetFlags "target_flags" Text |r| r.text_at(r.target()?.flags);
-    Family "family" Text |r| r.text_at(r.record.net.as_ref()?.family);
-    SockType "sock_type" Text |r| r.text_at(r.record.net.as_ref()?.socket_type);
-    Addr "addr" Text |r| r.text_at(r.record.net.as_ref()?.addr);
-    Port "port" Number |r| r.record.net.as_ref()?.port.map(i64::from);
-    SockPath "sock_path" Text |r| r.text_at(r.record.net.as_ref()?.path);
-    Domain "domain" Text |r| r.text_at(r.record.net.as_ref()?.domain);
-    ExitCode "exit_code" Number |r| r.record.exit.as_ref()?.code.map(i64::from);
-    ExitSignal "exit_signal" Number |r| r.record.exit.as_ref()?.signal.map(i64::from);
-    ExitCore "exit_core" Number |r| flag(r.record.exit.as_ref()?.core);
-    Duration "duration_ns" Number |r| Some(clamp(r.record.exit.as_ref()?.duration_ns));
-    Guard "guard" Text |r| r.text_at(r.record.guard);
-    Approval "approval" Text |r| r.text_at(r.record.approval);
-    Lifecycle "lifecycle" Text |r| r.text_at(r.record.lifecycle);
-    Loss "loss" Text |r| r.text_at(r.record.loss);
+    Place |_| None => {
+        No "no" Number |r| Some(r.no);
+        Time "time_ns" Number |r| Some(r.time());
+        Ktime "ktime_ns" Number |r| Some(r.ktime());
+        Seq "seq" Number |r| bits(r.record.seq);
+    }
+    Whose |r| r.shared(r.record.session) => {
+        SessionId "session_id" Text |r| r.session_text(|s| s.id);
+        Session "session" Text |r| r.session_text(|s| s.name);
+        Policy "policy" Text |r| r.session_text(|s| s.policy);
+        Mode "mode" Text |r| Some(if r.batch.session(r.record)?.monitor { "monitor" } else { "enforce" });
+        Host "host" Text |r| r.session_text(|s| s.host);
+        BootId "boot_id" Text |r| r.session_text(|s| s.boot_id);
+        V "v" Number |r| Some(r.batch.session(r.record)?.v.into());
+    }
+    What |_| None => {
+        Id "id" Text |r| r.text_at(r.record.id);
+        Kind "kind" Text |r| Some(r.kind().name());
+        Verdict "verdict" Text |r| Some(r.verdict().name());
+        Errno "errno" Number |r| r.record.errno.map(i64::from);
+        Count "count" Number |r| Some(clamp(r.record.count));
+        Fold "fold" Text |r| r.text_at(r.record.fold);
+    }
+    Rule |r| absent(r.record.rule == 0).or_else(|| r.shared(r.record.rule)) => {
+        RuleId "rule_id" Text |r| r.text_at(r.batch.rule(r.record)?.id);
+        RuleLayer "rule_layer" Text |r| r.text_at(r.batch.rule(r.record)?.layer);
+        RuleSource "rule_source" Text |r| r.text_at(r.batch.rule(r.record)?.source);
+    }
+    Who |r| r.actor() => {
+        Pid "pid" Number |r| Some(r.batch.process(r.record)?.pid.into());
+        Tid "tid" Number |r| r.batch.process(r.record).map(|_| r.record.tid.into());
+        Ppid "ppid" Number |r| Some(r.batch.process(r.record)?.ppid.into());
+        Start "start_ns" Number |r| Some(clamp(r.batch.process(r.record)?.start_ns));
+        StartDelta "start_delta_ns" Number |r| r.record.start_delta;
+        ParentStart "parent_start_ns" Number |r| Some(clamp(r.batch.process(r.record)?.parent_start_ns));
+        Exe "exe" Text |r| r.text_at(r.batch.process(r.record)?.exe);
+        Comm "comm" Text |r| r.text_at(r.record.comm);
+        Argv "argv" Text |r| r.text_at(r.record.argv);
+        ArgvTruncated "argv_truncated" Number |r| r.record.argv_truncated.then_some(1);
+        Cwd "cwd" Text |r| r.text_at(r.batch.process(r.record)?.cwd);
+        Uid "uid" Number |r| Some(r.batch.process(r.record)?.uid.into());
+        Gid "gid" Number |r| Some(r.batch.process(r.record)?.gid.into());
+        Cgroup "cgroup" Text |r| r.text_at(r.batch.process(r.record)?.cgroup);
+    }
+    File |r| absent(r.record.file.is_none()) => {
+        Path "path" Text |r| r.text_at(r.record.file.as_ref()?.path);
+        PathTruncated "path_truncated" Number |r| r.record.file.as_ref()?.truncated.then_some(1);
+        Dev "dev" Number |r| bits(r.record.file.as_ref()?.dev);
+        Inode "inode" Number |r| bits(r.record.file.as_ref()?.inode);
+        Access "access" Text |r| r.text_at(r.record.file.as_ref()?.access);
+        Flags "flags" Text |r| r.text_at(r.record.file.as_ref()?.flags);
+    }
+    Target |r| absent(r.record.target.is_none()) => {
+        TargetPath "target_path" Text |r| r.text_at(r.target()?.path);
+        TargetTruncated "target_truncated" Number |r| r.target()?.truncated.then_some(1);
+        TargetDev "target_dev" Number |r| bits(r.target()?.dev);
+        TargetInode "target_inode" Number |r| bits(r.target()?.inode);
+        TargetAccess "target_access" Text |r| r.text_at(r.target()?.access);
+        TargetFlags "target_flags" Text |r| r.text_at(r.target()?.flags);
+    }
+    Net |r| absent(r.record.net.is_none()) => {
+        Family "family" Text |r| r.text_at(r.record.net.as_ref()?.family);
+        SockType "sock_type" Text |r| r.text_at(r.record.net.as_ref()?.socket_type);
+        Addr "addr" Text |r| r.text_at(r.record.net.as_ref()?.addr);
+        Port "port" Number |r| r.record.net.as_ref()?.port.map(i64::from);
+        SockPath "sock_path" Text |r| r.text_at(r.record.net.as_ref()?.path);
+        Domain "domain" Text |r| r.text_at(r.record.net.as_ref()?.domain);
+    }
+    Exit |r| absent(r.record.exit.is_none()) => {
+        ExitCode "exit_code" Number |r| r.record.exit.as_ref()?.code.map(i64::from);
+        ExitSignal "exit_signal" Number |r| r.record.exit.as_ref()?.signal.map(i64::from);
+        ExitCore "exit_core" Number |r| flag(r.record.exit.as_ref()?.core);
+        Duration "duration_ns" Number |r| Some(clamp(r.record.exit.as_ref()?.duration_ns));
+    }
+    Rest |r| absent(r.rest() == [0; 4]) => {
+        Guard "guard" Text |r| r.text_at(r.record.guard);
+        Approval "approval" Text |r| r.text_at(r.record.approval);
+        Lifecycle "lifecycle" Text |r| r.text_at(r.record.lifecycle);
+        Loss "loss" Text |r| r.text_at(r.record.loss);
+    }
 }
 
 impl Unsealed<'_> {
@@ -199,6 +249,29 @@ impl Unsealed<'_> {
             .and_then(|file| touched(file.path));
         let ends = self.record.seq.wrapping_add(self.record.loss.into());
         ends.wrapping_add(exe.map_or(0, u64::from) + path.map_or(0, u64::from))
+    }
+
+    /// The name of what stands once in a batch, for all its records. No two batches that are there at the same time have an address.
+    fn shared(&self, index: u32) -> Same {
+        let batch = std::ptr::from_ref(self.batch).addr() as u64;
+        Some([batch, index.into(), 0])
+    }
+
+    /// The name of who acted. What differs between the actions of one process is a part of it.
+    fn actor(&self) -> Same {
+        let record = self.record;
+        if record.start_delta.is_some() || record.argv_truncated {
+            return None;
+        }
+        let [process, tid, comm, argv] =
+            [record.process, record.tid, record.comm, record.argv].map(u64::from);
+        let batch = std::ptr::from_ref(self.batch).addr() as u64;
+        Some([batch, process << 32 | tid, comm << 32 | argv])
+    }
+
+    fn rest(&self) -> [Text; 4] {
+        let record = self.record;
+        [record.guard, record.approval, record.lifecycle, record.loss]
     }
 
     fn text_at(&self, index: u32) -> Option<&str> {

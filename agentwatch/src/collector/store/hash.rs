@@ -54,6 +54,21 @@ impl Groups {
         }
     }
 
+    /// Columns of a row, as [`Groups::since`] gave them for a row that says the same.
+    pub(super) fn bytes(&mut self, columns: &[u8]) {
+        self.buffer.extend_from_slice(columns);
+    }
+
+    /// Where the next column goes.
+    pub(super) fn here(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The columns of a row that is not at its end.
+    pub(super) fn since(&self, here: usize) -> &[u8] {
+        self.buffer.get(here..).unwrap_or_default()
+    }
+
     pub(super) fn end_row(&mut self) {
         self.held += 1;
         if self.held == GROUP_ROWS {

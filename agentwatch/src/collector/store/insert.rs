@@ -167,17 +167,19 @@ impl Group {
             return Ok(false);
         }
         let (mut min_time, mut max_time) = (i64::MAX, i64::MIN);
-        let mut sessions: Vec<i64> = Vec::new();
+        // Events and denials, by the places of their sessions: a batch has few.
+        let mut counts = vec![(0, 0); places.len()];
         for (record, no) in batch.records.iter().zip(first_no..) {
             let row = Unsealed { batch, record, no };
             let time = row.time();
             (min_time, max_time) = (min_time.min(time), max_time.max(time));
-            let session = place(&places, record).0;
-            if !sessions.contains(&session.unwrap_or(0)) {
-                sessions.push(session.unwrap_or(0));
+            if let Some((events, denied)) = counts.get_mut(record.session as usize) {
+                *events += 1;
+                *denied += u64::from(row.verdict() == Verdict::Denied);
             }
-            self.derive(transaction, &row, session)?;
+            self.derive(transaction, &row, place(&places, record).0)?;
         }
+        let sessions = self.tally(&places, &counts);
         let Some(head) = known.head.as_mut() else {
             return Ok(false);
         };
@@ -204,6 +206,26 @@ impl Group {
         Ok(true)
     }
 
+    /// Adds up what a batch has of each session; the sessions that it has something of, 0 for what belongs to none.
+    fn tally(&mut self, places: &Places, counts: &[(u64, u64)]) -> Vec<i64> {
+        let mut sessions = Vec::new();
+        for ((session, _), (events, denied)) in places.iter().zip(counts) {
+            if *events == 0 {
+                continue;
+            }
+            let number = session.unwrap_or(0);
+            if !sessions.contains(&number) {
+                sessions.push(number);
+            }
+            if session.is_some() {
+                let counted = self.tally.entry(number).or_default();
+                counted.0 += events;
+                counted.1 += denied;
+            }
+        }
+        sessions
+    }
+
     /// What one new event says beside itself.
     fn derive(
         &mut self,
@@ -218,9 +240,6 @@ impl Group {
         let Some(session) = session else {
             return Ok(());
         };
-        let counted = self.tally.entry(session).or_default();
-        counted.0 += 1;
-        counted.1 += u64::from(verdict == Verdict::Denied);
         if matches!(kind, Kind::Connect | Kind::Bind | Kind::Dns) {
             self.destination(row, session);
         }
@@ -415,26 +434,36 @@ fn new_records(
     first_no: i64,
 ) -> Result<Option<Vec<usize>>, StoreError> {
     let mut new = Vec::with_capacity(batch.records.len());
-    // The run that grows, and its session: numbers mostly follow each other.
-    let mut run: Option<(i64, u64, u64)> = None;
+    // Numbers of a session mostly follow each other: of each session, by the first of its places, the run that grows.
+    let mut runs: Vec<Option<Run>> = places.iter().map(|_| None).collect();
+    let mut slots = HashMap::new();
+    let slots: Vec<usize> = places
+        .iter()
+        .enumerate()
+        .map(|(place, (session, _))| *slots.entry(*session).or_insert(place))
+        .collect();
     for (index, record) in batch.records.iter().enumerate() {
-        let is_new = match (record.id, place(places, record).0) {
-            (0, Some(session)) => match &mut run {
-                Some((of, _, last))
-                    if *of == session
-                        && record.seq == *last + 1
-                        && !numbers(transaction, known, directory, session)?
-                            .contains(record.seq) =>
+        let run = slots
+            .get(record.session as usize)
+            .and_then(|slot| runs.get_mut(*slot));
+        let is_new = match (record.id, place(places, record).0, run) {
+            (0, Some(session), Some(run)) => match run {
+                Some(run)
+                    if run.last.checked_add(1) == Some(record.seq) && record.seq < run.known =>
                 {
-                    *last = record.seq;
+                    run.last = record.seq;
                     true
                 }
                 _ => {
-                    settle(known, &mut run);
+                    settle(transaction, known, directory, session, run.take())?;
                     let numbers = numbers(transaction, known, directory, session)?;
                     let is_new = !numbers.contains(record.seq);
                     if is_new {
-                        run = Some((session, record.seq, record.seq));
+                        *run = Some(Run {
+                            first: record.seq,
+                            last: record.seq,
+                            known: numbers.after(record.seq),
+                        });
                     }
                     is_new
                 }
@@ -459,18 +488,33 @@ fn new_records(
             new.push(index);
         }
     }
-    settle(known, &mut run);
+    for ((session, _), run) in places.iter().zip(runs) {
+        if let Some(session) = session {
+            settle(transaction, known, directory, *session, run)?;
+        }
+    }
     Ok((new.len() < batch.records.len()).then_some(new))
 }
 
-fn settle(known: &mut Known, run: &mut Option<(i64, u64, u64)>) {
-    if let Some((session, first, last)) = run.take() {
-        known
-            .numbers
-            .entry(session)
-            .or_default()
-            .insert(first..=last);
+/// New numbers of a session that follow each other.
+struct Run {
+    first: u64,
+    last: u64,
+    /// The next number that is stored already.
+    known: u64,
+}
+
+fn settle(
+    transaction: &Transaction<'_>,
+    known: &mut Known,
+    directory: &std::path::Path,
+    session: i64,
+    run: Option<Run>,
+) -> Result<(), StoreError> {
+    if let Some(run) = run {
+        numbers(transaction, known, directory, session)?.insert(run.first..=run.last);
     }
+    Ok(())
 }
 
 /// The numbers of a session that are stored, read when it is first met.
@@ -479,7 +523,7 @@ fn numbers<'k>(
     known: &'k mut Known,
     directory: &std::path::Path,
     session: i64,
-) -> Result<&'k crate::event::account::Numbers, StoreError> {
+) -> Result<&'k mut crate::event::account::Numbers, StoreError> {
     if !known.numbers.contains_key(&session) {
         if known.numbers.len() >= KNOWN_SESSIONS {
             known.numbers.clear();

@@ -33,7 +33,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 pub use read::{Page, Reader, Scan, Viewer};
-pub use seal::{Order, Retention, SEGMENT_EVENTS, Sealed, build};
+pub use seal::{Order, Retention, SEGMENT_EVENTS, Sealed, Sealer};
 pub use segment::DIRECTORY as SEGMENTS;
 pub use sql::{Part, SqlLimits, run as run_sql};
 

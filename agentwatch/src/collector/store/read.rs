@@ -128,9 +128,12 @@ pub struct Page {
 #[cfg(test)]
 impl Page {
     pub(super) fn unpacked(&self) -> Vec<Event> {
-        self.events
-            .as_deref()
-            .map_or_else(Vec::new, |events| unpack(events).expect("a batch"))
+        self.read().expect("a batch")
+    }
+
+    /// What whoever asked makes of it.
+    pub(super) fn read(&self) -> Result<Vec<Event>, String> {
+        self.events.as_deref().map_or(Ok(Vec::new()), unpack)
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -169,8 +170,9 @@ impl Store {
 
     /// Seals everything at once; for tests, and before an export.
     pub fn seal_all(&mut self) -> Result<(), StoreError> {
+        let mut sealer = Sealer::new(self.key())?;
         while let Some(order) = self.order(true)? {
-            let sealed = build(&order, &self.key)?;
+            let sealed = sealer.build(&order)?;
             self.enter(&sealed)?;
         }
         Ok(())
@@ -294,59 +296,74 @@ impl Store {
     }
 }
 
-/// Builds the segment of an order.
-pub fn build(order: &Order, key: &Key) -> Result<Sealed, StoreError> {
-    let connection = connect::bare(&order.directory)?;
-    let frames = frames(&connection, order.last_no)?;
-    let batches: Vec<(i64, Batch<'_>)> = frames
-        .iter()
-        .map(|(no, frame)| Ok((*no, Batch::decode(frame).map_err(StoreError::Batch)?)))
-        .collect::<Result<_, StoreError>>()?;
-    let (rows, runs) = ordered(&batches);
-    let (Some(first_no), events) = (batches.first().map(|(no, _)| *no), rows.len()) else {
-        return Err(StoreError::Corrupt(
-            "what was to be sealed is gone".to_owned(),
-        ));
-    };
-    let path = segment::path(&order.directory, order.segment);
-    let groups = segment::write(&path, &rows)?;
-    let mut manifest = Manifest {
-        v: 1,
-        segment: order.segment,
-        first_no,
-        last_no: order.last_no,
-        rows: events as u64,
-        sealed: Timestamp::now(),
-        file: chain::file(&path)?,
-        group_rows: GROUP_ROWS,
-        groups_hash: chain::hash_of_groups(&groups),
-        groups,
-        previous: order.previous,
-        link: chain::GENESIS,
-        key: chain::GENESIS,
-        signature: String::new(),
-        retired: None,
-    };
-    key.seal(&mut manifest);
-    chain::write_through(
-        &manifest_path(&order.directory, order.segment),
-        &json(&manifest),
-    )?;
-    let bounds = |get: fn(&Run) -> (i64, i64)| {
-        runs.iter().map(get).fold((i64::MAX, i64::MIN), |all, run| {
-            (all.0.min(run.0), all.1.max(run.1))
+/// What builds segments.
+pub struct Sealer {
+    key: Arc<Key>,
+    writer: segment::Writer,
+}
+
+impl Sealer {
+    pub fn new(key: Arc<Key>) -> Result<Self, StoreError> {
+        Ok(Self {
+            key,
+            writer: segment::Writer::new()?,
         })
-    };
-    Ok(Sealed {
-        segment: order.segment,
-        first_no,
-        last_no: order.last_no,
-        events,
-        bytes: fs::metadata(&path)?.len(),
-        times: bounds(|run| run.times),
-        link: manifest.link,
-        runs,
-    })
+    }
+
+    /// Builds the segment of an order.
+    pub fn build(&mut self, order: &Order) -> Result<Sealed, StoreError> {
+        let connection = connect::bare(&order.directory)?;
+        let frames = frames(&connection, order.last_no)?;
+        let batches: Vec<(i64, Batch<'_>)> = frames
+            .iter()
+            .map(|(no, frame)| Ok((*no, Batch::decode(frame).map_err(StoreError::Batch)?)))
+            .collect::<Result<_, StoreError>>()?;
+        let (rows, runs) = ordered(&batches);
+        let (Some(first_no), events) = (batches.first().map(|(no, _)| *no), rows.len()) else {
+            return Err(StoreError::Corrupt(
+                "what was to be sealed is gone".to_owned(),
+            ));
+        };
+        let path = segment::path(&order.directory, order.segment);
+        let groups = self.writer.write(&path, &rows)?;
+        let mut manifest = Manifest {
+            v: 1,
+            segment: order.segment,
+            first_no,
+            last_no: order.last_no,
+            rows: events as u64,
+            sealed: Timestamp::now(),
+            file: chain::file(&path)?,
+            group_rows: GROUP_ROWS,
+            groups_hash: chain::hash_of_groups(&groups),
+            groups,
+            previous: order.previous,
+            link: chain::GENESIS,
+            key: chain::GENESIS,
+            signature: String::new(),
+            retired: None,
+        };
+        self.key.seal(&mut manifest);
+        chain::write_through(
+            &manifest_path(&order.directory, order.segment),
+            &json(&manifest),
+        )?;
+        let bounds = |get: fn(&Run) -> (i64, i64)| {
+            runs.iter().map(get).fold((i64::MAX, i64::MIN), |all, run| {
+                (all.0.min(run.0), all.1.max(run.1))
+            })
+        };
+        Ok(Sealed {
+            segment: order.segment,
+            first_no,
+            last_no: order.last_no,
+            events,
+            bytes: fs::metadata(&path)?.len(),
+            times: bounds(|run| run.times),
+            link: manifest.link,
+            runs,
+        })
+    }
 }
 
 /// The path of a segment's manifest.

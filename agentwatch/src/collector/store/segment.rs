@@ -4,78 +4,36 @@
 //! runs of rows for each boot, and the refusals of all sessions stand together. A segment is
 //! written once, under another name until it is whole and on disk, and never changed.
 
+mod turn;
+mod write;
+
 use std::{
     fs::{self, File},
-    hint::black_box,
     io,
-    ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use bytes::Bytes;
 use parquet::{
-    basic::{Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel},
-    column::{
-        reader::{ColumnReader, ColumnReaderImpl},
-        writer::ColumnWriter,
-    },
+    column::reader::{ColumnReader, ColumnReaderImpl},
     data_type::{ByteArray, DataType},
     errors::ParquetError,
     file::{
         metadata::ParquetMetaData,
-        properties::{EnabledStatistics, ReaderProperties, WriterProperties},
+        properties::ReaderProperties,
         reader::{FileReader as _, RowGroupReader},
         serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
         statistics::Statistics,
-        writer::SerializedFileWriter,
     },
-    schema::types::{ColumnPath, Type},
 };
 
 use super::{
     StoreError,
-    columns::{ALL, C, COLUMNS, Row, Take, Unsealed},
-    hash::Groups,
+    columns::{ALL, C, COLUMNS, Row},
 };
-use crate::event::Verdict;
+pub(super) use write::Writer;
 
 /// Most rows of a row group; a segment has a few.
 const GROUP_ROWS: usize = 1 << 15;
-/// Rows of a page: what must be decoded to get at one row.
-const PAGE_ROWS: usize = 4096;
-/// Rows whose memory is asked for together before they are looked at: rows in order lie all over the batches that they came in, and
-/// the processor waits for many places at once as long as for one.
-const WARM_ROWS: usize = 16;
-/// Values that are handed to the writer at once.
-const WRITE_ROWS: usize = 8192;
-/// Columns that change with every row: differences are shorter there than a dictionary.
-const DELTAS: [C; 4] = [C::No, C::Time, C::Ktime, C::Seq];
-/// Columns that are as short without compression: of few values, or with numbers packed into bits. Setting a compressor up costs
-/// more than it saves there, for who writes and for who asks.
-const BARE: [C; 19] = [
-    C::No,
-    C::Time,
-    C::Ktime,
-    C::Seq,
-    C::Policy,
-    C::Mode,
-    C::Kind,
-    C::Verdict,
-    C::Errno,
-    C::RuleId,
-    C::RuleLayer,
-    C::Uid,
-    C::Gid,
-    C::Dev,
-    C::Access,
-    C::Flags,
-    C::Family,
-    C::SockType,
-    C::Port,
-];
-/// Columns that questions name values of.
-const BLOOM: [C; 3] = [C::Path, C::Addr, C::Domain];
 
 /// The path of a segment below the history's directory.
 pub(super) fn path(directory: &Path, no: i64) -> PathBuf {
@@ -84,141 +42,6 @@ pub(super) fn path(directory: &Path, no: i64) -> PathBuf {
 
 /// Name of the segments' directory.
 pub const DIRECTORY: &str = "segments";
-
-/// Writes rows, which are in their order, to a new file, and returns their hashes when it is on disk under its name.
-pub(super) fn write(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
-    let temporary = path.with_extension("parquet.tmp");
-    let result = write_to(&temporary, rows).and_then(|hashes| {
-        settle(&temporary, path)?;
-        Ok(hashes)
-    });
-    if result.is_err() {
-        // What is left of it is of no use; the next attempt writes over it.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-/// Gives a file that is on disk its name, and brings the name to disk.
-pub(super) fn settle(temporary: &Path, path: &Path) -> io::Result<()> {
-    fs::rename(temporary, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn write_to(path: &Path, rows: &[Unsealed<'_>]) -> Result<String, StoreError> {
-    let file = private(path)?;
-    let buffered = io::BufWriter::with_capacity(1 << 18, file);
-    let mut writer =
-        SerializedFileWriter::new(buffered, schema()?, Arc::new(properties()?)).map_err(failed)?;
-    let mut turned = Turned::new(rows.len().min(GROUP_ROWS));
-    let mut texts = Texts::default();
-    // What was refused is asked for by itself, and few: it has row groups of its own.
-    let refused = rows.partition_point(|row| row.verdict() != Verdict::Allowed);
-    let (refused, allowed) = rows.split_at(refused);
-    for group in refused.chunks(GROUP_ROWS).chain(allowed.chunks(GROUP_ROWS)) {
-        turned.turn(group);
-        let mut group_writer = writer.next_row_group().map_err(failed)?;
-        for buffer in &turned.columns {
-            let mut column_writer = group_writer
-                .next_column()
-                .map_err(failed)?
-                .ok_or_else(|| StoreError::Segment("the layout has too few columns".to_owned()))?;
-            write_column(column_writer.untyped(), buffer, &mut texts).map_err(failed)?;
-            column_writer.close().map_err(failed)?;
-        }
-        group_writer.close().map_err(failed)?;
-    }
-    let buffered = writer.into_inner().map_err(failed)?;
-    let file = buffered
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(turned.hashes.finish())
-}
-
-/// A column of some rows: which of them have a value (none, until one is told), and the values.
-enum Buffer<'a> {
-    Numbers(Vec<i16>, Vec<i64>),
-    Texts(Vec<i16>, Vec<&'a str>),
-}
-
-/// Rows as columns. Each row is looked at once, because going through all rows for every column costs a miss of the
-/// processor's cache each time; so the hashes are made here too. The memory of one row group serves the next.
-struct Turned<'a> {
-    columns: [Buffer<'a>; ALL.len()],
-    /// The row that is looked at.
-    row: usize,
-    hashes: Groups,
-}
-
-impl<'a> Turned<'a> {
-    fn new(rows: usize) -> Self {
-        let levels = || Vec::with_capacity(rows);
-        Self {
-            columns: std::array::from_fn(|index| {
-                if COLUMNS[index].is_text() {
-                    Buffer::Texts(levels(), Vec::new())
-                } else {
-                    Buffer::Numbers(levels(), Vec::new())
-                }
-            }),
-            row: 0,
-            hashes: Groups::default(),
-        }
-    }
-
-    fn turn(&mut self, rows: &'a [Unsealed<'a>]) {
-        for buffer in &mut self.columns {
-            match buffer {
-                Buffer::Numbers(levels, values) => {
-                    levels.clear();
-                    levels.resize(rows.len(), 0);
-                    values.clear();
-                }
-                Buffer::Texts(levels, values) => {
-                    levels.clear();
-                    levels.resize(rows.len(), 0);
-                    values.clear();
-                }
-            }
-        }
-        for (block, rows) in rows.chunks(WARM_ROWS).enumerate() {
-            black_box(rows.iter().fold(0, |sum, row| row.warm().wrapping_add(sum)));
-            for (index, row) in rows.iter().enumerate() {
-                self.row = block * WARM_ROWS + index;
-                row.each(self);
-                self.hashes.end_row();
-            }
-        }
-    }
-}
-
-impl<'a> Take<'a> for Turned<'a> {
-    #[inline]
-    fn number(&mut self, column: C, value: Option<i64>) {
-        self.hashes.number(value);
-        if let (Some(value), Buffer::Numbers(levels, values)) =
-            (value, &mut self.columns[column as usize])
-        {
-            levels[self.row] = 1;
-            values.push(value);
-        }
-    }
-
-    #[inline]
-    fn text(&mut self, column: C, value: Option<&'a str>) {
-        self.hashes.text(value);
-        if let (Some(value), Buffer::Texts(levels, values)) =
-            (value, &mut self.columns[column as usize])
-        {
-            levels[self.row] = 1;
-            values.push(value);
-        }
-    }
-}
 
 /// A new file that only the collector's user can read.
 pub(super) fn private(path: &Path) -> io::Result<File> {
@@ -229,124 +52,6 @@ pub(super) fn private(path: &Path) -> io::Result<File> {
         .truncate(true)
         .mode(0o600)
         .open(path)
-}
-
-fn write_column(
-    writer: &mut ColumnWriter<'_>,
-    buffer: &Buffer<'_>,
-    shared: &mut Texts,
-) -> Result<(), ParquetError> {
-    match (writer, buffer) {
-        (ColumnWriter::Int64ColumnWriter(writer), Buffer::Numbers(levels, values)) => {
-            writer.write_batch(values, Some(levels), None)?;
-        }
-        (ColumnWriter::ByteArrayColumnWriter(writer), Buffer::Texts(levels, texts)) => {
-            let mut texts = texts.as_slice();
-            for levels in levels.chunks(WRITE_ROWS) {
-                let here = levels.iter().filter(|level| **level > 0).count();
-                let (mine, later) = texts.split_at(here.min(texts.len()));
-                texts = later;
-                writer.write_batch(shared.of(mine), Some(levels), None)?;
-                shared.values.clear();
-            }
-        }
-        _ => {
-            return Err(ParquetError::General("a column of another type".to_owned()));
-        }
-    }
-    Ok(())
-}
-
-/// Texts as the library wants them, all in one piece of memory. Most columns say the same in row after row, which stands there once.
-#[derive(Default)]
-struct Texts {
-    places: Vec<Range<usize>>,
-    values: Vec<ByteArray>,
-}
-
-impl Texts {
-    fn of(&mut self, texts: &[&str]) -> &[ByteArray] {
-        self.places.clear();
-        self.values.clear();
-        let mut place = 0..0;
-        let mut last = None;
-        for text in texts.iter().copied() {
-            if !last.is_some_and(|last| std::ptr::eq(last, text) || last == text) {
-                place = place.end..place.end + text.len();
-                last = Some(text);
-            }
-            self.places.push(place.clone());
-        }
-        let mut memory = Vec::with_capacity(place.end);
-        for (place, text) in self.places.iter().zip(texts) {
-            if place.end > memory.len() {
-                memory.extend_from_slice(text.as_bytes());
-            }
-        }
-        let memory = Bytes::from(memory);
-        self.values.extend(
-            self.places
-                .iter()
-                .map(|place| ByteArray::from(memory.slice(place.clone()))),
-        );
-        &self.values
-    }
-}
-
-/// Numbers are plain 64-bit integers, also times: not every reader takes timestamps of nanoseconds. There are no field ids, because
-/// Iceberg adopts only files without.
-fn schema() -> Result<Arc<Type>, StoreError> {
-    let fields = COLUMNS
-        .iter()
-        .map(|column| {
-            let (physical, logical) = if column.is_text() {
-                (Physical::BYTE_ARRAY, Some(LogicalType::String))
-            } else {
-                (Physical::INT64, None)
-            };
-            Type::primitive_type_builder(column.name, physical)
-                .with_repetition(Repetition::OPTIONAL)
-                .with_logical_type(logical)
-                .build()
-                .map(Arc::new)
-        })
-        .collect::<Result<_, _>>()
-        .map_err(failed)?;
-    Type::group_type_builder("event")
-        .with_fields(fields)
-        .build()
-        .map(Arc::new)
-        .map_err(failed)
-}
-
-fn properties() -> Result<WriterProperties, StoreError> {
-    let mut builder = WriterProperties::builder()
-        .set_created_by(concat!("agentwatch ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(failed)?))
-        .set_max_row_group_row_count(None)
-        .set_data_page_row_count_limit(PAGE_ROWS)
-        .set_write_batch_size(PAGE_ROWS)
-        // Paths of a whole row group fit, which is shorter than each of them in each row.
-        .set_dictionary_page_size_limit(4 << 20)
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .set_offset_index_disabled(true);
-    for column in DELTAS {
-        let path = ColumnPath::from(COLUMNS[column as usize].name);
-        builder = builder
-            .set_column_dictionary_enabled(path.clone(), false)
-            .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
-    }
-    for column in BARE {
-        let path = ColumnPath::from(COLUMNS[column as usize].name);
-        builder = builder.set_column_compression(path, Compression::UNCOMPRESSED);
-    }
-    for column in BLOOM {
-        let path = ColumnPath::from(COLUMNS[column as usize].name);
-        builder = builder
-            .set_column_bloom_filter_fpp(path.clone(), 0.02)
-            .set_column_bloom_filter_max_ndv(path, GROUP_ROWS as u64);
-    }
-    Ok(builder.build())
 }
 
 /// A segment to read from.

@@ -59,7 +59,7 @@ fn all(directory: &Path, viewer: Viewer, filter: &Filter) -> Result<Vec<Event>, 
     let mut events = Vec::new();
     loop {
         let page = reader.page(&mut scan)?;
-        let found = page.unpacked();
+        let found = page.read().map_err(StoreError::Segment)?;
         assert!(found.len() <= 500);
         events.extend(found);
         if page.last {

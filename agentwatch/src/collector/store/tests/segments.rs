@@ -151,7 +151,9 @@ fn a_stop_between_the_steps_of_sealing_loses_and_doubles_nothing() {
         .expect("an order")
         .expect("something is there");
     // Built and not entered; and half a file of another attempt.
-    let _ = build(&order, &store.key()).expect("built");
+    let _ = Sealer::new(store.key())
+        .and_then(|mut sealer| sealer.build(&order))
+        .expect("built");
     std::fs::write(
         directory.path().join("segments/0000000002.parquet.tmp"),
         b"PAR1",
@@ -366,7 +368,9 @@ fn rewritten(directory: &Path, no: i64, edit: impl FnOnce(&mut Vec<(i64, Event)>
             no: *no,
         })
         .collect();
-    super::super::segment::write(&path, &unsealed).expect("written");
+    super::super::segment::Writer::new()
+        .and_then(|mut writer| writer.write(&path, &unsealed))
+        .expect("written");
 }
 
 fn found(report: &Report, what: &str, segment: i64, detail: &str) {
@@ -649,7 +653,9 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
 
     // In the middle of sealing: the segment and its manifest, one of them, half of them, none.
     let order = store.order(true).expect("an order").expect("something");
-    let sealed = build(&order, &store.key()).expect("built");
+    let sealed = Sealer::new(store.key())
+        .and_then(|mut sealer| sealer.build(&order))
+        .expect("built");
     let mut whole: Vec<String> = events.iter().map(|event| event.id.clone()).collect();
     whole.sort();
     for (segment, manifest) in [(0, 0), (50, 0), (100, 0), (100, 50), (0, 100), (100, 100)] {

@@ -1,0 +1,204 @@
+//! Rows as columns.
+
+use std::hint::black_box;
+
+use crate::collector::store::{
+    columns::{ALL, C, COLUMNS, PARTS, Part, Same, Take, Unsealed},
+    hash::Groups,
+};
+
+/// Rows whose memory is asked for together before they are looked at: rows in order lie all over the batches that they came in, and
+/// the processor waits for many places at once as long as for one.
+const WARM_ROWS: usize = 16;
+
+/// A column of some rows, as runs of rows that say the same.
+pub(super) struct Runs<V> {
+    /// Of each run twice the number of rows, and one more where they have a value.
+    lengths: Vec<u32>,
+    /// The values of the runs that have one.
+    pub(super) values: Vec<V>,
+}
+
+impl<V: Copy + Ord> Runs<V> {
+    fn new() -> Self {
+        Self {
+            lengths: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.lengths.clear();
+        self.values.clear();
+    }
+
+    #[inline]
+    fn push(&mut self, value: Option<V>, same: impl Fn(V, V) -> bool) {
+        let there = u32::from(value.is_some());
+        if let Some(length) = self.lengths.last_mut()
+            && *length & 1 == there
+            && match (value, self.values.last()) {
+                (Some(value), Some(last)) => same(value, *last),
+                _ => true,
+            }
+        {
+            *length += 2;
+            return;
+        }
+        self.lengths.push(2 | there);
+        self.values.extend(value);
+    }
+
+    /// More rows that say what the last one said.
+    fn again(&mut self, rows: u32) {
+        if let Some(length) = self.lengths.last_mut() {
+            *length += 2 * rows;
+        }
+    }
+
+    /// The runs: rows, and what they say.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Option<V>)> {
+        let mut values = self.values.iter().copied();
+        self.lengths.iter().map(move |length| {
+            let value = if length & 1 == 1 { values.next() } else { None };
+            ((length >> 1) as usize, value)
+        })
+    }
+
+    /// The least and the greatest value, where there is any.
+    pub(super) fn bounds(&self) -> Option<(V, V)> {
+        let mut values = self.values.iter().copied();
+        let first = values.next()?;
+        Some(values.fold((first, first), |(least, greatest), value| {
+            (least.min(value), greatest.max(value))
+        }))
+    }
+
+    /// Rows without a value.
+    pub(super) fn absent(&self) -> u64 {
+        let lengths = self.lengths.iter().filter(|length| **length & 1 == 0);
+        lengths.map(|length| u64::from(length >> 1)).sum()
+    }
+
+    /// What all rows say, where they say the same.
+    pub(super) fn constant(&self) -> Option<Option<V>> {
+        (self.lengths.len() <= 1).then(|| self.values.first().copied())
+    }
+}
+
+/// A column of some rows.
+pub(super) enum Buffer<'a> {
+    Numbers(Runs<i64>),
+    Texts(Runs<&'a str>),
+}
+
+/// What was told of a part of the columns for the row before.
+#[derive(Default)]
+struct Told {
+    same: Same,
+    /// Its bytes in the row's hash.
+    hashed: Vec<u8>,
+    /// Where they begin in what is hashed now.
+    from: usize,
+    /// Rows that say it too, which its columns have not been told of.
+    again: u32,
+}
+
+/// Rows as columns. Each row is looked at once, because going through all rows for every column costs a miss of the
+/// processor's cache each time; so the hashes are made here too. The memory of one row group serves the next.
+pub(super) struct Turned<'a> {
+    pub(super) columns: [Buffer<'a>; ALL.len()],
+    parts: [Told; PARTS.len()],
+    pub(super) hashes: Groups,
+}
+
+impl<'a> Turned<'a> {
+    pub(super) fn new() -> Self {
+        Self {
+            columns: std::array::from_fn(|index| {
+                if COLUMNS[index].is_text() {
+                    Buffer::Texts(Runs::new())
+                } else {
+                    Buffer::Numbers(Runs::new())
+                }
+            }),
+            parts: Default::default(),
+            hashes: Groups::default(),
+        }
+    }
+
+    pub(super) fn turn(&mut self, rows: &'a [Unsealed<'a>]) {
+        for buffer in &mut self.columns {
+            match buffer {
+                Buffer::Numbers(runs) => runs.clear(),
+                Buffer::Texts(runs) => runs.clear(),
+            }
+        }
+        for rows in rows.chunks(WARM_ROWS) {
+            black_box(rows.iter().fold(0, |sum, row| row.warm().wrapping_add(sum)));
+            for row in rows {
+                row.each(self);
+                self.hashes.end_row();
+            }
+        }
+        for part in 0..PARTS.len() {
+            self.settle(part);
+            self.parts[part].same = None;
+        }
+    }
+
+    /// Tells the columns of a part of the rows that say what was said before.
+    fn settle(&mut self, part: usize) {
+        let rows = std::mem::take(&mut self.parts[part].again);
+        if rows > 0 {
+            for column in PARTS[part] {
+                match &mut self.columns[*column as usize] {
+                    Buffer::Numbers(runs) => runs.again(rows),
+                    Buffer::Texts(runs) => runs.again(rows),
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Take<'a> for Turned<'a> {
+    #[inline]
+    fn number(&mut self, column: C, value: Option<i64>) {
+        self.hashes.number(value);
+        if let Buffer::Numbers(runs) = &mut self.columns[column as usize] {
+            runs.push(value, |one, other| one == other);
+        }
+    }
+
+    #[inline]
+    fn text(&mut self, column: C, value: Option<&'a str>) {
+        self.hashes.text(value);
+        if let Buffer::Texts(runs) = &mut self.columns[column as usize] {
+            // Mostly it is not only the same text, but the same memory.
+            runs.push(value, |one, other| std::ptr::eq(one, other) || one == other);
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, part: Part, same: Same) -> bool {
+        let told = &mut self.parts[part as usize];
+        if same.is_some() && same == told.same {
+            told.again += 1;
+            self.hashes.bytes(&told.hashed);
+            return true;
+        }
+        told.same = same;
+        told.from = self.hashes.here();
+        self.settle(part as usize);
+        false
+    }
+
+    #[inline]
+    fn end(&mut self, part: Part) {
+        let told = &mut self.parts[part as usize];
+        if told.same.is_some() {
+            told.hashed.clear();
+            told.hashed.extend_from_slice(self.hashes.since(told.from));
+        }
+    }
+}
