@@ -390,15 +390,16 @@ fn frames(connection: &Connection, last_no: i64) -> Result<Vec<(i64, Vec<u8>)>, 
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// Where a record is in its order: its kernel time and number, then its batch and place in it.
+type Place = (i64, i64, u32, u32);
+
 /// All records: first those that were refused, then the others, each by session, boot, kernel time and number; and the runs of
 /// rows that this makes.
 fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> (Vec<Unsealed<'a>>, Vec<Run>) {
-    // Sessions and boots by numbers, which compare faster than their ids.
     let mut ranks: HashMap<(&str, &str), usize> = HashMap::new();
-    // By rank: what is refused, what is allowed. Told while the records are met as they lie in memory.
-    let mut runs: Vec<[Run; 2]> = Vec::new();
-    let mut keys: Vec<(bool, u32, i64, i64, u32, u32)> =
-        Vec::with_capacity(batches.iter().map(|(_, batch)| batch.records.len()).sum());
+    // By rank, what is refused and what is allowed: told while the records are met as they lie in memory. Each mostly comes in
+    // its order.
+    let mut runs: Vec<[(Run, Vec<Place>); 2]> = Vec::new();
     for (place, (first, batch)) in batches.iter().enumerate() {
         let own: Vec<usize> = batch
             .sessions
@@ -407,7 +408,7 @@ fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> (Vec<Unsealed<'a>>, Vec<Run>)
                 let text = |index| batch.text(index).unwrap_or_default();
                 let (id, boot) = (text(session.id), text(session.boot_id));
                 *ranks.entry((id, boot)).or_insert_with(|| {
-                    runs.push([Run::none(id, boot), Run::none(id, boot)]);
+                    runs.push([(); 2].map(|()| (Run::none(id, boot), Vec::new())));
                     runs.len() - 1
                 })
             })
@@ -415,44 +416,34 @@ fn ordered<'a>(batches: &'a [(i64, Batch<'a>)]) -> (Vec<Unsealed<'a>>, Vec<Run>)
         for (index, record) in batch.records.iter().enumerate() {
             let no = first + index as i64;
             let row = Unsealed { batch, record, no };
-            let allowed = row.verdict() == Verdict::Allowed;
             // Checked when the batch was read.
-            let rank = own
-                .get(record.session as usize)
-                .copied()
-                .unwrap_or_default();
-            if let Some(runs) = runs.get_mut(rank) {
-                runs[usize::from(allowed)].add(&row);
-            }
-            keys.push((
-                allowed,
-                rank as u32,
-                row.ktime(),
-                no,
-                place as u32,
-                index as u32,
-            ));
+            let rank = own.get(record.session as usize);
+            let Some(runs) = rank.and_then(|rank| runs.get_mut(*rank)) else {
+                continue;
+            };
+            let (run, places) = &mut runs[usize::from(row.verdict() == Verdict::Allowed)];
+            run.add(&row);
+            places.push((row.ktime(), no, place as u32, index as u32));
         }
     }
-    keys.sort_unstable();
-    let rows = keys
-        .into_iter()
-        .filter_map(|(.., no, place, index)| {
-            let (_, batch) = batches.get(place as usize)?;
-            let record = batch.records.get(index as usize)?;
-            Some(Unsealed { batch, record, no })
-        })
-        .collect();
+    let mut rows = Vec::with_capacity(runs.iter().flatten().map(|(run, _)| run.rows).sum());
     let mut told: Vec<Run> = Vec::new();
     for allowed in [false, true] {
-        for run in runs.iter().map(|runs| &runs[usize::from(allowed)]) {
-            if run.rows > 0 {
-                let first_row = told.last().map_or(0, |last| last.first_row + last.rows);
-                told.push(Run {
-                    first_row,
-                    ..run.clone()
-                });
+        for runs in &mut runs {
+            let (run, places) = &mut runs[usize::from(allowed)];
+            if run.rows == 0 {
+                continue;
             }
+            places.sort_unstable();
+            told.push(Run {
+                first_row: rows.len(),
+                ..run.clone()
+            });
+            rows.extend(places.drain(..).filter_map(|(_, no, place, index)| {
+                let (_, batch) = batches.get(place as usize)?;
+                let record = batch.records.get(index as usize)?;
+                Some(Unsealed { batch, record, no })
+            }));
         }
     }
     (rows, told)

@@ -282,25 +282,30 @@ fn spread<V: Copy + Ord, T: Clone>(
     levels.clear();
     values.clear();
     for (mut rows, value) in runs.iter() {
-        let mut value = value.map(&mut made);
-        while rows > 0 {
-            let here = rows.min(WRITE_ROWS - levels.len());
+        let level = i16::from(value.is_some());
+        let value = value.map(&mut made);
+        while rows > 1 {
+            let here = (rows - 1).min(WRITE_ROWS - levels.len());
             rows -= here;
-            levels.extend(iter::repeat_n(i16::from(value.is_some()), here));
+            levels.extend(iter::repeat_n(level, here));
             if let Some(value) = &value {
-                values.extend(iter::repeat_n(value, here - 1).cloned());
-            }
-            // Most runs are of one row: its value is not copied.
-            if rows == 0 {
-                values.extend(value.take());
-            } else {
-                values.extend(value.clone());
+                values.extend(iter::repeat_n(value, here).cloned());
             }
             if levels.len() == WRITE_ROWS {
                 write(levels, values)?;
                 levels.clear();
                 values.clear();
             }
+        }
+        // Most runs are of one row: its value is not copied.
+        levels.push(level);
+        if let Some(value) = value {
+            values.push(value);
+        }
+        if levels.len() == WRITE_ROWS {
+            write(levels, values)?;
+            levels.clear();
+            values.clear();
         }
     }
     if !levels.is_empty() {
