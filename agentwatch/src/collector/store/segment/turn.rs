@@ -32,8 +32,9 @@ impl<V: Copy + Ord> Runs<V> {
         self.values.clear();
     }
 
+    /// Another row; whether its value begins a run.
     #[inline]
-    fn push(&mut self, value: Option<V>, same: impl Fn(V, V) -> bool) {
+    fn push(&mut self, value: Option<V>, same: impl Fn(V, V) -> bool) -> bool {
         let there = u32::from(value.is_some());
         if let Some(length) = self.lengths.last_mut()
             && *length & 1 == there
@@ -43,10 +44,11 @@ impl<V: Copy + Ord> Runs<V> {
             }
         {
             *length += 2;
-            return;
+            return false;
         }
         self.lengths.push(2 | there);
         self.values.extend(value);
+        value.is_some()
     }
 
     /// More rows that say what the last one said.
@@ -65,15 +67,6 @@ impl<V: Copy + Ord> Runs<V> {
         })
     }
 
-    /// The least and the greatest value, where there is any.
-    pub(super) fn bounds(&self) -> Option<(V, V)> {
-        let mut values = self.values.iter().copied();
-        let first = values.next()?;
-        Some(values.fold((first, first), |(least, greatest), value| {
-            (least.min(value), greatest.max(value))
-        }))
-    }
-
     /// Rows without a value.
     pub(super) fn absent(&self) -> u64 {
         let lengths = self.lengths.iter().filter(|length| **length & 1 == 0);
@@ -89,7 +82,8 @@ impl<V: Copy + Ord> Runs<V> {
 /// A column of some rows.
 pub(super) enum Buffer<'a> {
     Numbers(Runs<i64>),
-    Texts(Runs<&'a str>),
+    /// With the texts of the runs one after the other: they are read while they are near, for the hash.
+    Texts(Runs<&'a str>, String),
 }
 
 /// What was told of a part of the columns for the row before.
@@ -117,7 +111,7 @@ impl<'a> Turned<'a> {
         Self {
             columns: std::array::from_fn(|index| {
                 if COLUMNS[index].is_text() {
-                    Buffer::Texts(Runs::new())
+                    Buffer::Texts(Runs::new(), String::new())
                 } else {
                     Buffer::Numbers(Runs::new())
                 }
@@ -131,7 +125,10 @@ impl<'a> Turned<'a> {
         for buffer in &mut self.columns {
             match buffer {
                 Buffer::Numbers(runs) => runs.clear(),
-                Buffer::Texts(runs) => runs.clear(),
+                Buffer::Texts(runs, memory) => {
+                    runs.clear();
+                    memory.clear();
+                }
             }
         }
         for rows in rows.chunks(WARM_ROWS) {
@@ -154,7 +151,7 @@ impl<'a> Turned<'a> {
             for column in PARTS[part] {
                 match &mut self.columns[*column as usize] {
                     Buffer::Numbers(runs) => runs.again(rows),
-                    Buffer::Texts(runs) => runs.again(rows),
+                    Buffer::Texts(runs, _) => runs.again(rows),
                 }
             }
         }
@@ -173,9 +170,12 @@ impl<'a> Take<'a> for Turned<'a> {
     #[inline]
     fn text(&mut self, column: C, value: Option<&'a str>) {
         self.hashes.text(value);
-        if let Buffer::Texts(runs) = &mut self.columns[column as usize] {
+        if let Buffer::Texts(runs, memory) = &mut self.columns[column as usize] {
             // Mostly it is not only the same text, but the same memory.
-            runs.push(value, |one, other| std::ptr::eq(one, other) || one == other);
+            let is_new = runs.push(value, |one, other| std::ptr::eq(one, other) || one == other);
+            if is_new {
+                memory.push_str(value.unwrap_or_default());
+            }
         }
     }
 

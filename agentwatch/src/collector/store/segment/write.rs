@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io, iter,
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -167,7 +168,7 @@ impl Writer {
                         let constant = runs.constant().map(|said| said.map(Value::Number));
                         self.chunk(place, buffer, group.len(), constant)
                     }
-                    Buffer::Texts(runs) => {
+                    Buffer::Texts(runs, _) => {
                         let text = |text: &str| Value::Text(text.to_owned());
                         let constant = runs.constant().map(|said| said.map(text));
                         self.chunk(place, buffer, group.len(), constant)
@@ -224,24 +225,19 @@ impl Writer {
                 spread(runs, levels, numbers, same, |levels, numbers| {
                     writer.write_batch(numbers, Some(levels), None).map(drop)
                 })?;
-                let (least, greatest) = runs.bounds().unzip();
+                let (least, greatest) = bounds(runs.values.iter().copied()).unzip();
                 Statistics::int64(least, greatest, None, Some(runs.absent()), false)
             }
-            (ColumnWriter::ByteArrayColumnWriter(writer), Buffer::Texts(runs)) => {
-                // All in one piece of memory.
-                let memory = Bytes::from(runs.values.concat());
-                let mut place = 0;
-                let placed = |text: &str| {
-                    let from = place;
-                    place += text.len();
-                    ByteArray::from(memory.slice(from..place))
-                };
+            (ColumnWriter::ByteArrayColumnWriter(writer), Buffer::Texts(runs, memory)) => {
                 let (levels, texts) = (&mut self.levels, &mut self.texts);
+                let shared = Bytes::copy_from_slice(memory.as_bytes());
+                let mut place = places(&runs.values);
+                let placed = |_| ByteArray::from(shared.slice(place.next().unwrap_or_default()));
                 spread(runs, levels, texts, placed, |levels, texts| {
                     writer.write_batch(texts, Some(levels), None).map(drop)
                 })?;
-                let (least, greatest) = runs
-                    .bounds()
+                let said = places(&runs.values).filter_map(|place| memory.get(place));
+                let (least, greatest) = bounds(said)
                     .filter(|(least, greatest)| least.len().max(greatest.len()) <= MOST_SAID)
                     .map(|(least, greatest)| (ByteArray::from(least), ByteArray::from(greatest)))
                     .unzip();
@@ -269,6 +265,24 @@ fn settle(temporary: &Path, path: &Path) -> io::Result<()> {
         Some(directory) => File::open(directory)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Where each text is, when they stand one after the other.
+fn places(texts: &[&str]) -> impl Iterator<Item = Range<usize>> {
+    let mut end = 0;
+    texts.iter().map(move |text| {
+        let from = end;
+        end += text.len();
+        from..end
+    })
+}
+
+/// The least and the greatest value, where there is any.
+fn bounds<V: Ord + Copy>(mut values: impl Iterator<Item = V>) -> Option<(V, V)> {
+    let first = values.next()?;
+    Some(values.fold((first, first), |(least, greatest), value| {
+        (least.min(value), greatest.max(value))
+    }))
 }
 
 /// Hands on the rows of runs one by one, some at a time: whether each has a value, and the values.
