@@ -2,7 +2,8 @@
 //! to an event are all made from.
 //!
 //! A column is a number or a text, and may be absent. Names are part of the history's format: a new column goes to the end,
-//! and none changes its meaning.
+//! and none changes its meaning. Columns stand in parts; the name that a part has in a row (`Same`) must cover all that its columns are
+//! made from.
 
 use crate::{
     event::model::{Event, Kind, Mode, Verdict},

@@ -8,7 +8,7 @@ mod turn;
 mod write;
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
@@ -42,17 +42,6 @@ pub(super) fn path(directory: &Path, no: i64) -> PathBuf {
 
 /// Name of the segments' directory.
 pub const DIRECTORY: &str = "segments";
-
-/// A new file that only the collector's user can read.
-pub(super) fn private(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-}
 
 /// A segment to read from.
 pub(super) struct Segment {

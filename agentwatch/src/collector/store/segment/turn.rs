@@ -202,3 +202,114 @@ impl<'a> Take<'a> for Turned<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        collector::store::columns::Row as _,
+        event::{Event, Kind, Verdict, samples::sample},
+        wire::batch::{Batch, pack},
+    };
+
+    /// Events that are alike in most, and differ in one thing or another.
+    fn alike(events: u64) -> Vec<Event> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut is = move |one_of: u64| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 33).is_multiple_of(one_of)
+        };
+        (0..events)
+            .map(|n| {
+                let all = Kind::ALL.len() as u64;
+                let kind = if is(3) {
+                    Kind::ALL[(n % all) as usize]
+                } else {
+                    Kind::Open
+                };
+                let mut event = sample(kind);
+                event.seq = n;
+                event.ktime_ns += n;
+                if is(2) {
+                    event.verdict = Verdict::Allowed;
+                    event.rule = None;
+                }
+                if is(4) {
+                    event.session.policy = "0123456789ab".into();
+                }
+                if is(6) {
+                    event.session.id = "another".into();
+                }
+                if let Some(process) = &mut event.process {
+                    process.tid += u32::from(is(4));
+                    process.argv_truncated = is(5);
+                    if is(4) {
+                        process.comm = "thread".into();
+                    }
+                    if is(3) {
+                        process.argv.clear();
+                    }
+                    if is(4) {
+                        process.cwd = "/elsewhere".into();
+                    }
+                    if is(5) {
+                        process.start = process
+                            .start
+                            .map(|start| start + jiff::SignedDuration::from_nanos(7));
+                    }
+                    if is(7) {
+                        event.process = None;
+                    }
+                }
+                event
+            })
+            .collect()
+    }
+
+    #[test]
+    fn columns_say_what_the_rows_say() {
+        let frames: Vec<Vec<u8>> = alike(3000).chunks(700).map(pack).collect();
+        let batches: Vec<Batch<'_>> = frames
+            .iter()
+            .map(|frame| Batch::decode(frame).expect("a batch"))
+            .collect();
+        let rows: Vec<Unsealed<'_>> = batches
+            .iter()
+            .flat_map(|batch| batch.records.iter().map(move |record| (batch, record)))
+            .zip(1..)
+            .map(|((batch, record), no)| Unsealed { batch, record, no })
+            .collect();
+        let mut turned = Turned::new();
+        // What is left of one group must not be seen in the next.
+        for rows in rows.chunks(1300) {
+            turned.turn(rows);
+            for (column, buffer) in ALL.iter().zip(&turned.columns) {
+                let name = COLUMNS[*column as usize].name;
+                match buffer {
+                    Buffer::Numbers(runs) => {
+                        let told: Vec<_> = spread(runs);
+                        let said: Vec<_> = rows.iter().map(|row| row.number(*column)).collect();
+                        assert_eq!(told, said, "{name}");
+                    }
+                    Buffer::Texts(runs, memory) => {
+                        let told: Vec<_> = spread(runs);
+                        let said: Vec<_> = rows.iter().map(|row| row.text(*column)).collect();
+                        assert_eq!(told, said, "{name}");
+                        assert_eq!(*memory, runs.values.concat(), "{name}");
+                    }
+                }
+            }
+        }
+        let mut plain = Groups::default();
+        for row in &rows {
+            plain.add(row);
+        }
+        assert_eq!(turned.hashes.finish(), plain.finish());
+    }
+
+    fn spread<V: Copy + Ord>(runs: &Runs<V>) -> Vec<Option<V>> {
+        runs.iter()
+            .flat_map(|(rows, value)| std::iter::repeat_n(value, rows))
+            .collect()
+    }
+}

@@ -27,7 +27,7 @@ use parquet::{
 };
 
 use super::{
-    GROUP_ROWS, failed, private,
+    GROUP_ROWS, failed,
     turn::{Buffer, Runs, Turned},
 };
 use crate::{
@@ -256,6 +256,17 @@ impl Writer {
             close,
         })
     }
+}
+
+/// A new file that only the collector's user can read.
+fn private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Gives a file that is on disk its name, and brings the name to disk.
