@@ -78,7 +78,7 @@ pub(super) trait Take<'a> {
 }
 
 /// Rows in which a part has the same name say the same in its columns.
-pub(super) type Same = Option<[u64; 3]>;
+pub(super) type Same = Option<[u64; 4]>;
 
 macro_rules! columns {
     (@Number $row:ident $to:ident $id:ident $get:expr) => {
@@ -134,7 +134,7 @@ fn flag(set: bool) -> Option<i64> {
 
 /// Where a part is absent, it is as in every other row without it.
 fn absent(is: bool) -> Same {
-    is.then_some([0; 3])
+    is.then_some([0; 4])
 }
 
 columns! {
@@ -255,19 +255,20 @@ impl Unsealed<'_> {
     /// The name of what stands once in a batch, for all its records. No two batches that are there at the same time have an address.
     fn shared(&self, index: u32) -> Same {
         let batch = std::ptr::from_ref(self.batch).addr() as u64;
-        Some([batch, index.into(), 0])
+        Some([batch, index.into(), 0, 0])
     }
 
     /// The name of who acted. What differs between the actions of one process is a part of it.
     fn actor(&self) -> Same {
         let record = self.record;
-        if record.start_delta.is_some() || record.argv_truncated {
+        if record.argv_truncated {
             return None;
         }
         let [process, tid, comm, argv] =
             [record.process, record.tid, record.comm, record.argv].map(u64::from);
         let batch = std::ptr::from_ref(self.batch).addr() as u64;
-        Some([batch, process << 32 | tid, comm << 32 | argv])
+        let delta = record.start_delta?.cast_unsigned();
+        Some([batch, process << 32 | tid, comm << 32 | argv, delta])
     }
 
     fn rest(&self) -> [Text; 4] {

@@ -252,6 +252,9 @@ mod tests {
                     if is(4) {
                         process.cwd = "/elsewhere".into();
                     }
+                    // When it started follows from the clocks, but for some.
+                    let age = event.ktime_ns.cast_signed() - process.start_ns.cast_signed();
+                    process.start = Some(event.time - jiff::SignedDuration::from_nanos(age));
                     if is(5) {
                         process.start = process
                             .start
