@@ -21,11 +21,15 @@ pub const PUBLIC_KEY: &str = "signing.pub";
 /// What the first link of a chain follows.
 pub const GENESIS: Hash = [0; 32];
 
+/// How rows are hashed. Version 1 was never released: its row hashes are not compared, and what was changed is only said of a segment.
+pub const VERSION: u32 = 2;
+
 pub type Hash = [u8; 32];
 
 /// What is signed of a segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// [`VERSION`].
     pub v: u32,
     pub segment: i64,
     /// Numbers of the first and the last event, in the order in which they were stored.

@@ -105,8 +105,12 @@ macro_rules! columns {
         #[repr(usize)]
         pub(super) enum Part { $($part),* }
 
+        impl Part {
+            pub(super) const ALL: &[Self] = &[$(Self::$part),*];
+        }
+
         /// The columns of each part.
-        pub(super) static PARTS: [&[C]; [$(Part::$part),*].len()] = [$(&[$(C::$id),*]),*];
+        pub(super) static PARTS: [&[C]; Part::ALL.len()] = [$(&[$(C::$id),*]),*];
 
         impl<'a> Unsealed<'a> {
             /// Hands every column on. Written out, because a call for each column of each row is what sealing costs most.

@@ -327,7 +327,7 @@ impl Sealer {
         let path = segment::path(&order.directory, order.segment);
         let groups = self.writer.write(&path, &rows)?;
         let mut manifest = Manifest {
-            v: 1,
+            v: chain::VERSION,
             segment: order.segment,
             first_no,
             last_no: order.last_no,

@@ -90,10 +90,6 @@ pub(super) enum Buffer<'a> {
 #[derive(Default)]
 struct Told {
     same: Same,
-    /// Its bytes in the row's hash.
-    hashed: Vec<u8>,
-    /// Where they begin in what is hashed now.
-    from: usize,
     /// Rows that say it too, which its columns have not been told of.
     again: u32,
 }
@@ -184,22 +180,18 @@ impl<'a> Take<'a> for Turned<'a> {
         let told = &mut self.parts[part as usize];
         if same.is_some() && same == told.same {
             told.again += 1;
-            self.hashes.bytes(&told.hashed);
+            self.hashes.again(part);
             return true;
         }
         told.same = same;
-        told.from = self.hashes.here();
         self.settle(part as usize);
+        self.hashes.begin();
         false
     }
 
     #[inline]
     fn end(&mut self, part: Part) {
-        let told = &mut self.parts[part as usize];
-        if told.same.is_some() {
-            told.hashed.clear();
-            told.hashed.extend_from_slice(self.hashes.since(told.from));
-        }
+        self.hashes.end(part);
     }
 }
 
