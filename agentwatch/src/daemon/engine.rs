@@ -49,6 +49,7 @@ use crate::{
     approval::Desk,
     event::{
         Event, Kind,
+        account::Given,
         decode::{Decoded, decode, when},
         enrich::Enricher,
         host::Host,
@@ -513,9 +514,12 @@ impl Engine {
         if live.unreckoned && !at_once {
             return;
         }
+        let given = Given {
+            last: kernel.seq,
+            dropped: kernel.dropped,
+        };
         let losses = live.account.losses(
-            kernel.seq,
-            kernel.dropped,
+            given,
             live.taken_over_at.unwrap_or(0),
             Instant::now(),
             at_once,

@@ -90,17 +90,26 @@ impl Numbers {
     }
 }
 
+/// What the kernel says of a session's numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    /// The highest that it has given.
+    pub last: u64,
+    /// How many of them went to a ring that was full.
+    pub dropped: u64,
+}
+
 /// The numbers of one session that have arrived.
 #[derive(Debug, Default)]
 pub struct Account {
     /// What has arrived or has been declared lost.
     settled: Numbers,
-    /// The highest number that the kernel had given when it was last asked, and when that was first seen missing.
-    waiting: Option<(u64, Instant)>,
+    /// What the kernel said when numbers were first seen missing, and when that was.
+    waiting: Option<(Given, Instant)>,
     pub delivered: u64,
     pub lost: u64,
-    /// Of those lost, what a full ring refused.
-    pub refused: u64,
+    /// Of those lost, what a full ring may have refused.
+    refused: u64,
 }
 
 /// Numbers that are given up, and the reason that their `loss` event tells.
@@ -121,30 +130,30 @@ impl Account {
         self.delivered += self.settled.insert(run);
     }
 
-    /// These were declared lost by a daemon that is gone.
+    /// These were declared lost by a daemon that is gone. Which of them a ring refused, it could not always tell: rather too much is said
+    /// to have gone with a daemon than too little.
     pub fn lost_before(&mut self, run: RangeInclusive<u64>) {
-        self.lost += self.settled.insert(run);
+        let lost = self.settled.insert(run);
+        self.lost += lost;
+        self.refused += lost;
     }
 
-    /// [`Account::lost`], with reasons. The kernel counts what its rings refused (`dropped`): where that is all that is missing,
-    /// nothing else happened to it. Otherwise what was numbered up to `before` a daemon was killed with.
-    pub fn losses(
-        &mut self,
-        last: u64,
-        dropped: u64,
-        before: u64,
-        now: Instant,
-        at_once: bool,
-    ) -> Vec<Loss> {
-        let gaps = self.lost(last, now, at_once);
+    /// What is missing for so long that it is lost, with reasons. The kernel counts what its rings refused: where that is all that is
+    /// missing, nothing else happened to it. Otherwise what was numbered up to `before` a daemon was killed with. `at_once` is for a
+    /// session that has ended and rings that are empty.
+    pub fn losses(&mut self, given: Given, before: u64, now: Instant, at_once: bool) -> Vec<Loss> {
+        let Some(given) = self.due(given, now, at_once) else {
+            return Vec::new();
+        };
+        let gaps = self.give_up(given.last);
         let missing: u64 = gaps.iter().map(|gap| gap.end() - gap.start() + 1).sum();
-        let before = if missing <= dropped.saturating_sub(self.refused) {
+        let before = if missing <= given.dropped.saturating_sub(self.refused) {
             0
         } else {
             before
         };
-        let losses: Vec<Loss> = gaps
-            .into_iter()
+        self.refused = given.dropped.min(self.refused.saturating_add(missing));
+        gaps.into_iter()
             .flat_map(|gap| {
                 let (from, to) = gap.into_inner();
                 [
@@ -153,39 +162,33 @@ impl Account {
                 ]
             })
             .filter(|(run, _)| !run.is_empty())
-            .collect();
-        self.refused += losses
-            .iter()
-            .filter(|(_, reason)| *reason == "ring_full")
-            .map(|(run, _)| run.end() - run.start() + 1)
-            .sum::<u64>();
-        losses
+            .collect()
     }
 
-    /// The gaps that are old enough to be losses, given the kernel's last number. `at_once` is for a session that has ended
-    /// and rings that are empty.
-    pub fn lost(&mut self, last: u64, now: Instant, at_once: bool) -> Vec<RangeInclusive<u64>> {
-        if self.settled.gaps(1, last).is_empty() {
+    /// What the kernel had said when all that is missing of it has been so for long enough, if it has.
+    fn due(&mut self, given: Given, now: Instant, at_once: bool) -> Option<Given> {
+        if self.settled.gaps(1, given.last).is_empty() {
             self.waiting = None;
-            return Vec::new();
+            return None;
         }
-        let up_to = match self.waiting {
-            _ if at_once => last,
-            Some((up_to, since)) if !self.settled.gaps(1, up_to).is_empty() => {
-                if now.duration_since(since) < GRACE {
-                    return Vec::new();
-                }
-                up_to
+        match self.waiting {
+            _ if at_once => Some(given),
+            Some((then, since)) if !self.settled.gaps(1, then.last).is_empty() => {
+                (now.duration_since(since) >= GRACE).then_some(then)
             }
             _ => {
-                self.waiting = Some((last, now));
-                return Vec::new();
+                self.waiting = Some((given, now));
+                None
             }
-        };
+        }
+    }
+
+    /// Declares what is missing up to a number lost.
+    pub fn give_up(&mut self, last: u64) -> Vec<RangeInclusive<u64>> {
         self.waiting = None;
-        let gaps = self.settled.gaps(1, up_to);
+        let gaps = self.settled.gaps(1, last);
         for gap in &gaps {
-            self.lost_before(gap.clone());
+            self.lost += self.settled.insert(gap.clone());
         }
         gaps
     }
@@ -201,7 +204,7 @@ mod tests {
         for seq in [2, 1, 4, 3] {
             account.arrived(seq);
         }
-        assert!(account.lost(4, Instant::now(), true).is_empty());
+        assert!(account.give_up(4).is_empty());
         assert_eq!(account.delivered, 4);
     }
 
@@ -212,15 +215,19 @@ mod tests {
             account.arrived(seq);
         }
         let start = Instant::now();
-        assert!(account.lost(10, start, false).is_empty());
-        assert!(account.lost(10, start + GRACE / 2, false).is_empty());
-        let gaps = account.lost(12, start + GRACE, false);
+        let lost = |account: &mut Account, last, now, at_once| -> Vec<RangeInclusive<u64>> {
+            let losses = account.losses(Given { last, dropped: 0 }, 0, now, at_once);
+            losses.into_iter().map(|(run, _)| run).collect()
+        };
+        assert!(lost(&mut account, 10, start, false).is_empty());
+        assert!(lost(&mut account, 10, start + GRACE / 2, false).is_empty());
+        let gaps = lost(&mut account, 12, start + GRACE, false);
         assert_eq!(gaps, [2..=3, 6..=8, 10..=10]);
         assert_eq!(account.lost, 6);
         account.arrived(11);
         account.arrived(12);
-        assert!(account.lost(12, start + GRACE * 3, false).is_empty());
-        assert_eq!(account.lost(14, start, true), [13..=14]);
+        assert!(lost(&mut account, 12, start + GRACE * 3, false).is_empty());
+        assert_eq!(lost(&mut account, 14, start, true), [13..=14]);
     }
 
     #[test]
@@ -231,7 +238,7 @@ mod tests {
         account.arrived_before(8..=10);
         account.lost_before(5..=5);
         assert_eq!((account.delivered, account.lost), (7, 1));
-        assert_eq!(account.lost(10, Instant::now(), true), [6..=7]);
+        assert_eq!(account.give_up(10), [6..=7]);
         assert_eq!((account.delivered, account.lost), (7, 3));
     }
 
@@ -242,13 +249,57 @@ mod tests {
         account.arrived_before(1..=4);
         account.arrived_before(8..=10);
         // Three are missing that an earlier daemon could have had, and the kernel says that it had no room for them.
-        assert_eq!(account.losses(10, 3, 10, now, true), [(5..=7, "ring_full")]);
+        let given = |last, dropped| Given { last, dropped };
+        assert_eq!(
+            account.losses(given(10, 3), 10, now, true),
+            [(5..=7, "ring_full")]
+        );
         // The kernel's count is used up; what is missing now was somewhere else.
         assert_eq!(
-            account.losses(14, 3, 12, now, true),
+            account.losses(given(14, 3), 12, now, true),
             [(11..=12, "daemon_killed"), (13..=14, "ring_full")]
         );
-        assert_eq!((account.lost, account.refused), (7, 5));
+        assert_eq!(account.lost, 7);
+    }
+
+    #[test]
+    fn what_a_ring_refuses_later_does_not_excuse_what_a_daemon_was_killed_with() {
+        let now = Instant::now();
+        let mut account = Account::default();
+        account.arrived_before(1..=100);
+        let given = |last, dropped| Given { last, dropped };
+        assert!(account.losses(given(140, 0), 140, now, false).is_empty());
+        // Refused since then, and not yet old enough to be a loss.
+        assert_eq!(
+            account.losses(given(240, 100), 140, now + GRACE, false),
+            [(101..=140, "daemon_killed")]
+        );
+        assert_eq!(
+            account.losses(given(240, 100), 140, now + GRACE, true),
+            [(141..=240, "ring_full")]
+        );
+    }
+
+    #[test]
+    fn what_was_refused_before_one_daemon_was_killed_does_not_excuse_the_next() {
+        let now = Instant::now();
+        let given = |last, dropped| Given { last, dropped };
+        let mut second = Account::default();
+        // A hundred were refused, and one went with the first daemon.
+        assert_eq!(
+            second.losses(given(101, 100), 101, now, true),
+            [(1..=101, "daemon_killed")]
+        );
+        assert_eq!(
+            second.losses(given(181, 100), 181, now, true),
+            [(102..=181, "daemon_killed")]
+        );
+        let mut third = Account::default();
+        third.lost_before(1..=101);
+        assert_eq!(
+            third.losses(given(181, 100), 181, now, true),
+            [(102..=181, "daemon_killed")]
+        );
     }
 
     proptest::proptest! {

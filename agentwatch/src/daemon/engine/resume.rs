@@ -375,9 +375,6 @@ impl Engine {
                 live.account.arrived_before(loss.from..=loss.to);
             } else {
                 live.account.lost_before(loss.from..=loss.to);
-                if loss.reason == "ring_full" {
-                    live.account.refused += loss.events;
-                }
             }
         }
         for fold in self.kernel.maps.folds() {
@@ -404,7 +401,7 @@ impl Engine {
             }
         }
         let last = history.arrived.last();
-        for gap in account.lost(last, std::time::Instant::now(), true) {
+        for gap in account.give_up(last) {
             let mut event = self.enricher.own(&gone.reference, Kind::Loss);
             event.loss = Some(Loss {
                 from: *gap.start(),
