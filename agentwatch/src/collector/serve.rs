@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -48,6 +48,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const TURNED_AWAY: usize = 32;
 /// An answer that takes so long used memory that is worth giving back.
 const LONG_ANSWER: Duration = Duration::from_millis(100);
+/// Pause between an answer and giving back, which all threads wait for: several answers are served by it.
+const TRIM_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after a connection could not be accepted, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -209,7 +211,9 @@ async fn accept_askers(
 ) {
     let slots = Arc::new(Slots::new(&shared.limits));
     let turns = Arc::new(Semaphore::new(TURNED_AWAY));
+    let used_much = Arc::new(Notify::new());
     let mut connections = JoinSet::new();
+    connections.spawn(give_back_after(Arc::clone(&used_much)));
     loop {
         let stream = tokio::select! {
             stream = accept(&listener) => stream,
@@ -233,17 +237,18 @@ async fn accept_askers(
             },
         };
         let shared = Arc::clone(shared);
+        let used_much = Arc::clone(&used_much);
         connections.spawn(async move {
             let begun = Instant::now();
             let result = match &slot {
                 Some(_) => query::serve(stream, asker, &shared).await,
                 None => query::turn_away(stream).await,
             };
-            drop((slot, turn));
             // A long answer took memory that nothing needs until the next one.
-            if begun.elapsed() > LONG_ANSWER {
-                let _ = tokio::task::spawn_blocking(allocator::give_back).await;
+            if slot.is_some() && begun.elapsed() > LONG_ANSWER {
+                used_much.notify_one();
             }
+            drop((slot, turn));
             if let Err(error) = result {
                 tracing::debug!(
                     error = format!("{error:#}"),
@@ -252,6 +257,15 @@ async fn accept_askers(
                 );
             }
         });
+    }
+}
+
+/// Gives memory back some time after it was used, once for all who used it meanwhile.
+async fn give_back_after(used_much: Arc<Notify>) {
+    loop {
+        used_much.notified().await;
+        tokio::time::sleep(TRIM_PAUSE).await;
+        let _ = tokio::task::spawn_blocking(allocator::give_back).await;
     }
 }
 
