@@ -4,7 +4,7 @@
 //! An event's number in its session decides whether it is new, or its id where that is not made of the number. All
 //! else is derived from new events only, so a batch that comes twice changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -22,7 +22,7 @@ use crate::{
 
 /// Added to a boot's largest offset when it grows, so that the jitter between two clocks does not rewrite it each time.
 const OFFSET_SLACK_NS: i64 = 1_000_000_000;
-/// Sessions whose numbers are remembered before the memory is started anew.
+/// Sessions that are remembered, with their numbers, before the memory is started anew.
 const KNOWN_SESSIONS: usize = 4096;
 
 const STARTED: &str = "UPDATE session_rows SET name = ?, policy = ?, mode = ?, uid = ?, started_ns = ?, coverage = ?, missing = ?,
@@ -143,6 +143,8 @@ impl Group {
             return Ok(false);
         };
         let first_no = head.newest + 1;
+        // Between batches: what a batch has settled so far stands nowhere else.
+        known.forget_beyond(KNOWN_SESSIONS);
         let places = places(transaction, known, batch)?;
         let new = new_records(transaction, known, directory, batch, &places, first_no)?;
         // What is there already is taken out; the batch that is kept holds each event once.
@@ -199,7 +201,8 @@ impl Group {
             ])?;
         head.tail = hash;
         head.newest += batch.records.len() as i64;
-        known.unsealed += batch.records.len();
+        known.unsealed.events += batch.records.len();
+        known.unsealed.bytes += frame.len();
         known
             .unsealed_since
             .get_or_insert_with(std::time::Instant::now);
@@ -524,14 +527,12 @@ fn numbers<'k>(
     directory: &std::path::Path,
     session: i64,
 ) -> Result<&'k mut crate::event::account::Numbers, StoreError> {
-    if !known.numbers.contains_key(&session) {
-        if known.numbers.len() >= KNOWN_SESSIONS {
-            known.numbers.clear();
+    Ok(match known.numbers.entry(session) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(unknown) => {
+            unknown.insert(read::numbers(transaction, directory, session, false)?)
         }
-        let stored = read::numbers(transaction, directory, session, false)?;
-        known.numbers.insert(session, stored);
-    }
-    Ok(known.numbers.entry(session).or_default())
+    })
 }
 
 fn refuse(

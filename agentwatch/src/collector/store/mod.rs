@@ -142,9 +142,29 @@ struct Known {
     /// By session: the numbers of the events that are stored.
     numbers: HashMap<i64, Numbers>,
     head: Option<Head>,
-    /// Events in the tail, and since when there are any.
-    unsealed: usize,
+    /// What is in the tail, and since when there is anything.
+    unsealed: Unsealed,
     unsealed_since: Option<std::time::Instant>,
+}
+
+/// What is in the tail.
+#[derive(Clone, Copy, Default)]
+struct Unsealed {
+    events: usize,
+    /// Of their batches.
+    bytes: usize,
+}
+
+impl Known {
+    /// Forgets sessions, and the numbers of their events, where it is more than `most` of them.
+    fn forget_beyond(&mut self, most: usize) {
+        if self.numbers.len() >= most {
+            self.numbers.clear();
+        }
+        if self.sessions.len() >= most {
+            self.sessions.clear();
+        }
+    }
 }
 
 impl Store {
@@ -190,16 +210,19 @@ impl Store {
 
     /// Events that are not in a segment yet.
     pub fn unsealed(&self) -> usize {
-        self.known.unsealed
+        self.known.unsealed.events
     }
 
     fn recount(&mut self) -> Result<(), StoreError> {
-        let events: i64 = self.connection.query_row(
-            "SELECT coalesce(sum(events), 0) FROM tail_rows",
+        let (events, bytes): (i64, i64) = self.connection.query_row(
+            "SELECT coalesce(sum(events), 0), coalesce(sum(length(frame)), 0) FROM tail_rows",
             [],
-            |row| row.get(0),
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
-        self.known.unsealed = usize::try_from(events).unwrap_or(0);
+        self.known.unsealed = Unsealed {
+            events: usize::try_from(events).unwrap_or(0),
+            bytes: usize::try_from(bytes).unwrap_or(0),
+        };
         self.known.unsealed_since = (events > 0).then(|| {
             self.known
                 .unsealed_since

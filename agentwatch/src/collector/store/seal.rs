@@ -28,6 +28,8 @@ use crate::{
 
 /// Events of a segment.
 pub const SEGMENT_EVENTS: usize = 1 << 17;
+/// Bytes of batches that a segment is made of at the most, give or take one batch: they are in memory together.
+const SEGMENT_BYTES: usize = 32 << 20;
 /// What has waited for so long is sealed although it is less.
 const OLDEST_UNSEALED: Duration = Duration::from_secs(6 * 3600);
 
@@ -81,29 +83,34 @@ struct Run {
 }
 
 impl Store {
-    /// What is to be sealed now, if anything: a full segment, or with `all` whatever there is.
+    /// What is to be sealed now, if anything: a full segment, or with `all` what there is, a segment at a time.
     pub fn order(&self, all: bool) -> Result<Option<Order>, StoreError> {
         let old = self
             .known
             .unsealed_since
             .is_some_and(|since| since.elapsed() > OLDEST_UNSEALED);
-        if self.known.unsealed == 0 || (self.known.unsealed < self.segment_events && !all && !old) {
+        let is_full = |held: &super::Unsealed| {
+            held.events >= self.segment_events || held.bytes >= SEGMENT_BYTES
+        };
+        let unsealed = self.known.unsealed;
+        if unsealed.events == 0 || !(is_full(&unsealed) || all || old) {
             return Ok(None);
         }
         let mut statement = self
             .connection
-            .prepare_cached("SELECT no, events FROM tail_rows ORDER BY no")?;
+            .prepare_cached("SELECT no, events, length(frame) FROM tail_rows ORDER BY no")?;
         let mut rows = statement.query([])?;
-        let (mut events, mut last_no) = (0usize, 0i64);
-        while events < self.segment_events
+        let (mut held, mut last_no) = (super::Unsealed::default(), 0i64);
+        while !is_full(&held)
             && let Some(row) = rows.next()?
         {
-            let (no, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-            events += usize::try_from(count).unwrap_or(0);
+            let (no, count, bytes): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            held.events += usize::try_from(count).unwrap_or(0);
+            held.bytes += usize::try_from(bytes).unwrap_or(0);
             last_no = no + count - 1;
         }
         let head = insert::head(&self.connection)?;
-        Ok((events > 0).then(|| Order {
+        Ok((held.events > 0).then(|| Order {
             directory: self.directory.clone(),
             segment: head.segment + 1,
             last_no,

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use super::GROUP_ROWS;
 use crate::collector::store::{
     columns::{ALL, C, COLUMNS, PARTS, Part, Same, Take, Unsealed},
     hash::Groups,
@@ -10,6 +11,9 @@ use crate::collector::store::{
 /// Rows whose memory is asked for together before they are looked at: rows in order lie all over the batches that they came in, and
 /// the processor waits for many places at once as long as for one.
 const WARM_ROWS: usize = 16;
+
+/// Bytes of texts of a row group at the most, give or take some rows: a text stands in it as often as rows begin to say it.
+const GROUP_BYTES: usize = 16 << 20;
 
 /// A column of some rows, as runs of rows that say the same.
 pub(super) struct Runs<V> {
@@ -99,6 +103,8 @@ struct Told {
 pub(super) struct Turned<'a> {
     pub(super) columns: [Buffer<'a>; ALL.len()],
     parts: [Told; PARTS.len()],
+    /// Bytes of the texts.
+    bytes: usize,
     pub(super) hashes: Groups,
 }
 
@@ -113,11 +119,13 @@ impl<'a> Turned<'a> {
                 }
             }),
             parts: Default::default(),
+            bytes: 0,
             hashes: Groups::default(),
         }
     }
 
-    pub(super) fn turn(&mut self, rows: &'a [Unsealed<'a>]) {
+    /// Takes rows for a row group; how many.
+    pub(super) fn turn(&mut self, rows: &'a [Unsealed<'a>]) -> usize {
         for buffer in &mut self.columns {
             match buffer {
                 Buffer::Numbers(runs) => runs.clear(),
@@ -127,7 +135,13 @@ impl<'a> Turned<'a> {
                 }
             }
         }
-        for rows in rows.chunks(WARM_ROWS) {
+        self.bytes = 0;
+        let mut taken = 0;
+        for rows in rows[..rows.len().min(GROUP_ROWS)].chunks(WARM_ROWS) {
+            if self.bytes >= GROUP_BYTES {
+                break;
+            }
+            taken += rows.len();
             black_box(rows.iter().fold(0, |sum, row| row.warm().wrapping_add(sum)));
             for row in rows {
                 row.each(self);
@@ -138,6 +152,7 @@ impl<'a> Turned<'a> {
             self.settle(part);
             self.parts[part].same = None;
         }
+        taken
     }
 
     /// Tells the columns of a part of the rows that say what was said before.
@@ -170,7 +185,9 @@ impl<'a> Take<'a> for Turned<'a> {
             // Mostly it is not only the same text, but the same memory.
             let is_new = runs.push(value, |one, other| std::ptr::eq(one, other) || one == other);
             if is_new {
-                memory.push_str(value.unwrap_or_default());
+                let text = value.unwrap_or_default();
+                memory.push_str(text);
+                self.bytes += text.len();
             }
         }
     }
@@ -226,6 +243,13 @@ mod tests {
                     event.verdict = Verdict::Allowed;
                     event.rule = None;
                 }
+                event.id = format!("{}-{n}", event.session.id);
+                event.count += u64::from(is(4));
+                event.errno = [None, Some(0), Some(13)][usize::from(is(3)) + usize::from(is(3))];
+                if is(6) {
+                    event.id = "an-id-of-its-own".into();
+                }
+                event.fold = is(5).then(|| event.id.clone());
                 if is(4) {
                     event.session.policy = "0123456789ab".into();
                 }
@@ -263,7 +287,8 @@ mod tests {
 
     #[test]
     fn columns_say_what_the_rows_say() {
-        let frames: Vec<Vec<u8>> = alike(3000).chunks(700).map(pack).collect();
+        let (many, few) = (alike(3000), alike(1000));
+        let frames: Vec<Vec<u8>> = many.chunks(700).chain(few.chunks(2)).map(pack).collect();
         let batches: Vec<Batch<'_>> = frames
             .iter()
             .map(|frame| Batch::decode(frame).expect("a batch"))
@@ -277,7 +302,7 @@ mod tests {
         let mut turned = Turned::new();
         // What is left of one group must not be seen in the next.
         for rows in rows.chunks(1300) {
-            turned.turn(rows);
+            assert_eq!(turned.turn(rows), rows.len());
             for (column, buffer) in ALL.iter().zip(&turned.columns) {
                 let name = COLUMNS[*column as usize].name;
                 match buffer {

@@ -159,19 +159,21 @@ impl Writer {
         // What was refused is asked for by itself, and few: it has row groups of its own.
         let refused = rows.partition_point(|row| row.verdict() != Verdict::Allowed);
         let (refused, allowed) = rows.split_at(refused);
-        for group in refused.chunks(GROUP_ROWS).chain(allowed.chunks(GROUP_ROWS)) {
-            turned.turn(group);
+        let mut rest = [refused, allowed];
+        while let Some(rows) = rest.iter_mut().find(|rows| !rows.is_empty()) {
+            let taken = turned.turn(rows);
+            *rows = &rows[taken..];
             let mut group_writer = writer.next_row_group().map_err(failed)?;
             for (place, buffer) in turned.columns.iter().enumerate() {
                 let chunk = match buffer {
                     Buffer::Numbers(runs) => {
                         let constant = runs.constant().map(|said| said.map(Value::Number));
-                        self.chunk(place, buffer, group.len(), constant)
+                        self.chunk(place, buffer, taken, constant)
                     }
                     Buffer::Texts(runs, _) => {
                         let text = |text: &str| Value::Text(text.to_owned());
                         let constant = runs.constant().map(|said| said.map(text));
-                        self.chunk(place, buffer, group.len(), constant)
+                        self.chunk(place, buffer, taken, constant)
                     }
                 };
                 chunk

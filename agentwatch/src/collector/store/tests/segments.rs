@@ -1,5 +1,9 @@
 //! What is sealed answers as what is not, survives a stop at any point, and shows when it was touched.
 
+use std::fs::File;
+
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+
 use super::*;
 use crate::collector::store::verify::{Expected, Report, export, verify};
 
@@ -122,6 +126,51 @@ fn sealed_and_unsealed_answer_alike() {
             "{statement}"
         );
     }
+}
+
+/// What is sealed together is in memory together, so that long texts make small segments of small row groups.
+#[test]
+fn long_texts_are_sealed_a_part_at_a_time() {
+    let (directory, mut store) = store();
+    let long = "x".repeat(12 << 10);
+    // Arguments that nobody else has, and a path that is said again behind each event without one.
+    let events: Vec<Event> = (1..=4000)
+        .map(|n| {
+            let kind = [Kind::Open, Kind::Exit][usize::from(n % 2 == 0)];
+            let mut event = event("s", n, kind);
+            if let Some(process) = &mut event.process {
+                process.argv = if n < 3000 {
+                    vec![format!("{n}{long}")]
+                } else {
+                    Vec::new()
+                };
+            }
+            if let Some(file) = &mut event.file {
+                file.path = format!("/{long}");
+            }
+            event
+        })
+        .collect();
+    for events in events.chunks(100) {
+        store.insert_events(events).expect("stored");
+    }
+    assert!(events.len() < store.segment_events);
+    let order = store.order(false).expect("asked").expect("enough bytes");
+    let sealed = Sealer::new(store.key())
+        .and_then(|mut sealer| sealer.build(&order))
+        .expect("built");
+    store.enter(&sealed).expect("entered");
+    assert!((1000..2000).contains(&store.unsealed()));
+    assert!(store.order(false).expect("asked").is_none());
+    store.seal_all().expect("sealed");
+    let path = super::super::segment::path(directory.path(), 1);
+    let file = File::open(path).expect("a file");
+    let groups = SerializedFileReader::new(file).expect("a segment");
+    assert!(groups.num_row_groups() > 1);
+    let found = all(directory.path(), Viewer::All, &filter("s")).expect("answered");
+    assert_eq!(found, events);
+    let report = checked(directory.path());
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
 #[test]
