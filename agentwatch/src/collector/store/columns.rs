@@ -157,7 +157,7 @@ columns! {
         BootId "boot_id" Text |r| r.session_text(|s| s.boot_id);
         V "v" Number |r| Some(r.batch.session(r.record)?.v.into());
     }
-    What |r| r.what() => {
+    What |_| None => {
         Id "id" Text |r| r.text_at(r.record.id);
         Kind "kind" Text |r| Some(r.kind().name());
         Verdict "verdict" Text |r| Some(r.verdict().name());
@@ -260,22 +260,6 @@ impl Unsealed<'_> {
     fn shared(&self, index: u32) -> Same {
         let batch = std::ptr::from_ref(self.batch).addr() as u64;
         Some([batch, index.into(), 0, 0])
-    }
-
-    /// The name of what was done: of numbers, but for texts that few have.
-    fn what(&self) -> Same {
-        let record = self.record;
-        let texts = u64::from(record.id) << 32 | u64::from(record.fold);
-        let batch = if texts == 0 {
-            0
-        } else {
-            std::ptr::from_ref(self.batch).addr() as u64
-        };
-        let errno = record
-            .errno
-            .map_or(0, |errno| 1 << 16 | u64::from(errno.cast_unsigned()) << 32);
-        let what = u64::from(record.kind) | u64::from(record.verdict) << 8 | errno;
-        Some([batch, what, record.count, texts])
     }
 
     /// The name of who acted. What differs between the actions of one process is a part of it.

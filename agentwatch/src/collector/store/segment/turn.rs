@@ -103,8 +103,6 @@ struct Told {
 pub(super) struct Turned<'a> {
     pub(super) columns: [Buffer<'a>; ALL.len()],
     parts: [Told; PARTS.len()],
-    /// Bytes of the texts.
-    bytes: usize,
     pub(super) hashes: Groups,
 }
 
@@ -119,7 +117,6 @@ impl<'a> Turned<'a> {
                 }
             }),
             parts: Default::default(),
-            bytes: 0,
             hashes: Groups::default(),
         }
     }
@@ -135,10 +132,9 @@ impl<'a> Turned<'a> {
                 }
             }
         }
-        self.bytes = 0;
         let mut taken = 0;
         for rows in rows[..rows.len().min(GROUP_ROWS)].chunks(WARM_ROWS) {
-            if self.bytes >= GROUP_BYTES {
+            if self.bytes() >= GROUP_BYTES {
                 break;
             }
             taken += rows.len();
@@ -153,6 +149,15 @@ impl<'a> Turned<'a> {
             self.parts[part].same = None;
         }
         taken
+    }
+
+    /// Bytes of the texts.
+    fn bytes(&self) -> usize {
+        let texts = self.columns.iter().map(|buffer| match buffer {
+            Buffer::Numbers(_) => 0,
+            Buffer::Texts(_, memory) => memory.len(),
+        });
+        texts.sum()
     }
 
     /// Tells the columns of a part of the rows that say what was said before.
@@ -185,9 +190,7 @@ impl<'a> Take<'a> for Turned<'a> {
             // Mostly it is not only the same text, but the same memory.
             let is_new = runs.push(value, |one, other| std::ptr::eq(one, other) || one == other);
             if is_new {
-                let text = value.unwrap_or_default();
-                memory.push_str(text);
-                self.bytes += text.len();
+                memory.push_str(value.unwrap_or_default());
             }
         }
     }
