@@ -20,6 +20,10 @@ macro_rules! with_members {
             FILE_F_FLAGS = "file": "f_flags";
             FILE_F_MODE = "file": "f_mode";
             FILE_PRIVATE_DATA = "file": "private_data";
+            FILE_F_OWNER = "file": "f_owner";
+            FILE_F_OWNER_PID = "file": "f_owner.pid" | "";
+            FOWN_PID = "fown_struct": "pid";
+            VFSMOUNT_MNT_SB = "vfsmount": "mnt_sb";
             DENTRY_D_INODE = "dentry": "d_inode";
             DENTRY_D_PARENT = "dentry": "d_parent";
             DENTRY_D_SB = "dentry": "d_sb";

@@ -72,6 +72,12 @@ impl Subject {
         Self::of(number, core::ptr::null_mut())
     }
 
+    /// A session that is known by its number.
+    #[inline(always)]
+    pub fn of_session(number: u32) -> Option<Self> {
+        Self::of(number, core::ptr::null_mut())
+    }
+
     #[inline(always)]
     fn of(number: u32, tag: *mut Tag) -> Option<Self> {
         let slot = number & (limits::SESSIONS as u32 - 1);

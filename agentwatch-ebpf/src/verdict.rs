@@ -114,6 +114,26 @@ pub fn file_sealed(
     decision
 }
 
+/// What that decision is for a file that is reached through an overlay of the session's. Under its name in the overlay nothing is known of
+/// what its execution needs: where a rule is about that, it cannot be reached this way.
+#[inline(always)]
+pub fn behind(subject: &Subject, decision: Decision, rights: Rights) -> Decision {
+    // SAFETY: as in `everything`; what was found last.
+    let held = unsafe { &(*subject.tag).held };
+    let (exec, rule) = (
+        held.place.effects[right::EXEC],
+        held.place.rules[right::EXEC],
+    );
+    let closed = has(held, place::EXEC_DENIED) || (rights & EXEC != 0 && exec == effect::HOLD);
+    if decision.effect != effect::DENY && closed {
+        return Decision {
+            effect: effect::DENY,
+            rule,
+        };
+    }
+    decision
+}
+
 /// The same of a directory entry by address, without what is kept; for programs whose pointers have no type.
 #[inline(always)]
 pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {

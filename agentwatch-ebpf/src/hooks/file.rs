@@ -31,13 +31,26 @@ const ATTR_SIZE: u32 = 1 << 3;
 const PROT_EXEC: u64 = 4;
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
-/// `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the same, `FS_IOC_FSSETXATTR`.
-const SET_ATTRIBUTES: [u32; 5] = [
+/// What changes a file, a directory or its file system by any descriptor: `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the
+/// same, ext4's own, the same, `FS_IOC_FSSETXATTR`, `FS_IOC_ENABLE_VERITY`, `EXT4_IOC_RESIZE_FS`; btrfs' `SNAP_CREATE`,
+/// `SUBVOL_CREATE`, `SNAP_DESTROY`, `SNAP_CREATE_V2`, `SUBVOL_CREATE_V2`, `SUBVOL_SETFLAGS`, `SNAP_DESTROY_V2`.
+const SET_ATTRIBUTES: [u32; 16] = [
     0x4008_6602,
     0x4004_6602,
     0x4008_7602,
     0x4004_7602,
+    0x4008_6604,
+    0x4004_6604,
     0x401c_5820,
+    0x4080_6685,
+    0x4008_6610,
+    0x5000_9401,
+    0x5000_940e,
+    0x5000_940f,
+    0x5000_9417,
+    0x5000_9418,
+    0x4008_941a,
+    0x5000_943f,
 ];
 
 /// Opening, for reading, writing, listing or executing; by any system call, and by io_uring.
@@ -115,7 +128,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).denied = 0 };
     let mut seal = 0;
-    if access & access::EXEC == 0 {
+    if access & access::EXEC == 0 && in_front.0 == 0 {
         let before = opened_before(&subject, dentry.0, inode.0, access, flags);
         if before == before::SAME {
             return 0;
@@ -127,7 +140,10 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
     }
     let is_internal = super_block.is_internal();
-    let decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
+    let mut decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
+    if in_front.0 != 0 {
+        decision = policy::behind(&subject, decision, rights);
+    }
     // Copying up, and reading directories.
     if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
@@ -264,6 +280,12 @@ pub fn inode_set_acl(ctx: LsmContext) -> i32 {
 #[lsm(hook = "inode_remove_acl")]
 pub fn inode_remove_acl(ctx: LsmContext) -> i32 {
     change(kind::ATTR, access::XATTR, Dentry(ctx.arg(1)))
+}
+
+/// What ioctl sets, by path.
+#[lsm(hook = "inode_file_setattr")]
+pub fn inode_file_setattr(ctx: LsmContext) -> i32 {
+    change(kind::ATTR, access::ATTR, Dentry(ctx.arg(0)))
 }
 
 /// Attributes of files that are set by ioctl, and typing into a terminal.

@@ -6,7 +6,10 @@ use agentwatch_common::{
     policy::{guard, rule},
 };
 use aya_ebpf::{
-    bindings::task_struct, helpers::bpf_get_current_pid_tgid, macros::lsm, programs::LsmContext,
+    bindings::task_struct,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_send_signal},
+    macros::lsm,
+    programs::LsmContext,
 };
 
 use crate::{
@@ -17,6 +20,7 @@ use crate::{
 };
 
 const EPERM: i32 = 1;
+const SIGKILL: u32 = 9;
 const SIGCONT: u32 = 18;
 /// include/linux/ptrace.h: to change a process, and not only to look at it.
 const PTRACE_MODE_ATTACH: u32 = 2;
@@ -195,11 +199,41 @@ pub fn task_kill(ctx: LsmContext) -> i32 {
     outside(guard::SIGNAL, ctx.arg(0), u64::from(signal), true)
 }
 
-/// Signals that are sent for a descriptor (`F_SETOWN`).
+/// Signals that are sent for a descriptor (`F_SETOWN`), in the name of who said to whom: what sends them in the end may be anybody, or
+/// the kernel.
 #[lsm(hook = "file_send_sigiotask")]
 pub fn file_send_sigiotask(ctx: LsmContext) -> i32 {
+    let task: *mut task_struct = ctx.arg(0);
+    // SAFETY: entries are replaced whole.
+    let Some(number) = (unsafe { OBJECTS.get(ctx.arg::<u64>(1)) }) else {
+        return 0;
+    };
+    let Some(subject) = Subject::of_session(*number) else {
+        return 0;
+    };
+    if of_task(task) == subject.number {
+        return 0;
+    }
     let signal: u32 = ctx.arg(2);
-    outside(guard::SIGNAL, ctx.arg(0), u64::from(signal), true)
+    let pid = Task(task).pid();
+    decide(&subject, guard::SIGNAL, pid, u64::from(signal), 0, true)
+}
+
+/// A descriptor's events are to be told to somebody. It cannot be refused here: who could not be remembered does not go on.
+#[lsm(hook = "file_set_fowner")]
+pub fn file_set_fowner(ctx: LsmContext) -> i32 {
+    let owner = kernel::file_owner(ctx.arg(0));
+    match Subject::current() {
+        Some(subject) => {
+            if OBJECTS.insert(owner, subject.number, 0).is_err() {
+                crate::maps::count(agentwatch_common::stats::OBJECTS_FULL);
+                // SAFETY: no requirements.
+                unsafe { bpf_send_signal(SIGKILL) };
+            }
+        }
+        None => gone(owner),
+    }
+    0
 }
 
 #[lsm(hook = "task_setnice")]
@@ -325,9 +359,10 @@ fn administers() -> u32 {
     /// Changes of mounts (arch/x86/entry/syscalls/syscall_64.tbl): pivot_root, mount, umount2, open_tree, move_mount, fsopen, fsconfig,
     /// fsmount, fspick, mount_setattr, open_tree_attr.
     const MOUNTS: [u64; 11] = [155, 165, 166, 428, 429, 430, 431, 432, 433, 442, 467];
-    /// ioctl, syslog (which asks for this where CAP_SYSLOG was refused), sethostname, setdomainname, swapon, swapoff, quotactl,
-    /// lookup_dcookie, fanotify_init, quotactl_fd.
-    const HOST: [u64; 10] = [16, 103, 170, 171, 167, 168, 179, 212, 300, 443];
+    /// ioctl, madvise (which takes pages from the host), syslog (which asks for this where CAP_SYSLOG was refused), sethostname,
+    /// setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, io_uring_enter (which hands commands to drivers),
+    /// quotactl_fd.
+    const HOST: [u64; 12] = [16, 28, 103, 170, 171, 167, 168, 179, 212, 300, 426, 443];
     let call = kernel::system_call();
     if call == kernel::COMPAT_SYSCALL || HOST.contains(&call) {
         return guard::CAPABILITY;
@@ -389,15 +424,21 @@ pub fn move_mount(ctx: LsmContext) -> i32 {
     decide(&subject, guard::MOUNT, 0, 0, path.dentry().0, true)
 }
 
+/// By force it ends what others do on the file system, wherever they have it mounted.
 #[lsm(hook = "sb_umount")]
 pub fn sb_umount(ctx: LsmContext) -> i32 {
+    const MNT_FORCE: u32 = 1;
     let Some(subject) = Subject::current() else {
         return 0;
     };
-    if !host_would_see(MountAt::of_vfsmount(ctx.arg(0)).parent()) {
+    let vfsmount: u64 = ctx.arg(0);
+    let flags: u32 = ctx.arg(1);
+    let forces = flags & MNT_FORCE != 0
+        && !crate::verdict::is_own(kernel::super_block_of(vfsmount), subject.number);
+    if !forces && !host_would_see(MountAt::of_vfsmount(vfsmount).parent()) {
         return 0;
     }
-    decide(&subject, guard::MOUNT, 0, 0, 0, true)
+    decide(&subject, guard::MOUNT, 0, u64::from(flags), 0, true)
 }
 
 #[lsm(hook = "sb_pivotroot")]

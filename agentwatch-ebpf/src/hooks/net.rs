@@ -62,6 +62,72 @@ pub fn words(w: [u32; 4]) -> [u8; 16] {
     unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(w) }
 }
 
+/// Whether an address is 0.0.0.0 or ::.
+#[inline(always)]
+fn unspecified(addr: &[u8; 16]) -> bool {
+    // SAFETY: both are sixteen plain bytes.
+    let [a, b, c, d] = unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(*addr) };
+    a | b | d == 0 && (c == 0 || c == 0xffff_u32.to_be())
+}
+
+/// Where the kernel goes when no address is given: a datagram without a port is for whom the socket is connected to (and has control
+/// data, or the program would not be asked); else it is for the host itself, at the address that the sender has.
+#[inline(always)]
+fn meant(
+    ctx: &SockAddrContext,
+    family: u16,
+    sends: bool,
+    addr: [u8; 16],
+    port: u16,
+) -> ([u8; 16], u16) {
+    let sock: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: as in `decide`; the kernel gives a socket to each of these programs.
+    unsafe {
+        let from = (&raw const (*sock).__bindgen_anon_1.sk).read_volatile();
+        if from.is_null() {
+            return (addr, port);
+        }
+        if family == AF_INET {
+            if sends && port == 0 {
+                let to = (&raw const (*from).dst_ip4).read_volatile();
+                return (
+                    mapped(to),
+                    u16::from_be((&raw const (*from).dst_port).read_volatile()),
+                );
+            }
+            let mut own = 0;
+            if sends {
+                own = (&raw const (*sock).msg_src_ip4).read_volatile();
+            }
+            if own == 0 {
+                own = (&raw const (*from).src_ip4).read_volatile();
+            }
+            return (mapped(own), port);
+        }
+        if sends && port == 0 {
+            let to = (&raw const (*from).dst_ip6).cast::<u32>();
+            let to = words([
+                to.read_volatile(),
+                to.add(1).read_volatile(),
+                to.add(2).read_volatile(),
+                to.add(3).read_volatile(),
+            ]);
+            return (
+                to,
+                u16::from_be((&raw const (*from).dst_port).read_volatile()),
+            );
+        }
+        // A socket of an IPv4 address goes to 127.0.0.1.
+        let own = (&raw const (*from).src_ip6).cast::<u32>();
+        if own.add(2).read_volatile() == 0xffff_u32.to_be()
+            && own.read_volatile() | own.add(1).read_volatile() == 0
+        {
+            return (mapped(0), port);
+        }
+        (addr, port)
+    }
+}
+
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> i32 {
     let Some(subject) = Subject::by_process() else {
@@ -83,6 +149,11 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
         };
         let port = u16::from_be((&raw const (*sock).user_port).read_volatile() as u16);
         (addr, port, (&raw const (*sock).type_).read_volatile())
+    };
+    let (addr, port) = if op == net::CONNECT && unspecified(&addr) {
+        meant(ctx, family, record_allowed, addr, port)
+    } else {
+        (addr, port)
     };
     let default = if op == net::LISTEN {
         rule::LISTEN_DEFAULT

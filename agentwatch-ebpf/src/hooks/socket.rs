@@ -120,7 +120,7 @@ pub fn socket_post_create(ctx: LsmContext) -> i32 {
     0
 }
 
-/// An internet socket that the session gives an address, which is decided then. One that has an address already came with it.
+/// An internet socket that the session gives an address that it may listen on. One that has an address already came with it.
 #[lsm(hook = "socket_bind")]
 pub fn socket_bind(ctx: LsmContext) -> i32 {
     let Some(subject) = Subject::current() else {
@@ -131,7 +131,19 @@ pub fn socket_bind(ctx: LsmContext) -> i32 {
         return 0;
     }
     let family = sock.family();
-    if (family == AF_INET || family == AF_INET6) && sock.local_port() == 0 {
+    if (family != AF_INET && family != AF_INET6) || sock.local_port() != 0 {
+        return 0;
+    }
+    if let Some(local) = Peer::at(SockaddrAt(ctx.arg(1)), ctx.arg::<u64>(2) as u32)
+        && policy::address(
+            subject.policy,
+            op::LISTEN,
+            local.addr,
+            local.port,
+            rule::LISTEN_DEFAULT,
+        )
+        .allows()
+    {
         own(&subject, ctx.arg(0));
     }
     0

@@ -307,6 +307,22 @@ impl DentryAt {
     }
 }
 
+/// Where it stands to whom a file's events are told, of a file at an address: in the file itself before 6.12.
+#[inline(always)]
+pub fn file_owner(file: u64) -> u64 {
+    if FILE_F_OWNER_PID.load() != 0 {
+        file + FILE_F_OWNER_PID.load() - FOWN_PID.load()
+    } else {
+        member(file, &FILE_F_OWNER)
+    }
+}
+
+/// The file system of a `struct vfsmount` at an address.
+#[inline(always)]
+pub fn super_block_of(vfsmount: u64) -> SuperBlockAt {
+    SuperBlockAt(member(vfsmount, &VFSMOUNT_MNT_SB))
+}
+
 /// One of the names of an inode at an address; address 0 where it has none in memory.
 #[inline(always)]
 pub fn a_name_of(inode: u64) -> DentryAt {

@@ -221,7 +221,10 @@ impl CgroupAt {
     }
 }
 
-/// Number of the system call that the current task is in.
+/// Marks the system calls of the x32 interface.
+const X32_SYSCALL: u64 = 0x4000_0000;
+
+/// Number of the system call that the current task is in. The kernel goes by the lower half of the register.
 #[inline(always)]
 pub fn system_call() -> u64 {
     let task = Task::current();
@@ -230,5 +233,5 @@ pub fn system_call() -> u64 {
     }
     // SAFETY: the current task.
     let registers = unsafe { bpf_task_pt_regs(task.0) };
-    member(registers as u64, &PT_REGS_SYSCALL)
+    u64::from(member::<u64>(registers as u64, &PT_REGS_SYSCALL) as u32) & !X32_SYSCALL
 }

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 
 use agentwatch_common::{
     limits,
-    policy::{BY_MAGIC, Held, Place, PlaceKey, effect, flags, found, place, rule},
+    policy::{BY_MAGIC, Held, Place, PlaceKey, effect, flags, found, place, right, rule},
     stats,
 };
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
@@ -138,7 +138,9 @@ fn directory(policy: u32, flags: u32, dentry: *const c_void, held: &mut Held) ->
         climb(policy, start.address(), held);
     }
     below(policy, flags, start.address(), held);
-    if sequence & 1 == 0 && held.found != found::UNTOLD && kernel::moves() == moves {
+    // A file system that the session mounted goes with its numbers.
+    let keeps = held.found != found::UNTOLD && held.place.rules[right::READ] != rule::OWN;
+    if sequence & 1 == 0 && keeps && kernel::moves() == moves {
         keep(start.0, policy, generation, sequence, held);
     }
     0

@@ -1,7 +1,13 @@
 //! The control socket: one task a client, each request judged by the peer's credentials. A client that sends garbage, or
 //! never reads, harms only its own connection.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -10,9 +16,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::wire::{
-    Connection,
-    control::{CONTROL_SOCKET, Request, Response},
+use crate::{
+    session::pidfd,
+    wire::{
+        Connection,
+        control::{CONTROL_SOCKET, Request, Response},
+    },
 };
 
 /// Clients at the same time.
@@ -33,9 +42,29 @@ impl Peer {
     }
 }
 
+/// The process that asks. Its number alone may be another's by the time that something is to be known of it.
+#[derive(Clone, Debug)]
+pub struct Asker(Option<Arc<OwnedFd>>);
+
+impl Asker {
+    /// The process at the other end of a connection, which may have ended since.
+    fn of(stream: &UnixStream, pid: u32) -> Self {
+        Self(pidfd::of_peer(stream, pid).map(Arc::new))
+    }
+
+    /// Whether it is there no more: nothing can be known of it, and what it was not allowed to do itself is not to be done by who has
+    /// its connection.
+    pub fn is_gone(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|process| pidfd::has_ended(process))
+    }
+}
+
 /// A request on its way to the engine.
 pub struct Order {
     pub peer: Peer,
+    pub asker: Asker,
     pub request: Request,
     pub answer: oneshot::Sender<Response>,
 }
@@ -60,7 +89,7 @@ pub fn listen(runtime: &Path) -> Result<UnixListener> {
 }
 
 pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
-    let clients = std::sync::Arc::new(Semaphore::new(CLIENTS));
+    let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -85,8 +114,7 @@ pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
 }
 
 async fn client(stream: UnixStream, engine: mpsc::Sender<Order>) -> Result<()> {
-    let mut connection = Connection::new(stream);
-    let credentials = connection.peer()?;
+    let credentials = stream.peer_cred().context("read the peer's credentials")?;
     let peer = Peer {
         uid: credentials.uid(),
         pid: credentials
@@ -94,6 +122,8 @@ async fn client(stream: UnixStream, engine: mpsc::Sender<Order>) -> Result<()> {
             .and_then(|pid| u32::try_from(pid).ok())
             .unwrap_or(0),
     };
+    let asker = Asker::of(&stream, peer.pid);
+    let mut connection = Connection::new(stream);
     loop {
         let request = match timeout(PATIENCE, connection.receive::<Request>())
             .await
@@ -114,6 +144,7 @@ async fn client(stream: UnixStream, engine: mpsc::Sender<Order>) -> Result<()> {
         engine
             .send(Order {
                 peer,
+                asker: asker.clone(),
                 request,
                 answer,
             })

@@ -232,7 +232,7 @@ impl Engine {
                 biased;
                 _ = stopped.changed() => break,
                 Some(order) = orders.recv() => {
-                    let response = self.obey(order.peer, order.request);
+                    let response = self.obey(order.peer, &order.asker, order.request);
                     let _ = order.answer.send(response);
                     if self.released {
                         break;

@@ -67,7 +67,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 63] = [
+const LSM: [(&[&str], &str); 65] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -101,6 +101,7 @@ const LSM: [(&[&str], &str); 63] = [
     (&["task_kill_held"], "task_kill"),
     (&["ptrace_held"], "ptrace_access_check"),
     (&["file_send_sigiotask"], "file_send_sigiotask"),
+    (&["file_set_fowner"], "file_set_fowner"),
     (&["task_setnice"], "task_setnice"),
     (&["task_setioprio"], "task_setioprio"),
     (&["task_setscheduler"], "task_setscheduler"),
@@ -132,6 +133,8 @@ const LSM: [(&[&str], &str); 63] = [
     (&["inode_set_acl", "?"], "inode_set_acl"),
     (&["inode_remove_acl", "?"], "inode_remove_acl"),
     (&["file_ioctl_compat", "?"], "file_ioctl_compat"),
+    // Before 6.17 there is no such system call.
+    (&["inode_file_setattr", "?"], "inode_file_setattr"),
 ];
 
 /// Outcomes of look-ups and connects, where LSM programs work: the program, and the function's names, newest first.

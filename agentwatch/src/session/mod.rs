@@ -4,5 +4,6 @@ pub mod canary;
 pub mod cgroup;
 pub mod landlock;
 pub mod managed;
+pub mod pidfd;
 pub mod signal;
 pub mod watch;

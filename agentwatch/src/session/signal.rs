@@ -1,17 +1,16 @@
 //! Signals to processes that are known by their number and their start, so that no other one gets them.
 
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result};
 use nix::{errno::Errno, sys::signal::Signal};
 
+use super::pidfd;
+
 /// Sends a signal. False where the process is gone.
 pub fn send(pid: u32, start_ns: u64, signal: Signal) -> Result<bool> {
-    // SAFETY: takes no pointer.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = match Errno::result(fd) {
-        // SAFETY: the kernel gave it to us, and nobody else has it.
-        Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd as i32) },
+    let fd = match pidfd::open(pid) {
+        Ok(fd) => fd,
         Err(Errno::ESRCH) => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("look at process {pid}")),
     };

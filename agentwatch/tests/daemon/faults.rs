@@ -194,3 +194,54 @@ fn a_full_disk_is_declared_and_opens_nothing() {
     daemon.stop();
     nix::mount::umount(&state).expect("unmount");
 }
+
+/// Asks by a connection that a process made that is gone since.
+const BY_THE_DEAD: &str = "
+import json, os, socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+child = os.fork()
+if child == 0:
+    s.connect(sys.argv[1])
+    os._exit(0)
+os.waitpid(child, 0)
+def ask(request):
+    text = json.dumps(request).encode()
+    s.sendall(struct.pack('>I', len(text)) + text)
+    head = s.recv(4, socket.MSG_WAITALL)
+    print(s.recv(struct.unpack('>I', head)[0], socket.MSG_WAITALL).decode())
+ask({'request': 'detach', 'session': os.environ['AGENTWATCH_SESSION'], 'now': True})
+ask({'request': 'release', 'now': True})
+try:
+    open(sys.argv[2])
+except PermissionError:
+    print('still held')
+";
+
+#[test]
+fn who_is_gone_says_nothing_of_who_asks() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let script = place.write("work/dead.py", BY_THE_DEAD);
+    let secret = place.write("secret", "s");
+    let socket = place.runtime().join("control.sock");
+    let command = format!(
+        "/usr/bin/python3 {} {} {}",
+        script.display(),
+        socket.display(),
+        secret.display()
+    );
+    let output = place.run(&policy(), "dead", &command);
+    let told = text(&output.stdout);
+    assert_eq!(
+        told.matches("may not start, change or end sessions")
+            .count(),
+        2,
+        "{told} {}",
+        text(&output.stderr)
+    );
+    assert!(told.contains("still held"), "{told}");
+    place.ended("dead");
+}

@@ -167,6 +167,31 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "sethostname-high",
+        usage: "(to what it is, by a number whose upper half the kernel does not look at)",
+        run: |_| {
+            let name = nix::unistd::gethostname()?;
+            let name = name.as_encoded_bytes();
+            sys!(libc::syscall(
+                libc::SYS_sethostname | 1 << 32,
+                name.as_ptr(),
+                name.len()
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "page-offline",
+        usage: "(takes a page of this process's from use, after copying it)",
+        run: |_| {
+            const MADV_SOFT_OFFLINE: i32 = 101;
+            let page = vec![1_u8; 8192];
+            // A whole page inside.
+            let at = page.as_ptr().map_addr(|at| (at + 4095) & !4095);
+            sys!(libc::madvise(at.cast_mut().cast(), 4096, MADV_SOFT_OFFLINE)).map(drop)
+        },
+    },
+    Operation {
         name: "syslog-clear",
         usage: "",
         run: |_| sys!(libc::klogctl(5, std::ptr::null_mut(), 0)).map(drop),

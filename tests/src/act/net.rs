@@ -66,6 +66,87 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "udp-send-tos",
+        usage: "ADDR PORT (connect, then send with a type of service)",
+        run: |args| {
+            let address = address(args)?;
+            let fd = ip_socket(address, SockType::Datagram)?;
+            socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+            let bytes = [std::io::IoSlice::new(b"hello")];
+            let tos = [socket::ControlMessage::Ipv4Tos(&0x10)];
+            let to = None::<&SockaddrStorage>;
+            socket::sendmsg(fd.as_raw_fd(), &bytes, &tos, MsgFlags::empty(), to)?;
+            Ok(())
+        },
+    },
+    Operation {
+        name: "udp-sendto-from",
+        usage: "ADDR PORT SOURCE (unconnected, from this address of the host's)",
+        run: |args| {
+            let [addr, port, source] = arguments(args)?;
+            let address = address(&[addr.to_owned(), port.to_owned()])?;
+            let source: Ipv4Addr = source
+                .parse()
+                .map_err(|_| Failure::Usage(format!("{source} is not an IPv4 address")))?;
+            let fd = ip_socket(address, SockType::Datagram)?;
+            let bytes = [std::io::IoSlice::new(b"hello")];
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr {
+                    s_addr: u32::from(source).to_be(),
+                },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            let from = [socket::ControlMessage::Ipv4PacketInfo(&info)];
+            let to = SockaddrStorage::from(address);
+            socket::sendmsg(fd.as_raw_fd(), &bytes, &from, MsgFlags::empty(), Some(&to))?;
+            Ok(())
+        },
+    },
+    Operation {
+        name: "connect-any6-from",
+        usage: "SOURCE SOURCEPORT PORT (to ::, from an IPv4 address)",
+        run: |args| {
+            let [source, source_port, port] = arguments(args)?;
+            let source = mapped(&[source.to_owned(), source_port.to_owned()])?;
+            let to = address(&["::".to_owned(), port.to_owned()])?;
+            let fd = ip_socket(to, SockType::Stream)?;
+            socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source))
+                .map_err(|errno| Failure::Usage(format!("the bind: {errno}")))?;
+            Ok(socket::connect(
+                fd.as_raw_fd(),
+                &SockaddrStorage::from(to),
+            )?)
+        },
+    },
+    Operation {
+        name: "mptcp-listen-anew",
+        usage: "ADDR PORT OTHER (binds to OTHER, or not; connects to PORT, disconnects, listens)",
+        run: |args| {
+            let [addr, port, other] = arguments(args)?;
+            let to = |port: &str| address(&[addr.to_owned(), port.to_owned()]);
+            let fd = sys!(libc::socket(
+                libc::AF_INET,
+                libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+                libc::IPPROTO_MPTCP
+            ))?;
+            // SAFETY: the kernel gave it to us just now.
+            let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd as i32) };
+            let _ = socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(to(other)?));
+            socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to(port)?))
+                .map_err(|errno| Failure::Usage(format!("the connect: {errno}")))?;
+            let unspecified = [0_u8; 16];
+            sys!(libc::connect(
+                fd.as_raw_fd(),
+                unspecified.as_ptr().cast(),
+                16
+            ))
+            .map_err(|failure| Failure::Usage(format!("the disconnect: {failure}")))?;
+            Ok(socket::listen(&fd, Backlog::new(1)?)?)
+        },
+    },
+    Operation {
         name: "udp-sendmsg",
         usage: "ADDR PORT (unconnected)",
         run: |args| {

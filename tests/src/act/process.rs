@@ -300,6 +300,29 @@ fn kill(args: &[String]) -> Outcome {
     Ok(nix::sys::signal::kill(pid, signal)?)
 }
 
+/// Has a terminal's input tell a process to stop, and looks whether it did.
+fn stop_by_input(args: &[String]) -> Outcome {
+    /// Not in the libc crate: include/uapi/asm-generic/fcntl.h.
+    const F_SETSIG: i32 = 10;
+    let [pid] = arguments(args)?;
+    let pid = Pid::from_raw(number(pid)?);
+    let terminal = nix::pty::openpty(None, None)?;
+    let told = terminal.slave.as_raw_fd();
+    sys!(libc::fcntl(told, F_SETSIG, libc::SIGSTOP))?;
+    sys!(libc::fcntl(told, libc::F_SETOWN, pid.as_raw()))?;
+    sys!(libc::fcntl(told, libc::F_SETFL, libc::O_ASYNC))?;
+    nix::unistd::write(&terminal.master, b"input\n")?;
+    let stat = format!("/proc/{pid}/stat");
+    for _ in 0..50 {
+        let stat = std::fs::read_to_string(&stat)?;
+        if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+            return Ok(nix::sys::signal::kill(pid, Signal::SIGCONT)?);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(Errno::EPERM.into())
+}
+
 fn ptrace_attach(args: &[String]) -> Outcome {
     let [pid] = arguments(args)?;
     let pid = Pid::from_raw(number(pid)?);

@@ -16,7 +16,7 @@ use super::{Engine, live::Live, policies, refused::Refusals};
 use crate::{
     approval::metrics::Metrics,
     daemon::{
-        control::Peer,
+        control::{Asker, Peer},
         launch::{self, Holding, Origin},
     },
     event::{
@@ -89,7 +89,7 @@ struct Plan<'a> {
 }
 
 impl Engine {
-    pub(super) fn obey(&mut self, peer: Peer, request: Request) -> Response {
+    pub(super) fn obey(&mut self, peer: Peer, asker: &Asker, request: Request) -> Response {
         let result = match request {
             Request::Run { .. }
             | Request::Enter { .. }
@@ -102,10 +102,11 @@ impl Engine {
             | Request::Decide { .. }
             | Request::Grants
             | Request::Revoke { .. }
-                if self.is_inside(peer) =>
+                // In this order: what is there at the end was what was looked at.
+                if self.is_inside(peer) || asker.is_gone() =>
             {
                 Err(
-                    Refusal::new("a process of a session may not start, change or end sessions, or decide what they may do")
+                    Refusal::new("a process of a session, or one that is gone, may not start, change or end sessions, or decide what they may do")
                         .hint("ask from outside the session"),
                 )
             }
