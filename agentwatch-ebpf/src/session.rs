@@ -162,7 +162,7 @@ pub fn of_cgroup(id: u64) -> u32 {
 #[inline(always)]
 pub fn tag(task: *mut task_struct, number: u32, image: u64) {
     if let Some(number) = inherit(task, number, image) {
-        known_by_process(task, number);
+        let _ = known_by_process(task, number);
     }
 }
 
@@ -200,12 +200,25 @@ pub fn inherit(task: *mut task_struct, number: u32, image: u64) -> Option<u32> {
     Some(number)
 }
 
-/// Lets programs that cannot read task storage know of a process.
+/// Lets programs that cannot read task storage know of a process. False where there is no room for it.
 #[inline(always)]
-fn known_by_process(task: *mut task_struct, number: u32) {
-    if PROCESSES.insert(Task(task).pid(), number, 0).is_err() {
+fn known_by_process(task: *mut task_struct, number: u32) -> bool {
+    let known = PROCESSES.insert(Task(task).pid(), number, 0).is_ok();
+    if !known {
         count(stats::PROCESS_FULL);
     }
+    known
+}
+
+/// Whether they know of the current process, which has a socket to decide on.
+#[inline(always)]
+pub fn is_known_by_process(subject: &Subject) -> bool {
+    let task = Task::current();
+    // SAFETY: entries are replaced whole.
+    if unsafe { PROCESSES.get(task.pid()) }.is_some_and(|number| *number == subject.number) {
+        return true;
+    }
+    known_by_process(task.0, subject.number)
 }
 
 /// A process of nobody's: what is left of an earlier one with its number means nothing.

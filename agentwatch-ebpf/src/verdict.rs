@@ -236,7 +236,9 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
     }
     let held = everything(subject, dentry);
     let decision = of(held, WRITE);
-    if decision.effect != effect::DENY && held.found == found::HERE && has(held, place::PINNED) {
+    // A name without a file may become one.
+    let pinned = has(held, place::PINNED) && dentry.inode_address() != 0;
+    if decision.effect != effect::DENY && pinned {
         return Decision {
             effect: effect::DENY,
             rule: held.place.pin_rule,

@@ -102,6 +102,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
         let name = kernel::a_name_of(inode.0 as u64);
         let decision = policy::file_at(&subject, name.0, rights);
+        let decision = policy::behind(&subject, decision, rights);
         let (outcome, result) = outcome(&subject, &decision);
         if outcome != verdict::ALLOWED {
             record_file(

@@ -122,7 +122,7 @@ fn meant(
         if own.add(2).read_volatile() == 0xffff_u32.to_be()
             && own.read_volatile() | own.add(1).read_volatile() == 0
         {
-            return (mapped(0), port);
+            return (mapped(0x7f00_0001_u32.to_be()), port);
         }
         (addr, port)
     }

@@ -21,7 +21,7 @@ use crate::{
     },
     kernel::{self, Address, Entry as _, FileAt, Sock, Sockaddr, SockaddrAt, Task},
     maps::{POLICIES, SOCKETS},
-    session::{Subject, answer},
+    session::{self, Subject, answer},
     verdict::{self as policy, Decision},
 };
 
@@ -48,6 +48,10 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    // Else the programs that decide on addresses would let it pass.
+    if !session::is_known_by_process(&subject) {
+        return answer(true, EPERM);
+    }
     let (family, kind, protocol): (u32, u32, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     let bit = family_bit(family, kind & 0xf, protocol);
     usable(&subject, bit, family as u16, kind & 0xf)
@@ -180,6 +184,9 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    if !session::is_known_by_process(&subject) {
+        return answer(true, EPERM);
+    }
     // SAFETY: the subject was found by its tag.
     unsafe {
         (*subject.tag).denied = 0;
@@ -380,6 +387,7 @@ pub fn socket_receive(ctx: LsmContext) -> i32 {
         return 0;
     }
     match Subject::current() {
+        Some(subject) if !session::is_known_by_process(&subject) => answer(true, EPERM),
         Some(subject) => received(&subject, FileAt(file.0 as u64)),
         None => 0,
     }

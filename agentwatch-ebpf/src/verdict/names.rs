@@ -55,7 +55,10 @@ pub(super) fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
             held.steps = 0;
             hit = DECIDES;
         } else {
-            held.place.flags &= !(place::PINNED | place::SOCKET);
+            // It may be on the way to a protected place.
+            held.place.flags = held.place.flags & !(place::PINNED | place::SOCKET)
+                | found.place.flags & place::PINNED;
+            held.place.pin_rule = found.place.pin_rule;
             held.found = found::ABOVE;
         }
         held.place.flags = held.place.flags & !place::CHILDREN | flags;

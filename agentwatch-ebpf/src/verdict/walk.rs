@@ -77,6 +77,8 @@ pub(super) fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut He
         return 1;
     }
     directory(policy, flags, parent.0, held);
+    // What is pinned is the directory.
+    held.place.flags &= !place::PINNED;
     held.steps = NAMELESS;
     if has(held, place::CHILDREN) {
         child(policy, dentry.address(), held);

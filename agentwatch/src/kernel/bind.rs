@@ -89,6 +89,7 @@ pub fn entries(
     }
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
+    entries.instances(policy, &mounts);
     entries.layers(policy, &mut looked, &mounts);
     entries.private(policy, identifier, private);
     for target in &policy.unix {
@@ -178,13 +179,7 @@ impl Entries {
     }
 
     /// Enters a path by its name, and by the names on the way to it that do not exist.
-    fn wait_for(
-        &mut self,
-        policy: &Compiled,
-        looked: &mut Looked<'_>,
-        path: &Path,
-        mut value: Place,
-    ) {
+    fn wait_for(&mut self, policy: &Compiled, looked: &mut Looked<'_>, path: &Path, value: Place) {
         let mut names: Vec<&OsStr> = Vec::new();
         let mut above = path;
         let start = loop {
@@ -207,7 +202,19 @@ impl Entries {
             return;
         }
         self.flag(policy, above, start, place::CHILDREN);
-        let (mut dev, mut inode) = (start.dev, start.inode);
+        self.wait_below((start.dev, start.inode), names, path, value);
+    }
+
+    /// Enters names, the last one first, below a place that names are waited for in.
+    fn wait_below(
+        &mut self,
+        (mut dev, mut inode): PlaceAt,
+        mut names: Vec<&OsStr>,
+        path: &Path,
+        mut value: Place,
+    ) {
+        // As for directories that are there: a protected place protects those on the way to it.
+        let protects = value.effects[right::WRITE] != effect::ALLOW;
         while let Some(name) = names.pop() {
             let at = ChildAt {
                 dev,
@@ -225,18 +232,26 @@ impl Entries {
             if names.is_empty() {
                 value.generation = 0;
                 child.place = if child.decides == 0 {
-                    value
+                    Place {
+                        flags: value.flags | child.place.flags,
+                        pin_rule: child.place.pin_rule,
+                        ..value
+                    }
                 } else {
                     let flags = child.place.flags | value.flags;
                     let socket_rule = child.place.socket_rule.max(value.socket_rule);
                     Place {
                         flags,
                         socket_rule,
-                        ..child.place
+                        ..stricter(child.place, value)
                     }
                 };
                 child.decides = 1;
                 return;
+            }
+            if protects {
+                child.place.flags |= place::PINNED;
+                child.place.pin_rule = value.rules[right::WRITE];
             }
             if child.number == 0 {
                 self.numbers += 1;
@@ -270,6 +285,44 @@ impl Entries {
         self.places.extend(roots);
     }
 
+    /// Enters by their names what stands below such roots: another instance, which a session mounts for itself, has other devices and
+    /// inodes, and shows the same.
+    fn instances(&mut self, policy: &Compiled, mounts: &[files::Mount]) {
+        for entered in &policy.places {
+            let around = mounts
+                .iter()
+                .filter(|mount| entered.path.starts_with(&mount.point))
+                .max_by_key(|mount| mount.point.components().count());
+            let Some(mount) = around else {
+                continue;
+            };
+            let (Some(magic), Ok(below)) = (mount.magic(), entered.path.strip_prefix(&mount.point))
+            else {
+                continue;
+            };
+            let names: Vec<&OsStr> = below.iter().rev().collect();
+            let root = (BY_MAGIC, magic);
+            let Some(place) = self.places.get_mut(&root) else {
+                continue;
+            };
+            if names.is_empty() {
+                continue;
+            }
+            if names.len() > limits::MISSING {
+                self.gaps.push(format!(
+                    "{}: it is more than {} directories deep, and does not hold where a session mounts {} for itself",
+                    entered.path.display(),
+                    limits::MISSING,
+                    mount.point.display()
+                ));
+                continue;
+            }
+            place.flags |= place::CHILDREN;
+            let value = place_of(policy, &entered.decisions);
+            self.wait_below(root, names, &entered.path, value);
+        }
+    }
+
     /// Enters what holds in file systems that only a container has: at their roots what holds at their host's name, or in the host's own
     /// for those that show the host; and the places below. Nothing in them is executed, as in what a session mounts for itself.
     fn private(&mut self, policy: &Compiled, identifier: &Identifier, private: &Private) {
@@ -294,6 +347,9 @@ impl Entries {
                 .entry((identity.dev, identity.inode))
                 .and_modify(|old| *old = stricter(*old, value))
                 .or_insert(value);
+            if let Some(magic) = own.shows_the_host {
+                self.waits_too((BY_MAGIC, magic), (identity.dev, identity.inode));
+            }
         }
         self.places.extend(roots);
         let mut looked = Looked {
@@ -322,6 +378,29 @@ impl Entries {
                 *place = unexecuted(*place);
             }
         }
+    }
+
+    /// Waits in one directory for the names that another waits for.
+    fn waits_too(&mut self, (dev, inode): PlaceAt, other: PlaceAt) {
+        let from = ChildAt {
+            dev,
+            inode,
+            name: Vec::new(),
+        };
+        let names: Vec<(ChildAt, Child)> = self
+            .children
+            .range(from..)
+            .take_while(|(at, _)| (at.dev, at.inode) == (dev, inode))
+            .map(|(at, child)| {
+                let at = ChildAt {
+                    dev: other.0,
+                    inode: other.1,
+                    name: at.name.clone(),
+                };
+                (at, *child)
+            })
+            .collect();
+        self.children.extend(names);
     }
 
     /// Marks the layers of overlays that the host mounted.

@@ -256,6 +256,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: list,
     },
     Operation {
+        name: "file-setattr",
+        usage: "PATH (by its path: no dump)",
+        run: file_setattr,
+    },
+    Operation {
         name: "mmap-exec",
         usage: "PATH (maps it PROT_READ|PROT_EXEC)",
         run: mmap_exec,
@@ -387,6 +392,24 @@ fn list(args: &[String]) -> Outcome {
         entry?;
     }
     Ok(())
+}
+
+fn file_setattr(args: &[String]) -> Outcome {
+    /// Not in the libc crate.
+    const SYS_FILE_SETATTR: i64 = 469;
+    const FS_XFLAG_NODUMP: u64 = 0x80;
+    let path = c_string(arguments::<1>(args)?[0])?;
+    // struct file_attr: fa_xflags; fa_extsize, fa_nextents; fa_projid, fa_cowextsize.
+    let attributes = [FS_XFLAG_NODUMP, 0, 0];
+    sys!(libc::syscall(
+        SYS_FILE_SETATTR,
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        attributes.as_ptr(),
+        size_of_val(&attributes),
+        0
+    ))
+    .map(drop)
 }
 
 fn mmap_exec(args: &[String]) -> Outcome {

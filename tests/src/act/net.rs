@@ -114,10 +114,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source))
                 .map_err(|errno| Failure::Usage(format!("the bind: {errno}")))?;
-            Ok(socket::connect(
-                fd.as_raw_fd(),
-                &SockaddrStorage::from(to),
-            )?)
+            Ok(socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?)
         },
     },
     Operation {

@@ -20,7 +20,7 @@ use nix::{
     unistd::{ForkResult, Gid, Pid, Uid, fork},
 };
 
-use super::{Failure, Operation, Outcome, arguments, number, outcome_text, perform};
+use super::{Failure, Operation, Outcome, arguments, number, outcome_text, perform, sys};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
@@ -42,6 +42,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         name: "kill",
         usage: "PID|self SIGNAL-NUMBER",
         run: kill,
+    },
+    Operation {
+        name: "stop-by-input",
+        usage: "PID (as who a terminal's input is told to; it goes on then)",
+        run: stop_by_input,
     },
     Operation {
         name: "ptrace-attach",
@@ -315,7 +320,11 @@ fn stop_by_input(args: &[String]) -> Outcome {
     let stat = format!("/proc/{pid}/stat");
     for _ in 0..50 {
         let stat = std::fs::read_to_string(&stat)?;
-        if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+        if stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+        {
             return Ok(nix::sys::signal::kill(pid, Signal::SIGCONT)?);
         }
         std::thread::sleep(Duration::from_millis(10));
