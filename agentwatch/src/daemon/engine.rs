@@ -10,6 +10,7 @@ mod refused;
 mod reload;
 mod resume;
 mod review;
+mod stray;
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use std::{
 };
 
 use agentwatch_common::{
-    event::{Record, state, verdict},
+    event::{Record, kind, state, verdict},
     hold::GrantKey,
     limits::{BULK_RING, VERDICT_RING},
     policy::Session,
@@ -336,6 +337,9 @@ impl Engine {
             self.delivered += 1;
         }
         let Some(mut event) = self.enricher.event(decoded, &mut live.subject) else {
+            if record.kind == kind::FORK {
+                self.born(&record);
+            }
             return;
         };
         if record.state & state::FOLDED != 0 {

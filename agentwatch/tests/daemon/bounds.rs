@@ -275,3 +275,48 @@ os.execv('/bin/bash', ['bash', '-c', ': > /dev/tcp/127.0.0.1/{PORT}; echo > trie
     }
     daemon.stop();
 }
+
+/// Makes a child right into the root of all cgroups, and waits until it is where its maker is.
+const ELSEWHERE: &str = "
+import ctypes, os, struct, sys, time
+root = next(line.split()[1] for line in open('/proc/mounts') if line.split()[2] == 'cgroup2')
+def cgroup(pid):
+    return next(line for line in open(f'/proc/{pid}/cgroup') if line.startswith('0::'))
+own = cgroup('self')
+fd = os.open(root, os.O_PATH)
+CLONE_INTO_CGROUP, SIGCHLD = 1 << 33, 17
+args = struct.pack('<11Q', CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, fd)
+child = ctypes.CDLL(None, use_errno=True).syscall(435, args, len(args))
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+assert child > 0, os.strerror(ctypes.get_errno())
+for _ in range(200):
+    if cgroup(child) == own:
+        print('put back')
+        break
+    time.sleep(0.05)
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+
+#[test]
+fn who_is_made_in_another_cgroup_is_put_back() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let script = place.write("work/elsewhere.py", ELSEWHERE);
+    let command = format!("/usr/bin/python3 {}", script.display());
+    let output = place.run(&policy(), "elsewhere", &command);
+    let told = text(&output.stdout);
+    assert!(told.contains("put back"), "{told} {}", text(&output.stderr));
+    let events = place.ended("elsewhere");
+    let event = events
+        .iter()
+        .find(|event| event["guard"]["operation"] == "cgroup")
+        .expect("it is told");
+    assert_eq!(event["verdict"], "denied");
+    assert_eq!(event["rule"]["id"], "files.default");
+}
