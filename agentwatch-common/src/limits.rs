@@ -32,6 +32,8 @@ pub const DEEPEST: usize = 1 << 16;
 pub const MISSING: usize = 8;
 /// Kernel objects (file systems, keys, System V objects) that sessions made.
 pub const OBJECTS: usize = 1 << 16;
+/// Files whose events sessions have had told to somebody.
+pub const OWNERS: usize = 1 << 16;
 /// Tasks that wait for a person at the same time.
 pub const HOLDS: usize = 1 << 14;
 /// What people have granted.

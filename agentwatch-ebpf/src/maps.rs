@@ -95,6 +95,11 @@ pub static SOCKETS: SocketStorage<u32> = SocketStorage::new();
 #[btf_map]
 pub static OBJECTS: HashMap<u64, u32, { limits::OBJECTS }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+/// Sessions by where it stands to whom a file's events are told, as they said. A file that is gone leaves its entry, which means
+/// nothing until a session says so of another file at the same address.
+#[btf_map]
+pub static OWNERS: HashMap<u64, u32, { limits::OWNERS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 /// What is known of the host.
 #[btf_map]
 pub static HOST: Array<Host, 1> = Array::new();

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use crate::{
     emit, hold,
     kernel::{self, DentryAt, Entry as _, MountAt, PathAt, SuperBlockAt, Task},
-    maps::{HOST, OBJECTS, POLICIES},
+    maps::{HOST, OBJECTS, OWNERS, POLICIES},
     session::{Subject, answer, of_task},
 };
 
@@ -205,7 +205,7 @@ pub fn task_kill(ctx: LsmContext) -> i32 {
 pub fn file_send_sigiotask(ctx: LsmContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
     // SAFETY: entries are replaced whole.
-    let Some(number) = (unsafe { OBJECTS.get(ctx.arg::<u64>(1)) }) else {
+    let Some(number) = (unsafe { OWNERS.get(ctx.arg::<u64>(1)) }) else {
         return 0;
     };
     let Some(subject) = Subject::of_session(*number) else {
@@ -225,13 +225,17 @@ pub fn file_set_fowner(ctx: LsmContext) -> i32 {
     let owner = kernel::file_owner(ctx.arg(0));
     match Subject::current() {
         Some(subject) => {
-            if OBJECTS.insert(owner, subject.number, 0).is_err() {
+            if OWNERS.insert(owner, subject.number, 0).is_err() {
                 crate::maps::count(agentwatch_common::stats::OBJECTS_FULL);
                 // SAFETY: no requirements.
                 unsafe { bpf_send_signal(SIGKILL) };
             }
         }
-        None => gone(owner),
+        // SAFETY: only looked at whether it is there.
+        None if unsafe { OWNERS.get(owner) }.is_some() => {
+            let _ = OWNERS.remove(owner);
+        }
+        None => {}
     }
     0
 }

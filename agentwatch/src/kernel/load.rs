@@ -194,7 +194,7 @@ const CGROUP: [&str; 6] = [
 ];
 
 /// Maps that are pinned: all of them, so that programs of one daemon and the maps of the next are never strangers.
-const PINNED: [&str; 24] = [
+const PINNED: [&str; 25] = [
     "VERDICTS",
     "BULK",
     "SESSIONS",
@@ -214,6 +214,7 @@ const PINNED: [&str; 24] = [
     "DIRECTORIES",
     "SOCKETS",
     "OBJECTS",
+    "OWNERS",
     "HOST",
     "IDENTIFIED",
     "FOLDS",

@@ -46,6 +46,7 @@ pub struct Maps {
     census: Array<MapData, u32>,
     cgroups: HashMap<MapData, u64, u32>,
     processes: HashMap<MapData, u32, u32>,
+    owners: HashMap<MapData, u64, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
     children: HashMap<MapData, ChildKey, NamedChild>,
     names: LpmTrie<MapData, NameKey, Name>,
@@ -122,6 +123,15 @@ pub struct Bound {
     pub private: Mounts,
 }
 
+/// Removes what belongs to a session. Some of it may be gone meanwhile.
+fn remove_all_of(map: &mut HashMap<MapData, u64, u32>, session: u32) {
+    let of_session = map.iter().flatten().filter(|(_, owner)| *owner == session);
+    let keys: Vec<u64> = of_session.map(|(key, _)| key).collect();
+    for key in keys {
+        let _ = map.remove(&key);
+    }
+}
+
 impl Maps {
     /// `asks`: whether the kernel can be asked which file a path names.
     pub(super) fn take(ebpf: &mut Ebpf, asks: bool) -> Result<Self> {
@@ -152,6 +162,7 @@ impl Maps {
             census: map("CENSUS")?.try_into()?,
             cgroups: map("CGROUPS")?.try_into()?,
             processes: map("PROCESSES")?.try_into()?,
+            owners: map("OWNERS")?.try_into()?,
             places: map("PLACES")?.try_into()?,
             prefixes: map("PREFIXES")?.try_into()?,
             folds: map("FOLDS")?.try_into()?,
@@ -485,17 +496,12 @@ impl Maps {
     }
 
     pub fn remove_cgroups(&mut self, session: u32) {
-        let ids: Vec<u64> = self
-            .cgroups
-            .iter()
-            .flatten()
-            .filter(|(_, owner)| *owner == session)
-            .map(|(id, _)| id)
-            .collect();
-        for id in ids {
-            // It may have been removed with its cgroup meanwhile.
-            let _ = self.cgroups.remove(&id);
-        }
+        remove_all_of(&mut self.cgroups, session);
+    }
+
+    /// What it said of files: nobody is told of them in its name any more.
+    pub fn remove_owners(&mut self, session: u32) {
+        remove_all_of(&mut self.owners, session);
     }
 
     /// Waits until no program goes by what was read before.
