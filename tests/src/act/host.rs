@@ -181,17 +181,6 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
-        name: "page-offline",
-        usage: "(takes a page of this process's from use, after copying it)",
-        run: |_| {
-            const MADV_SOFT_OFFLINE: i32 = 101;
-            let page = vec![1_u8; 8192];
-            // A whole page inside.
-            let at = page.as_ptr().map_addr(|at| (at + 4095) & !4095);
-            sys!(libc::madvise(at.cast_mut().cast(), 4096, MADV_SOFT_OFFLINE)).map(drop)
-        },
-    },
-    Operation {
         name: "syslog-clear",
         usage: "",
         run: |_| sys!(libc::klogctl(5, std::ptr::null_mut(), 0)).map(drop),
