@@ -127,7 +127,11 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     let super_block = inode.super_block();
     note_overlay(&subject, super_block);
     // SAFETY: the subject was found by its tag.
-    unsafe { (*subject.tag).denied = 0 };
+    unsafe {
+        (*subject.tag).denied = 0;
+        (*subject.tag).unseen = 0;
+        (*subject.tag).seal = 0;
+    }
     let mut seal = 0;
     if access & access::EXEC == 0 && in_front.0 == 0 {
         let before = opened_before(&subject, dentry.0, inode.0, access, flags);
