@@ -179,6 +179,8 @@ pub struct Tag {
     pub noted: u32,
     /// Digest of what the decision on the open in hand stands on.
     pub seal: u64,
+    /// Not 0 while it is decided on a file that is opened behind an overlay of the session's.
+    pub behind: u64,
     /// The credentials under which the last decision on a file of an overlay was made, where the host mounted that overlay; else 0.
     /// What the overlay then does in its layers it does under its own.
     pub shown_to: u64,
@@ -188,7 +190,7 @@ pub struct Tag {
     /// What that was found for.
     pub held_of: HeldOf,
 }
-const _: () = assert!(size_of::<Tag>() == 320);
+const _: () = assert!(size_of::<Tag>() == 328);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.

@@ -96,6 +96,7 @@ pub fn file_sealed(
         return ALLOWED;
     }
     look(subject.policy, subject.flags, dentry.0, subject.tag, seal);
+    close_behind(subject.tag);
     // SAFETY: as in `everything`.
     let decision = of(unsafe { &(*subject.tag).held }, rights);
     if decision.allows() || rights & EXEC != 0 {
@@ -114,30 +115,40 @@ pub fn file_sealed(
     decision
 }
 
-/// What that decision is for a file that is reached through an overlay of the session's. Under its name in the overlay nothing is known of
-/// what its execution needs: where a rule is about that, it cannot be reached this way.
+/// Says of the decision that follows whether it is on a file that is opened behind an overlay of the session's.
 #[inline(always)]
-pub fn behind(subject: &Subject, decision: Decision, rights: Rights) -> Decision {
-    // SAFETY: as in `everything`; what was found last.
-    let held = unsafe { &(*subject.tag).held };
-    let (exec, rule) = (
-        held.place.effects[right::EXEC],
-        held.place.rules[right::EXEC],
-    );
-    let closed = has(held, place::EXEC_DENIED) || (rights & EXEC != 0 && exec == effect::HOLD);
-    if decision.effect != effect::DENY && closed {
-        return Decision {
-            effect: effect::DENY,
-            rule,
-        };
+pub fn set_behind(subject: &Subject, behind: u64) {
+    // SAFETY: the subject was found by its tag.
+    unsafe { (&raw mut (*subject.tag).behind).write_volatile(behind) };
+}
+
+/// Closes such a file where a rule is about its execution: under its name in the overlay nothing is known of that. It changes what was
+/// found in its place in memory, so that the verifier has nothing to follow.
+#[inline(never)]
+fn close_behind(tag: *mut Tag) -> u32 {
+    // SAFETY: the caller found the task by it.
+    let tag = unsafe { &mut *tag };
+    if tag.behind == 0 {
+        return 0;
     }
-    decision
+    tag.held_of.seal = 0;
+    let place = &mut tag.held.place;
+    if place.flags & place::EXEC_DENIED != 0 {
+        place.effects = [effect::DENY; 3];
+        place.rules = [place.rules[right::EXEC]; 3];
+    } else if place.effects[right::EXEC] == effect::HOLD {
+        place.effects[right::EXEC] = effect::DENY;
+    }
+    0
 }
 
 /// The same of a directory entry by address, without what is kept; for programs whose pointers have no type.
 #[inline(always)]
 pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
-    of(everything_at(subject, dentry), rights)
+    everything_at(subject, dentry);
+    close_behind(subject.tag);
+    // SAFETY: as in `everything`.
+    of(unsafe { &(*subject.tag).held }, rights)
 }
 
 /// A digest of what a decision on a file stands on, taken before it is made: the rules, the places of directories, the directory and

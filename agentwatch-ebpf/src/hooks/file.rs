@@ -101,8 +101,9 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             return 0;
         }
         let name = kernel::a_name_of(inode.0 as u64);
+        policy::set_behind(&subject, 1);
         let decision = policy::file_at(&subject, name.0, rights);
-        let decision = policy::behind(&subject, decision, rights);
+        policy::set_behind(&subject, 0);
         let (outcome, result) = outcome(&subject, &decision);
         if outcome != verdict::ALLOWED {
             record_file(
@@ -127,13 +128,10 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     let super_block = inode.super_block();
     note_overlay(&subject, super_block);
     // SAFETY: the subject was found by its tag.
-    unsafe {
-        (*subject.tag).denied = 0;
-        (*subject.tag).unseen = 0;
-        (*subject.tag).seal = 0;
-    }
+    unsafe { (*subject.tag).denied = 0 };
+    policy::set_behind(&subject, in_front.0);
     let mut seal = 0;
-    if access & access::EXEC == 0 && in_front.0 == 0 {
+    if access & access::EXEC == 0 {
         let before = opened_before(&subject, dentry.0, inode.0, access, flags);
         if before == before::SAME {
             return 0;
@@ -145,10 +143,8 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
     }
     let is_internal = super_block.is_internal();
-    let mut decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
-    if in_front.0 != 0 {
-        decision = policy::behind(&subject, decision, rights);
-    }
+    let decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
+    policy::set_behind(&subject, 0);
     // Copying up, and reading directories.
     if !decision.allows() && is_behind(&subject, dentry) {
         return 0;
@@ -173,6 +169,13 @@ fn opened_before(
     flags: u32,
 ) -> u32 {
     let inode = Inode(inode);
+    // SAFETY: the subject was found by its tag.
+    unsafe {
+        if (&raw const (*subject.tag).behind).read_volatile() != 0 {
+            (*subject.tag).seal = 0;
+            return before::OTHER;
+        }
+    }
     let seal = policy::seal(Dentry(dentry), inode.generation());
     // SAFETY: the subject was found by its tag.
     unsafe { (*subject.tag).seal = seal };
