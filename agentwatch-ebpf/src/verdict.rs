@@ -11,7 +11,7 @@ use core::ffi::c_void;
 use agentwatch_common::policy::{Held, Place, Tag, effect, found, place, right, rule};
 
 pub use self::{
-    address::address,
+    address::{Own, from_words, is_mapped, is_unspecified, listen, mapped, peer},
     command::{command, command_by_name},
     names::abstract_name,
     walk::Kept,

@@ -3,17 +3,24 @@
 use agentwatch_common::{
     event::{FoldKey, kind, state, verdict},
     hold::RESTART,
-    policy::{net, rule},
+    policy::net,
 };
 use aya_ebpf::{
     bindings::bpf_sock_addr, helpers::generated::bpf_set_retval, macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 
-use crate::{emit, hold, kernel::Task, maps::HOST, session::Subject, verdict as policy};
+use crate::{
+    emit, hold,
+    kernel::Task,
+    maps::HOST,
+    session::Subject,
+    verdict::{self as policy, Own, from_words, is_mapped, mapped},
+};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+const SOCK_STREAM: u32 = 1;
 const EPERM: i32 = 1;
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
@@ -49,82 +56,67 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
     decide(&ctx, AF_INET6, net::LISTEN, true)
 }
 
-/// An IPv4 address, in network order, as v4-mapped.
+/// What a datagram that is sent without an address goes to: what its socket is connected to. It has control data, or the program
+/// would not be asked.
 #[inline(always)]
-pub fn mapped(addr: u32) -> [u8; 16] {
-    words([0, 0, 0xffff_u32.to_be(), addr])
-}
-
-/// An IPv6 address from its words, in network order.
-#[inline(always)]
-pub fn words(w: [u32; 4]) -> [u8; 16] {
-    // SAFETY: both are sixteen plain bytes.
-    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(w) }
-}
-
-/// Whether an address is 0.0.0.0 or ::.
-#[inline(always)]
-fn unspecified(addr: &[u8; 16]) -> bool {
-    // SAFETY: both are sixteen plain bytes.
-    let [a, b, c, d] = unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(*addr) };
-    a | b | d == 0 && (c == 0 || c == 0xffff_u32.to_be())
-}
-
-/// Where the kernel goes when no address is given: a datagram without a port is for whom the socket is connected to (and has control
-/// data, or the program would not be asked); else it is for the host itself, at the address that the sender has.
-#[inline(always)]
-fn meant(
-    ctx: &SockAddrContext,
-    family: u16,
-    sends: bool,
-    addr: [u8; 16],
-    port: u16,
-) -> ([u8; 16], u16) {
+fn connected_to(ctx: &SockAddrContext, family: u16) -> Option<([u8; 16], u16)> {
     let sock: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: as in `decide`; the kernel gives a socket to each of these programs.
     unsafe {
         let from = (&raw const (*sock).__bindgen_anon_1.sk).read_volatile();
         if from.is_null() {
-            return (addr, port);
+            return None;
         }
+        let port = u16::from_be((&raw const (*from).dst_port).read_volatile());
         if family == AF_INET {
-            if sends && port == 0 {
-                let to = (&raw const (*from).dst_ip4).read_volatile();
-                return (
-                    mapped(to),
-                    u16::from_be((&raw const (*from).dst_port).read_volatile()),
-                );
-            }
-            let mut own = 0;
-            if sends {
-                own = (&raw const (*sock).msg_src_ip4).read_volatile();
-            }
-            if own == 0 {
-                own = (&raw const (*from).src_ip4).read_volatile();
-            }
-            return (mapped(own), port);
+            return Some((mapped((&raw const (*from).dst_ip4).read_volatile()), port));
         }
-        if sends && port == 0 {
-            let to = (&raw const (*from).dst_ip6).cast::<u32>();
-            let to = words([
-                to.read_volatile(),
-                to.add(1).read_volatile(),
-                to.add(2).read_volatile(),
-                to.add(3).read_volatile(),
-            ]);
-            return (
-                to,
-                u16::from_be((&raw const (*from).dst_port).read_volatile()),
-            );
+        let to = (&raw const (*from).dst_ip6).cast::<u32>();
+        let to = from_words([
+            to.read_volatile(),
+            to.add(1).read_volatile(),
+            to.add(2).read_volatile(),
+            to.add(3).read_volatile(),
+        ]);
+        Some((to, port))
+    }
+}
+
+/// Where a connection or a datagram comes from.
+#[inline(always)]
+fn own(ctx: &SockAddrContext, family: u16, sends: bool, socket_type: u32) -> Own {
+    let sock: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: as in `decide`.
+    unsafe {
+        if sends && family == AF_INET {
+            let inet4 = (&raw const (*sock).msg_src_ip4).read_volatile();
+            // What it is bound to, or asks for; a device may have another.
+            return Own {
+                inet4,
+                is_mapped: false,
+                exact: inet4 != 0,
+            };
         }
-        // A socket of an IPv4 address goes to 127.0.0.1.
-        let own = (&raw const (*from).src_ip6).cast::<u32>();
-        if own.add(2).read_volatile() == 0xffff_u32.to_be()
-            && own.read_volatile() | own.add(1).read_volatile() == 0
-        {
-            return (mapped(0x7f00_0001_u32.to_be()), port);
+        let from = (&raw const (*sock).__bindgen_anon_1.sk).read_volatile();
+        if from.is_null() {
+            return Own::UNKNOWN;
         }
-        (addr, port)
+        let inet4 = (&raw const (*from).src_ip4).read_volatile();
+        let is_mapped = family == AF_INET6 && {
+            let own = (&raw const (*from).src_ip6).cast::<u32>();
+            is_mapped(
+                own.read_volatile(),
+                own.add(1).read_volatile(),
+                own.add(2).read_volatile(),
+            )
+        };
+        // One that is bound to an address for many has none to send from.
+        let device = (&raw const (*from).bound_dev_if).read_volatile();
+        Own {
+            inet4,
+            is_mapped,
+            exact: socket_type == SOCK_STREAM && inet4 == 0 && device == 0,
+        }
     }
 }
 
@@ -140,7 +132,7 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
             mapped((&raw const (*sock).user_ip4).read_volatile())
         } else {
             let ip = (&raw const (*sock).user_ip6).cast::<u32>();
-            words([
+            from_words([
                 ip.read_volatile(),
                 ip.add(1).read_volatile(),
                 ip.add(2).read_volatile(),
@@ -150,17 +142,20 @@ fn decide(ctx: &SockAddrContext, family: u16, op: u32, record_allowed: bool) -> 
         let port = u16::from_be((&raw const (*sock).user_port).read_volatile() as u16);
         (addr, port, (&raw const (*sock).type_).read_volatile())
     };
-    let (addr, port) = if op == net::CONNECT && unspecified(&addr) {
-        meant(ctx, family, record_allowed, addr, port)
+    let (decision, addr, port) = if op == net::LISTEN {
+        (policy::listen(subject.policy, addr, port), addr, port)
     } else {
-        (addr, port)
+        let (mut peer, mut from) = ((addr, port), Own::NONE);
+        if policy::is_unspecified(&addr) {
+            let sends = record_allowed;
+            if sends && port == 0 {
+                peer = connected_to(ctx, family).unwrap_or(peer);
+            }
+            from = own(ctx, family, sends, socket_type);
+        }
+        let (decision, addr) = policy::peer(subject.policy, peer.0, peer.1, from);
+        (decision, addr, peer.1)
     };
-    let default = if op == net::LISTEN {
-        rule::LISTEN_DEFAULT
-    } else {
-        rule::NETWORK_DEFAULT
-    };
-    let decision = policy::address(subject.policy, op, addr, port, default);
     let (mut outcome, mut answer) = if decision.allows() {
         (verdict::ALLOWED, ALLOW)
     } else if subject.monitors() {

@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use agentwatch_common::{
     event::{GUARD_SOCKET, kind, state, verdict},
     hold::RESTART,
-    policy::{family, flags, net as op, rule},
+    policy::{family, flags, rule},
 };
 use aya_ebpf::{
     macros::{fexit, lsm},
@@ -17,12 +17,12 @@ use crate::{
     emit, hold,
     hooks::{
         guard::{self, Guarded},
-        net::{self, mapped, words},
+        net,
     },
     kernel::{self, Address, Entry as _, FileAt, Sock, Sockaddr, SockaddrAt, Task},
     maps::{POLICIES, SOCKETS},
     session::{self, Subject, answer},
-    verdict::{self as policy, Decision},
+    verdict::{self as policy, Own, from_words, is_mapped, mapped},
 };
 
 const EPERM: i32 = 1;
@@ -139,14 +139,7 @@ pub fn socket_bind(ctx: LsmContext) -> i32 {
         return 0;
     }
     if let Some(local) = Peer::at(SockaddrAt(ctx.arg(1)), ctx.arg::<u64>(2) as u32)
-        && policy::address(
-            subject.policy,
-            op::LISTEN,
-            local.addr,
-            local.port,
-            rule::LISTEN_DEFAULT,
-        )
-        .allows()
+        && policy::listen(subject.policy, local.addr, local.port).allows()
     {
         own(&subject, ctx.arg(0));
     }
@@ -197,10 +190,16 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     if subject.flags & flags::HOLDS == 0 || subject.monitors() || kernel::has_connected(socket) {
         return 0;
     }
-    let Some(peer) = Peer::at(SockaddrAt(ctx.arg(1)), ctx.arg::<u64>(2) as u32) else {
+    let Some(mut peer) = Peer::at(SockaddrAt(ctx.arg(1)), ctx.arg::<u64>(2) as u32) else {
         return 0;
     };
-    let decision = peer.decide(subject.policy);
+    let own = if policy::is_unspecified(&peer.addr) {
+        own_address(socket)
+    } else {
+        Own::NONE
+    };
+    let decision;
+    (decision, peer.addr) = policy::peer(subject.policy, peer.addr, peer.port, own);
     if !decision.holds() {
         return 0;
     }
@@ -280,20 +279,25 @@ impl Peer {
         let addr = if family == AF_INET {
             mapped(address.word(4))
         } else {
-            words([8, 12, 16, 20].map(|offset| address.word(offset)))
+            from_words([8, 12, 16, 20].map(|offset| address.word(offset)))
         };
         Some(Self { family, addr, port })
     }
+}
 
-    #[inline(always)]
-    fn decide(&self, policy: u32) -> Decision {
-        policy::address(
-            policy,
-            op::CONNECT,
-            self.addr,
-            self.port,
-            rule::NETWORK_DEFAULT,
-        )
+/// Where a connection of a socket comes from. Devices that it is bound to are for the program that decides.
+#[inline(always)]
+fn own_address(socket: *const c_void) -> Own {
+    let sock = kernel::sock_of(socket);
+    if sock.0.is_null() {
+        return Own::UNKNOWN;
+    }
+    let inet4 = sock.at().local4();
+    let [a, b, c, _] = sock.at().local6();
+    Own {
+        inet4,
+        is_mapped: sock.family() == AF_INET6 && is_mapped(a, b, c),
+        exact: kernel::socket_type(socket) == SOCK_STREAM && inet4 == 0,
     }
 }
 
@@ -330,9 +334,9 @@ fn listens(socket: *const c_void, accepts: bool) -> i32 {
     let addr = if family == AF_INET {
         mapped(sock.at().local4())
     } else {
-        words(sock.at().local6())
+        from_words(sock.at().local6())
     };
-    let decision = policy::address(subject.policy, op::LISTEN, addr, port, rule::LISTEN_DEFAULT);
+    let decision = policy::listen(subject.policy, addr, port);
     if decision.allows() {
         return 0;
     }
@@ -411,15 +415,9 @@ fn received(subject: &Subject, file: FileAt) -> i32 {
     let addr = if family == AF_INET {
         mapped(sock.peer4())
     } else {
-        words(sock.peer6())
+        from_words(sock.peer6())
     };
-    let decision = policy::address(
-        subject.policy,
-        op::CONNECT,
-        addr,
-        port,
-        rule::NETWORK_DEFAULT,
-    );
+    let (decision, _) = policy::peer(subject.policy, addr, port, Own::NONE);
     if decision.allows() {
         return 0;
     }
@@ -561,7 +559,7 @@ pub fn connected(subject: &Subject, socket_type: u32, address: impl Address, len
         if action.fold(subject) {
             return;
         }
-        let decision = peer.decide(subject.policy);
+        let (decision, _) = policy::peer(subject.policy, peer.addr, peer.port, Own::NONE);
         // The cgroup program has recorded what it refused, and what it would have, and what a person granted. What came through
         // all the same is recorded as what it is.
         let came_through = !subject.monitors() && errno != EPERM && !decision.holds();

@@ -274,7 +274,7 @@ pub struct Net {
 pub struct Guard {
     /// Which: `mount`, `ptrace`, `signal`, `priority`, `bpf`, `perf`, `capability`, `keyring`, `ipc`, `terminal`,
     /// `credentials`, `socket` for a socket of a family that the policy does not name, or `cgroup` for a process that was made outside
-    /// the session's cgroup and put back.
+    /// the session's cgroup and was put back or killed.
     pub operation: String,
     /// Process id of the process that it was about, in the host's namespace.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -288,37 +288,55 @@ impl Entries {
     /// Enters by their names what stands below such roots: another instance, which a session mounts for itself, has other devices and
     /// inodes, and shows the same.
     fn instances(&mut self, policy: &Compiled, mounts: &[files::Mount]) {
+        let hosts: HashMap<&Path, PlaceAt> = mounts
+            .iter()
+            .filter_map(|mount| Some((mount.point.as_path(), (BY_MAGIC, mount.magic()?))))
+            .collect();
         for entered in &policy.places {
+            // Most places are below none.
+            if !entered
+                .path
+                .ancestors()
+                .any(|path| hosts.contains_key(path))
+            {
+                continue;
+            }
             let around = mounts
                 .iter()
                 .filter(|mount| entered.path.starts_with(&mount.point))
                 .max_by_key(|mount| mount.point.components().count());
-            let Some(mount) = around else {
+            let Some(point) = around.map(|mount| mount.point.as_path()) else {
                 continue;
             };
-            let (Some(magic), Ok(below)) = (mount.magic(), entered.path.strip_prefix(&mount.point))
+            let (Some(&root), Ok(below)) = (hosts.get(point), entered.path.strip_prefix(point))
             else {
                 continue;
             };
             let names: Vec<&OsStr> = below.iter().rev().collect();
-            let root = (BY_MAGIC, magic);
             let Some(place) = self.places.get_mut(&root) else {
                 continue;
             };
             if names.is_empty() {
                 continue;
             }
+            let value = place_of(policy, &entered.decisions);
             if names.len() > limits::MISSING {
-                self.gaps.push(format!(
+                let told = format!(
                     "{}: it is more than {} directories deep, and does not hold where a session mounts {} for itself",
                     entered.path.display(),
                     limits::MISSING,
-                    mount.point.display()
-                ));
+                    point.display()
+                );
+                let parent = entered.path.parent().unwrap_or(point);
+                let around = place_of(policy, &inherited(policy, parent));
+                if stricter(around, value).effects == around.effects {
+                    self.notes.push(told);
+                } else {
+                    self.gaps.push(told);
+                }
                 continue;
             }
             place.flags |= place::CHILDREN;
-            let value = place_of(policy, &entered.decisions);
             self.wait_below(root, names, &entered.path, value);
         }
     }

@@ -227,9 +227,10 @@ pub fn decide_guard(compiled: &Compiled, operation: u32) -> Decision {
         )
 }
 
-/// What is decided for an address. IPv4 in IPv6 clothes (`::ffff:192.0.2.7`) is judged as IPv4.
+/// What is decided for an address. IPv4 in IPv6 clothes (`::ffff:192.0.2.7`) is judged as IPv4, connecting to 0.0.0.0 or `::` as
+/// connecting to loopback.
 pub fn decide_net(compiled: &Compiled, op: NetOp, address: IpAddr, port: u16) -> Decision {
-    longest_prefix(compiled, op, IpNet::from(canonical(address)))
+    longest_prefix(compiled, op, IpNet::from(canonical(op, address)))
         .and_then(|prefix| {
             prefix
                 .ports
@@ -362,7 +363,7 @@ pub fn explain_net<'a>(
     port: u16,
 ) -> Answer<'a> {
     let mut chain = Chain::new(compiled);
-    let mut next = longest_prefix(compiled, op, IpNet::from(canonical(address)));
+    let mut next = longest_prefix(compiled, op, IpNet::from(canonical(op, address)));
     while let Some(prefix) = next {
         for rule in prefix
             .ports

@@ -13,7 +13,7 @@ use super::{
     expect::Question,
     explain::decide_file,
     model::{Access, Compiled, Context, Effect, MAX_ARGUMENTS, NetOp, Place},
-    preset,
+    network, preset,
     replay::{decided, questions},
 };
 use crate::event::model::{Event, Verdict};
@@ -140,8 +140,10 @@ impl Learner {
                     files.entry((access, path)).or_default().add(&seen);
                 }
                 Question::Net(NetOp::Connect, address) if approved => {
-                    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-                    self.approved.net.entry(address).or_default().add(&seen);
+                    for ip in named(NetOp::Connect, address.ip()) {
+                        let address = SocketAddr::new(ip, address.port());
+                        self.approved.net.entry(address).or_default().add(&seen);
+                    }
                 }
                 Question::Command(path, arguments) if approved => {
                     let key = (path, first(&arguments));
@@ -158,8 +160,10 @@ impl Learner {
                     self.files.entry((access, path)).or_default().add(&seen);
                 }
                 Question::Net(op, address) => {
-                    let key = (op, address.ip().to_canonical(), address.port());
-                    self.net.entry(key).or_default().add(&seen);
+                    for ip in named(op, address.ip()) {
+                        let key = (op, ip, address.port());
+                        self.net.entry(key).or_default().add(&seen);
+                    }
                 }
                 Question::Unix(path) => {
                     let path = path.display().to_string();
@@ -367,6 +371,11 @@ impl Learner {
             .map(|(rule, seen)| (rule, seen.comment()))
             .collect()
     }
+}
+
+/// What has to be allowed for an address: for 0.0.0.0 and `::` loopback, and they themselves where a socket is bound to something.
+fn named(op: NetOp, address: IpAddr) -> BTreeSet<IpAddr> {
+    [network::canonical(op, address), address.to_canonical()].into()
 }
 
 /// The arguments that a rule on a command may be about.

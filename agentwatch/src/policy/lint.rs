@@ -1,14 +1,14 @@
 //! Warnings about rules that are right one by one and can't mean what their author meant: rules that never apply, and
 //! denies that look wider than they are. It must never change what a policy means.
 
-use std::{collections::HashMap, net::IpAddr, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use super::{
     approvals,
     check::{self, Approval, Checked, CommandList, FileList, FileRule, NetList, NetRule, Rules},
     compile::{Bases, operation},
     diagnostic::{Diagnostic, Report, quote},
-    explain::{decide_file, decide_net, enclosing_prefix, find_prefix},
+    explain::{decide_file, enclosing_prefix, find_prefix},
     model::{Access, Compiled, Effect, NetOp, PortRule, RuleIndex, UnixTarget},
     network::Ports,
 };
@@ -353,7 +353,7 @@ fn lint_network(rules: &Rules, compiled: &Compiled, report: &mut Report) {
                     .help("take one of them out"),
                 );
             }
-            None if rule.list == NetList::Deny => lint_deny(rule, index, &allows, compiled, report),
+            None if rule.list == NetList::Deny => lint_deny(rule, &allows, compiled, report),
             None => {}
         }
     }
@@ -384,7 +384,6 @@ fn is_twin(rule: &NetRule, over: RuleIndex, rules: &Rules, base: RuleIndex) -> b
 
 fn lint_deny(
     rule: &NetRule,
-    index: RuleIndex,
     allows: &HashMap<ipnet::IpNet, Vec<Ports>>,
     compiled: &Compiled,
     report: &mut Report,
@@ -410,30 +409,6 @@ fn lint_deny(
             )
             .help(NARROWEST_WINS),
         );
-        return;
-    }
-    // connect(2) to the unspecified address reaches the loopback interface: see ip_route_output_key_hash_rcu in
-    // net/ipv4/route.c and tcp_v6_connect in net/ipv6/tcp_ipv6.c.
-    let port = rule.target.ports.first;
-    let decide = |address: &str| {
-        address
-            .parse::<IpAddr>()
-            .ok()
-            .map(|address| decide_net(compiled, NetOp::Connect, address, port))
-    };
-    for (loopback, any) in [("127.0.0.1", "0.0.0.0"), ("::1", "::")] {
-        if decide(loopback)
-            .is_some_and(|decision| decision.effect == Effect::Deny && decision.rule == index)
-            && decide(any).is_some_and(|decision| decision.effect == Effect::Allow)
-        {
-            report.push(
-                Diagnostic::warning(
-                    format!("{} denies {loopback}, and a connection to {any}, which is allowed, arrives there too", quote(&rule.text)),
-                    rule.span.clone(),
-                )
-                .help(format!("add `{any}` to `network.deny`")),
-            );
-        }
     }
 }
 
@@ -547,16 +522,6 @@ warning: `/w/a` in `files.read` changes nothing: it is also in `files.write`, wh
             (
                 "[network]\nallow = [\"*:443\", \"*:443\"]",
                 &["warning: `*:443` is listed twice in `network.allow`"],
-            ),
-            (
-                "[network]\nallow = [\"*\"]\ndeny = [\"127.0.0.0/8\"]",
-                &[
-                    "warning: `127.0.0.0/8` denies 127.0.0.1, and a connection to 0.0.0.0, which is allowed, arrives there too",
-                ],
-            ),
-            (
-                "[network]\nallow = [\"*\"]\ndeny = [\"127.0.0.0/8\", \"0.0.0.0\", \"::1\", \"::\"]",
-                &[],
             ),
         ] {
             assert_eq!(first_lines(text), expected, "{text}");

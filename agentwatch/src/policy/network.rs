@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{diagnostic::quote, path::Fault};
+use super::{diagnostic::quote, model::NetOp, path::Fault};
 
 /// Ports, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,9 +63,14 @@ pub fn parse(text: &str) -> Result<Endpoint, Fault> {
     Ok(Endpoint { nets, ports })
 }
 
-/// The address as the kernel side compares it: an IPv4 address in IPv6 clothes is that IPv4 address.
-pub fn canonical(address: IpAddr) -> IpAddr {
-    address.to_canonical()
+/// The address as the kernel side compares it: an IPv4 address in IPv6 clothes is that IPv4 address, and connecting to no address is
+/// connecting to loopback (see `peer` in agentwatch-ebpf/src/verdict/address.rs for sockets that are bound to something).
+pub fn canonical(op: NetOp, address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        address if op == NetOp::Listen || !address.is_unspecified() => address,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
 }
 
 /// Splits off the ports. IPv6 addresses hold colons, so they need brackets where a port follows.

@@ -306,7 +306,11 @@ fn reference_net(
     address: IpAddr,
     port: u16,
 ) -> (Effect, String) {
-    let address = address.to_canonical();
+    let address = match (op, address.to_canonical().to_string().as_str()) {
+        (NetOp::Connect, "0.0.0.0") => "127.0.0.1".parse().unwrap(),
+        (NetOp::Connect, "::") => "::1".parse().unwrap(),
+        _ => address.to_canonical(),
+    };
     let (asked, default): (&[(usize, &str, Effect)], &str) = match op {
         NetOp::Connect => (
             &[

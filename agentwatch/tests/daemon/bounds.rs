@@ -276,7 +276,7 @@ os.execv('/bin/bash', ['bash', '-c', ': > /dev/tcp/127.0.0.1/{PORT}; echo > trie
     daemon.stop();
 }
 
-/// Makes a child right into the root of all cgroups, and waits until it is where its maker is.
+/// Makes as many children as it is told right into the root of all cgroups, and waits until each is where its maker is, or dead.
 const ELSEWHERE: &str = "
 import ctypes, os, struct, sys, time
 root = next(line.split()[1] for line in open('/proc/mounts') if line.split()[2] == 'cgroup2')
@@ -286,18 +286,28 @@ own = cgroup('self')
 fd = os.open(root, os.O_PATH)
 CLONE_INTO_CGROUP, SIGCHLD = 1 << 33, 17
 args = struct.pack('<11Q', CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, fd)
-child = ctypes.CDLL(None, use_errno=True).syscall(435, args, len(args))
-if child == 0:
-    time.sleep(60)
-    os._exit(0)
-assert child > 0, os.strerror(ctypes.get_errno())
-for _ in range(200):
-    if cgroup(child) == own:
-        print('put back')
-        break
-    time.sleep(0.05)
-os.kill(child, 9)
-os.waitpid(child, 0)
+clone = ctypes.CDLL(None, use_errno=True).syscall
+children = []
+for _ in range(int(sys.argv[1])):
+    child = clone(435, args, len(args))
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    assert child > 0, os.strerror(ctypes.get_errno())
+    children.append(child)
+back = dead = 0
+for child in children:
+    for _ in range(200):
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            dead += 1
+            break
+        if cgroup(child) == own:
+            back += 1
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            break
+        time.sleep(0.05)
+print(f'{back} put back, {dead} killed')
 ";
 
 #[test]
@@ -308,10 +318,14 @@ fn who_is_made_in_another_cgroup_is_put_back() {
     let place = Place::new();
     let _daemon = place.daemon();
     let script = place.write("work/elsewhere.py", ELSEWHERE);
-    let command = format!("/usr/bin/python3 {}", script.display());
+    let command = format!("/usr/bin/python3 {} 1", script.display());
     let output = place.run(&policy(), "elsewhere", &command);
     let told = text(&output.stdout);
-    assert!(told.contains("put back"), "{told} {}", text(&output.stderr));
+    assert!(
+        told.contains("1 put back, 0 killed"),
+        "{told} {}",
+        text(&output.stderr)
+    );
     let events = place.ended("elsewhere");
     let event = events
         .iter()
@@ -319,4 +333,32 @@ fn who_is_made_in_another_cgroup_is_put_back() {
         .expect("it is told");
     assert_eq!(event["verdict"], "denied");
     assert_eq!(event["rule"]["id"], "files.default");
+}
+
+/// Moving a process takes the kernel milliseconds: a session must not keep the daemon busy with it.
+#[test]
+fn a_session_that_makes_many_elsewhere_loses_them() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let script = place.write("work/elsewhere.py", ELSEWHERE);
+    let command = format!("/usr/bin/python3 {} 100", script.display());
+    let output = place.run(&policy(), "many", &command);
+    let told = text(&output.stdout);
+    let numbers: Vec<usize> = told
+        .split([' ', ','])
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [back, killed] = numbers[..] else {
+        panic!("{told} {}", text(&output.stderr));
+    };
+    assert_eq!(back + killed, 100, "{told}");
+    assert!(back >= 8 && killed >= 1, "{told}");
+    let events = place.ended("many");
+    let told = events
+        .iter()
+        .filter(|event| event["guard"]["operation"] == "cgroup");
+    assert_eq!(told.count(), 100);
 }

@@ -104,17 +104,34 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
-        name: "connect-any6-from",
-        usage: "SOURCE SOURCEPORT PORT (to ::, from an IPv4 address)",
+        name: "connect-from",
+        usage: "SOURCE SOURCEPORT ADDR PORT (a v4 source is mapped into v6 for a v6 ADDR)",
         run: |args| {
-            let [source, source_port, port] = arguments(args)?;
-            let source = mapped(&[source.to_owned(), source_port.to_owned()])?;
-            let to = address(&["::".to_owned(), port.to_owned()])?;
+            let [source, source_port, addr, port] = arguments(args)?;
+            let to = address(&[addr.to_owned(), port.to_owned()])?;
+            let source = [source.to_owned(), source_port.to_owned()];
+            let source = if to.is_ipv4() {
+                address(&source)?
+            } else {
+                mapped(&source)?
+            };
             let fd = ip_socket(to, SockType::Stream)?;
             socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source))
                 .map_err(|errno| Failure::Usage(format!("the bind: {errno}")))?;
             Ok(socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?)
+        },
+    },
+    Operation {
+        name: "udp-sendto-through",
+        usage: "DEVICE ADDR PORT (unconnected, bound to the device)",
+        run: |args| {
+            let [device, addr, port] = arguments(args)?;
+            let to = address(&[addr.to_owned(), port.to_owned()])?;
+            let fd = ip_socket(to, SockType::Datagram)?;
+            socket::setsockopt(&fd, sockopt::BindToDevice, &device.into())
+                .map_err(|errno| Failure::Usage(format!("the device: {errno}")))?;
+            send_through(&fd, to)
         },
     },
     Operation {
@@ -311,7 +328,10 @@ fn connect_mapped(args: &[String]) -> Outcome {
 }
 
 fn send_to(address: SocketAddr) -> Outcome {
-    let fd = ip_socket(address, SockType::Datagram)?;
+    send_through(&ip_socket(address, SockType::Datagram)?, address)
+}
+
+fn send_through(fd: &OwnedFd, address: SocketAddr) -> Outcome {
     socket::sendto(
         fd.as_raw_fd(),
         b"hello",

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, path::PathBuf, time::Instant};
 
 use jiff::Timestamp;
 
-use super::refused::Refusals;
+use super::{refused::Refusals, stray::Strays};
 use crate::{
     approval::summary,
     daemon::launch::{Holding, Origin},
@@ -50,6 +50,8 @@ pub struct Live {
     pub recent: VecDeque<String>,
     /// What was denied or held last.
     pub refused: Refusals,
+    /// Processes that were put back into its cgroup.
+    pub strays: Strays,
 }
 
 /// Actions that are kept of it.

@@ -12,7 +12,7 @@ use agentwatch_common::{limits, policy::flags};
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Engine, live::Live, policies, refused::Refusals};
+use super::{Engine, live::Live, policies, refused::Refusals, stray::Strays};
 use crate::{
     approval::metrics::Metrics,
     daemon::{
@@ -484,6 +484,7 @@ impl Engine {
             told: vec![event],
             recent: VecDeque::new(),
             refused: Refusals::default(),
+            strays: Strays::default(),
         };
         self.sessions.insert(number, live);
         self.write_down(number);

@@ -14,7 +14,7 @@ use agentwatch_common::policy::flags;
 use anyhow::Result;
 use tokio::sync::mpsc;
 
-use super::{Engine, live::Live, refused::Refusals};
+use super::{Engine, live::Live, refused::Refusals, stray::Strays};
 use crate::{
     daemon::{
         launch,
@@ -273,6 +273,7 @@ impl Engine {
             told: record.told,
             recent: VecDeque::new(),
             refused: Refusals::default(),
+            strays: Strays::default(),
         };
         live.changed(&event);
         self.inheritance.known.insert(record.id.clone());

@@ -1,7 +1,10 @@
 //! Processes that are made outside their session's cgroup (`CLONE_INTO_CGROUP` asks for no file): they are of the session all the same, and
 //! are put back, so that its limits hold for them too.
 
+use std::time::{Duration, Instant};
+
 use agentwatch_common::event::Record;
+use anyhow::anyhow;
 use nix::sys::signal::Signal;
 
 use super::Engine;
@@ -16,6 +19,32 @@ use crate::{
     },
     session::{cgroup, signal},
 };
+
+/// Processes of one session that are put back in a second; more are killed. To move one takes the kernel milliseconds, in which nothing
+/// else is done.
+const PUT_BACK: u32 = 8;
+
+/// How many were put back in the second that began then.
+#[derive(Default)]
+pub struct Strays {
+    since: Option<Instant>,
+    put_back: u32,
+}
+
+impl Strays {
+    /// Whether one more may be put back.
+    fn more(&mut self, now: Instant) -> bool {
+        let is_over = |since| now.duration_since(since) >= Duration::from_secs(1);
+        if self.since.is_none_or(is_over) {
+            *self = Self {
+                since: Some(now),
+                put_back: 0,
+            };
+        }
+        self.put_back += 1;
+        self.put_back <= PUT_BACK
+    }
+}
 
 impl Engine {
     /// A process of a session was made.
@@ -41,7 +70,12 @@ impl Engine {
         if decision.effect == Effect::Allow {
             return;
         }
-        if let Err(error) = cgroup::enter(&live.cgroup, record.pid) {
+        let put_back = if live.strays.more(Instant::now()) {
+            cgroup::enter(&live.cgroup, record.pid)
+        } else {
+            Err(anyhow!("its session makes more than {PUT_BACK} a second"))
+        };
+        if let Err(error) = put_back {
             tracing::warn!(
                 session = live.id(),
                 pid = record.pid,
