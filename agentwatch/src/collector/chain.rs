@@ -21,8 +21,8 @@ pub const PUBLIC_KEY: &str = "signing.pub";
 /// What the first link of a chain follows.
 pub const GENESIS: Hash = [0; 32];
 
-/// How rows are hashed. Version 1 was never released: its row hashes are not compared, and what was changed is only said of a segment.
-pub const VERSION: u32 = 2;
+/// What a manifest says, and how rows are hashed. Those before were never released.
+pub const VERSION: u32 = 3;
 
 pub type Hash = [u8; 32];
 
@@ -48,6 +48,12 @@ pub struct Manifest {
     pub groups: String,
     #[serde(with = "hex")]
     pub previous: Hash,
+    /// Hash of the last batch that is in it: the first one that is not goes on from it.
+    #[serde(with = "hex")]
+    pub tail: Hash,
+    /// In words, what of its batches was not as they had come, when they were sealed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub broken: Option<String>,
     #[serde(with = "hex")]
     pub link: Hash,
     #[serde(with = "hex")]
@@ -196,6 +202,10 @@ impl Manifest {
         hasher.update(&self.file);
         hasher.update(&self.groups_hash);
         hasher.update(&self.previous);
+        hasher.update(&self.tail);
+        let broken = self.broken.as_deref().unwrap_or_default();
+        hasher.update(&(broken.len() as u64).to_le_bytes());
+        hasher.update(broken.as_bytes());
         hasher.update(self.sealed.to_string().as_bytes());
         hasher.finalize().into()
     }

@@ -178,11 +178,17 @@ impl Writer {
     }
 
     fn commit(&mut self, frames: &[&[u8]]) -> Result<(), String> {
-        if let Some(error) = self.failed.take()
-            && let Err(second) = self.store.replace(&error)
-        {
-            self.failed = Some(error);
-            return Err(refusal(&second));
+        if let Some(error) = self.failed.take() {
+            // What is being built is of this history, and is entered into no other.
+            if self.building
+                && let Ok(sealed) = self.done.recv()
+            {
+                self.enter(sealed);
+            }
+            if let Err(second) = self.store.replace(&error) {
+                self.failed = Some(error);
+                return Err(refusal(&second));
+            }
         }
         match self.store.insert(frames) {
             Ok(newest) => {
@@ -248,6 +254,9 @@ impl Writer {
         if let Err(error) = result {
             tracing::error!(%error, "a segment could not be sealed; its events stay where they are");
             self.pause = Some(Instant::now() + RETRY);
+            if matches!(error, StoreError::Corrupt(_)) {
+                self.failed.get_or_insert(error);
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! An event's number in its session decides whether it is new, or its id where that is not made of the number. All
 //! else is derived from new events only, so a batch that comes twice changes nothing.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 use super::{
     Known, StoreError,
     columns::{C, Row as _, Unsealed},
-    read,
+    read, seal, segment,
 };
 use crate::{
     collector::chain::{self, Head, Key},
@@ -530,9 +530,44 @@ fn numbers<'k>(
     Ok(match known.numbers.entry(session) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(unknown) => {
+            check_segments(transaction, &mut known.intact, directory, session)?;
             unknown.insert(read::numbers(transaction, directory, session, false)?)
         }
     })
+}
+
+/// Checks the segments that hold events of a session: by what stands in them it is decided which events are new, and one that was
+/// damaged would have them dropped.
+fn check_segments(
+    transaction: &Transaction<'_>,
+    intact: &mut HashSet<i64>,
+    directory: &std::path::Path,
+    session: i64,
+) -> Result<(), StoreError> {
+    let mut statement =
+        transaction.prepare_cached("SELECT DISTINCT segment FROM run_rows WHERE session = ?")?;
+    let mut rows = statement.query([session])?;
+    while let Some(row) = rows.next()? {
+        let segment: i64 = row.get(0)?;
+        if intact.contains(&segment) {
+            continue;
+        }
+        let damaged = |why: String| StoreError::Damaged { segment, why };
+        let manifest = seal::read_manifest(&seal::manifest_path(directory, segment))
+            .map_err(|error| damaged(error.to_string()))?;
+        let path = segment::path(directory, segment);
+        match chain::file(&path) {
+            Ok(hash) if hash == manifest.file => {}
+            Ok(_) => {
+                return Err(damaged(
+                    "its file is not the one that was signed".to_owned(),
+                ));
+            }
+            Err(error) => return Err(damaged(format!("{}: {error}", path.display()))),
+        }
+        intact.insert(segment);
+    }
+    Ok(())
 }
 
 fn refuse(

@@ -23,7 +23,7 @@ mod table;
 pub mod verify;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -69,6 +69,9 @@ pub enum StoreError {
     /// A segment cannot be read or written; the text names it.
     #[error("a segment of the history: {0}\nhint: `agentwatch verify` says what is damaged")]
     Segment(String),
+    /// What is to be stored has to be compared with a segment that is not what it was.
+    #[error("segment {segment} of the history is damaged: {why}")]
+    Damaged { segment: i64, why: String },
     /// What was sent is no batch.
     #[error("what was sent is not a batch of events: {0}")]
     Batch(String),
@@ -141,6 +144,8 @@ struct Known {
     boots: HashMap<String, (i64, i64)>,
     /// By session: the numbers of the events that are stored.
     numbers: HashMap<i64, Numbers>,
+    /// Segments that are what they were when they were sealed.
+    intact: HashSet<i64>,
     head: Option<Head>,
     /// What is in the tail, and since when there is anything.
     unsealed: Unsealed,
@@ -191,11 +196,17 @@ impl Store {
             &self.key,
             frames,
         );
-        if result.is_err() {
-            self.known = Known::default();
-            self.recount()?;
+        let Err(error) = result else {
+            return result;
+        };
+        self.known = Known::default();
+        self.recount()?;
+        if let StoreError::Damaged { segment, .. } = error {
+            tracing::error!(%error, "what it held counts as gone");
+            self.declare_missing(&[segment])?;
+            return self.insert(frames);
         }
-        result
+        Err(error)
     }
 
     /// As [`Store::insert`], of events that are not packed yet.
@@ -294,10 +305,22 @@ impl Store {
             segment_events: SEGMENT_EVENTS,
             known: Known::default(),
         };
-        let missing = store.tidy()?;
+        let tidied = store.tidy()?;
         store.recount()?;
-        if !missing.is_empty() {
-            store.declare_missing(&missing)?;
+        if !tidied.unknown.is_empty() {
+            // What is told first is told again after a stop in between; the other way round it might never be.
+            store.insert_events(&[quarantine::loss(host)])?;
+            let aside = quarantine::set_segments_aside(directory, &tidied.unknown)?;
+            tracing::error!(
+                files = tidied.unknown.len(), aside = %aside.display(),
+                "there are segments that the history's tables know nothing of, from another history or an earlier copy of this one; \
+                 they were set aside"
+            );
+        } else if insert::head(&store.connection)?.newest == 0 && quarantine::has_any(directory)? {
+            store.insert_events(&[quarantine::loss(host)])?;
+        }
+        if !tidied.missing.is_empty() {
+            store.declare_missing(&tidied.missing)?;
         }
         Ok(store)
     }
@@ -319,11 +342,12 @@ impl Store {
                 loss.reason = "segment_missing".to_owned();
                 loss.events = events;
             }
+            // What is told first is told again after a stop in between; the other way round it might never be.
+            self.insert_events(&[loss])?;
             let transaction = self.connection.transaction()?;
             transaction.execute("DELETE FROM segment_rows WHERE no = ?", [segment])?;
             transaction.execute("DELETE FROM run_rows WHERE segment = ?", [segment])?;
             transaction.commit()?;
-            self.insert_events(&[loss])?;
         }
         Ok(())
     }
@@ -338,10 +362,8 @@ impl Store {
             file = %directory.join(FILE).display(), aside = %aside.display(), damage,
             "the history is damaged; it was set aside and a new one begun"
         );
-        let mut store = Self::open_as_is(directory, host)?;
-        let loss = quarantine::loss(host);
-        store.insert_events(&[loss])?;
-        Ok((store, aside))
+        // It begins with a loss, because there is something that was set aside.
+        Ok((Self::open_as_is(directory, host)?, aside))
     }
 
     #[cfg(test)]

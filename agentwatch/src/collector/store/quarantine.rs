@@ -14,37 +14,70 @@ use crate::event::{
     model::{Event, Kind, Loss},
 };
 
-/// Renames the file together with its log and its index, and returns the new name of the file.
+/// Renames the segments and the file, together with its log and its index, and returns the new name of the file.
 pub(super) fn set_aside(directory: &Path) -> io::Result<PathBuf> {
+    let free = free_name(directory)?;
+    // The segments go first: a new file must never meet those that it does not know. Without the file that knew them they are
+    // still readable, and still verify.
+    rename(
+        &directory.join(super::SEGMENTS),
+        &with_suffix(&free, SEGMENTS),
+    )?;
+    // The log goes before the file, so that no stop in between leaves it to be replayed into a new file.
+    for suffix in ["-wal", "-shm", ""] {
+        // Also the file itself may be gone, where an earlier attempt ended between this and the new file.
+        rename(
+            &with_suffix(&directory.join(FILE), suffix),
+            &with_suffix(&free, suffix),
+        )?;
+    }
+    Ok(free)
+}
+
+/// Moves files of segments that the history does not know out of its way, and returns where they are.
+pub(super) fn set_segments_aside(directory: &Path, files: &[PathBuf]) -> io::Result<PathBuf> {
+    let aside = with_suffix(&free_name(directory)?, SEGMENTS);
+    std::fs::create_dir(&aside)?;
+    for file in files {
+        if let Some(name) = file.file_name() {
+            rename(file, &aside.join(name))?;
+        }
+    }
+    Ok(aside)
+}
+
+/// Whether anything was ever set aside here.
+pub(super) fn has_any(directory: &Path) -> io::Result<bool> {
+    let mark = format!("{FILE}{MARK}");
+    Ok(std::fs::read_dir(directory)?
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with(&mark)))
+}
+
+/// What the names of what is set aside go on with.
+const MARK: &str = ".corrupt-";
+const SEGMENTS: &str = ".segments";
+
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn free_name(directory: &Path) -> io::Result<PathBuf> {
     let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%S");
-    let free = (0u32..)
+    (0u32..)
         .map(|try_| {
             if try_ == 0 {
-                format!("{FILE}.corrupt-{stamp}")
+                format!("{FILE}{MARK}{stamp}")
             } else {
-                format!("{FILE}.corrupt-{stamp}.{try_}")
+                format!("{FILE}{MARK}{stamp}.{try_}")
             }
         })
         .map(|name| directory.join(name))
-        .find(|path| !path.exists())
-        .ok_or_else(|| io::Error::other("no free name to set the damaged history aside"))?;
-    // The log goes first, so that no stop in between leaves it to be replayed into a new file.
-    for suffix in ["-wal", "-shm", ""] {
-        match std::fs::rename(
-            with_suffix(&directory.join(FILE), suffix),
-            with_suffix(&free, suffix),
-        ) {
-            // Also the file itself, where an earlier attempt ended between this and the new file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
-        }
-    }
-    // The segments go along: without the file that knew them they are still readable, and still verify.
-    let segments = directory.join(super::SEGMENTS);
-    match std::fs::rename(segments, with_suffix(&free, ".segments")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(free),
-    }
+        .find(|path| !path.exists() && !with_suffix(path, SEGMENTS).exists())
+        .ok_or_else(|| io::Error::other("no free name to set the damaged history aside"))
 }
 
 /// The record of it in the new history. It belongs to no session, so its session has no id; how many events are gone

@@ -704,14 +704,22 @@ fn tail_keys(
     Ok(found)
 }
 
-/// Bytes on disk: segments with their manifests, about, and what SQLite holds.
+/// Bytes in use: segments with their manifests, about, and what SQLite holds.
 pub(super) fn bytes(connection: &Connection) -> Result<u64, StoreError> {
-    Ok(connection.query_row(
-        "SELECT page_count * page_size + (SELECT coalesce(sum(bytes + events), 0) FROM segment_rows)
-         FROM pragma_page_count, pragma_page_size",
+    kept(connection, u64::MAX)
+}
+
+/// As [`bytes`], where `most` are to be kept. What SQLite holds counts for no more than half of them: to let go of all segments
+/// would not make it smaller.
+pub(super) fn kept(connection: &Connection, most: u64) -> Result<u64, StoreError> {
+    let (tables, segments): (u64, u64) = connection.query_row(
+        "SELECT (page_count - freelist_count) * page_size,
+                (SELECT coalesce(sum(bytes + events), 0) FROM segment_rows)
+         FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
         [],
-        |row| row.get(0),
-    )?)
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(segments.saturating_add(tables.min(most / 2)))
 }
 
 pub(super) fn newest(connection: &Connection) -> Result<i64, StoreError> {

@@ -7,7 +7,7 @@
 //! A stop between 2 and 3 leaves files that nothing knows; they are removed at the next start.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,6 +30,8 @@ use crate::{
 pub const SEGMENT_EVENTS: usize = 1 << 17;
 /// Bytes of batches that a segment is made of at the most, give or take one batch: they are in memory together.
 const SEGMENT_BYTES: usize = 32 << 20;
+/// What a manifest says of batches that were not as they had come.
+const MOST_SAID: usize = 10;
 /// What has waited for so long is sealed although it is less.
 const OLDEST_UNSEALED: Duration = Duration::from_secs(6 * 3600);
 
@@ -65,6 +67,7 @@ pub struct Sealed {
     events: usize,
     bytes: u64,
     times: (i64, i64),
+    previous: Hash,
     link: Hash,
     runs: Vec<Run>,
 }
@@ -120,6 +123,15 @@ impl Store {
 
     /// Enters a segment.
     pub fn enter(&mut self, sealed: &Sealed) -> Result<(), StoreError> {
+        let head = insert::head(&self.connection)?;
+        if sealed.segment != head.segment + 1 || sealed.previous != head.link {
+            return Err(StoreError::Segment(format!(
+                "segment {} was built for another history",
+                sealed.segment
+            )));
+        }
+        // Its events leave the tail for it.
+        fs::metadata(segment::path(&self.directory, sealed.segment))?;
         let result = self.enter_in_one(sealed);
         // The head may have moved, and the tail is shorter.
         self.recount()?;
@@ -206,10 +218,9 @@ impl Store {
                 .map(|age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
             let reason = if age.is_some_and(|age| now.saturating_sub(max_time) > age) {
                 "age"
-            } else if retention
-                .bytes
-                .is_some_and(|most| read::bytes(&self.connection).is_ok_and(|held| held > most))
-            {
+            } else if retention.bytes.is_some_and(|most| {
+                read::kept(&self.connection, most).is_ok_and(|held| held > most)
+            }) {
                 "size"
             } else {
                 return Ok(gone);
@@ -242,16 +253,7 @@ impl Store {
         transaction.execute("DELETE FROM run_rows WHERE segment = ?", [segment])?;
         transaction.execute("DELETE FROM refusal_rows WHERE no <= ?", [last_no])?;
         transaction.execute("DELETE FROM id_rows WHERE no <= ?", [last_no])?;
-        // A session of which nothing is left goes with its roll-up, unless it lives.
-        transaction.execute_batch(
-            "CREATE TEMP TABLE gone AS SELECT no FROM session_rows s
-               WHERE NOT EXISTS (SELECT 1 FROM run_rows r WHERE r.session = s.no)
-                 AND NOT EXISTS (SELECT 1 FROM tail_rows)
-                 AND (s.ended_ns IS NOT NULL OR s.boot <> (SELECT no FROM boot_rows ORDER BY opened DESC LIMIT 1));
-             DELETE FROM destination_rows WHERE session IN (SELECT no FROM temp.gone);
-             DELETE FROM session_rows WHERE no IN (SELECT no FROM temp.gone);
-             DROP TABLE temp.gone;",
-        )?;
+        forget_sessions(&transaction)?;
         transaction.commit()?;
         match fs::remove_file(segment::path(&self.directory, segment)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -263,8 +265,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what a stop in the midst of sealing left, and says what of the history is not there.
-    pub(super) fn tidy(&self) -> Result<Vec<i64>, StoreError> {
+    /// Removes what a stop in the midst of sealing left, and says what of the history is not there, and what is and is not known.
+    pub(super) fn tidy(&self) -> Result<Tidied, StoreError> {
         let directory = self.directory.join(segment::DIRECTORY);
         fs::create_dir_all(&directory)?;
         let last: i64 = self.connection.query_row(
@@ -272,7 +274,9 @@ impl Store {
             [],
             |row| row.get(0),
         )?;
-        let head = insert::head(&self.connection)?.segment.max(last);
+        let head = insert::head(&self.connection)?;
+        let known = head.segment.max(last);
+        let mut tidied = Tidied::default();
         for entry in fs::read_dir(&directory)?.flatten() {
             let path = entry.path();
             let number: Option<i64> = path
@@ -281,9 +285,12 @@ impl Store {
                 .and_then(|stem| stem.split('.').next())
                 .and_then(|stem| stem.parse().ok());
             let half = path.extension().is_some_and(|extension| extension == "tmp");
-            if half || number.is_some_and(|number| number > head) {
+            let is_beyond = number.is_some_and(|number| number > known);
+            if half || (number == Some(known + 1) && self.is_in_tail(known + 1, &head)?) {
                 tracing::info!(file = %path.display(), "removed what was left of a sealing that did not end; its events are in the tail");
                 fs::remove_file(&path)?;
+            } else if is_beyond {
+                tidied.unknown.push(path);
             }
         }
         let mut statement = self
@@ -292,15 +299,82 @@ impl Store {
         let known: Vec<(i64, u64)> = statement
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        Ok(known
+        tidied.missing = known
             .into_iter()
             .filter(|(no, bytes)| {
                 fs::metadata(segment::path(&self.directory, *no))
                     .map_or(true, |found| found.len() != *bytes)
             })
             .map(|(no, _)| no)
-            .collect())
+            .collect();
+        Ok(tidied)
     }
+
+    /// Whether all events of a segment that was not entered are in the tail.
+    fn is_in_tail(&self, segment: i64, head: &chain::Head) -> Result<bool, StoreError> {
+        let tail: Option<(i64, i64)> = self.connection.query_row(
+            "SELECT min(no), max(no + events - 1) FROM tail_rows",
+            [],
+            |row| {
+                Ok(row.get(0)?).and_then(|first: Option<i64>| {
+                    let last: Option<i64> = row.get(1)?;
+                    Ok(first.zip(last))
+                })
+            },
+        )?;
+        let Some((first, last)) = tail else {
+            return Ok(false);
+        };
+        Ok(
+            match read_manifest(&manifest_path(&self.directory, segment)) {
+                Ok(manifest) => {
+                    manifest.previous == head.link
+                        && manifest.first_no >= first
+                        && manifest.last_no <= last
+                }
+                // None yet, or half of one.
+                Err(_) => true,
+            },
+        )
+    }
+}
+
+/// What is not as the tables say.
+#[derive(Default)]
+pub(super) struct Tidied {
+    /// Segments that are gone, or have another length.
+    pub missing: Vec<i64>,
+    /// Files of segments that the tables know nothing of.
+    pub unknown: Vec<PathBuf>,
+}
+
+/// Forgets the sessions of which nothing is left, with their roll-ups, unless they live.
+fn forget_sessions(transaction: &Connection) -> Result<(), StoreError> {
+    let mut unsealed: HashSet<i64> = HashSet::new();
+    let mut statement = transaction.prepare("SELECT sessions FROM tail_rows")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let held: Vec<u8> = row.get(0)?;
+        unsealed.extend(
+            held.chunks_exact(8)
+                .filter_map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))),
+        );
+    }
+    let mut statement = transaction.prepare(
+        "SELECT no FROM session_rows s
+         WHERE NOT EXISTS (SELECT 1 FROM run_rows r WHERE r.session = s.no)
+           AND (s.ended_ns IS NOT NULL OR s.boot <> (SELECT no FROM boot_rows ORDER BY opened DESC LIMIT 1))",
+    )?;
+    let ended: Vec<i64> = statement
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for session in ended {
+        if !unsealed.contains(&session) {
+            transaction.execute("DELETE FROM destination_rows WHERE session = ?", [session])?;
+            transaction.execute("DELETE FROM session_rows WHERE no = ?", [session])?;
+        }
+    }
+    Ok(())
 }
 
 /// What builds segments.
@@ -320,10 +394,26 @@ impl Sealer {
     /// Builds the segment of an order.
     pub fn build(&mut self, order: &Order) -> Result<Sealed, StoreError> {
         let connection = connect::bare(&order.directory)?;
-        let frames = frames(&connection, order.last_no)?;
-        let batches: Vec<(i64, Batch<'_>)> = frames
+        let waiting = Waiting::read(&connection, order.last_no)?;
+        let before = (order.segment > 1)
+            .then(|| read_manifest(&manifest_path(&order.directory, order.segment - 1)).ok());
+        let broken = waiting.objections(before.flatten().as_ref(), order);
+        if let Some(broken) = &broken {
+            tracing::error!(
+                segment = order.segment,
+                broken,
+                "what is being sealed is not what had come; the segment's manifest says so, and so does agentwatch verify"
+            );
+        }
+        let batches: Vec<(i64, Batch<'_>)> = waiting
+            .batches
             .iter()
-            .map(|(no, frame)| Ok((*no, Batch::decode(frame).map_err(StoreError::Batch)?)))
+            .map(|batch| {
+                let decoded = Batch::decode(&batch.frame).map_err(|error| {
+                    StoreError::Corrupt(format!("a batch of the tail: {error}"))
+                })?;
+                Ok((batch.no, decoded))
+            })
             .collect::<Result<_, StoreError>>()?;
         let (rows, runs) = ordered(&batches);
         let (Some(first_no), events) = (batches.first().map(|(no, _)| *no), rows.len()) else {
@@ -345,6 +435,11 @@ impl Sealer {
             groups_hash: chain::hash_of_groups(&groups),
             groups,
             previous: order.previous,
+            tail: waiting
+                .batches
+                .last()
+                .map_or(chain::GENESIS, |batch| batch.hash),
+            broken,
             link: chain::GENESIS,
             key: chain::GENESIS,
             signature: String::new(),
@@ -367,6 +462,7 @@ impl Sealer {
             events,
             bytes: fs::metadata(&path)?.len(),
             times: bounds(|run| run.times),
+            previous: order.previous,
             link: manifest.link,
             runs,
         })
@@ -390,11 +486,94 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("plain types always serialise")
 }
 
-fn frames(connection: &Connection, last_no: i64) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
-    let mut statement =
-        connection.prepare("SELECT no, frame FROM tail_rows WHERE no <= ? ORDER BY no")?;
-    let rows = statement.query_map([last_no], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+/// A batch of the tail, as it is stored.
+struct Stored {
+    no: i64,
+    events: i64,
+    previous: Hash,
+    hash: Hash,
+    frame: Vec<u8>,
+}
+
+/// What is to be sealed, and what stands after it.
+struct Waiting {
+    batches: Vec<Stored>,
+    /// What goes on from the last of them: the next batch, or the end of the chain.
+    goes_on_from: Hash,
+}
+
+impl Waiting {
+    fn read(connection: &Connection, last_no: i64) -> Result<Self, StoreError> {
+        let transaction = connection.unchecked_transaction()?;
+        let mut statement = transaction.prepare(
+            "SELECT no, events, previous, hash, frame FROM tail_rows WHERE no <= ? ORDER BY no",
+        )?;
+        let rows = statement.query_map([last_no], |row| {
+            Ok(Stored {
+                no: row.get(0)?,
+                events: row.get(1)?,
+                previous: row.get(2)?,
+                hash: row.get(3)?,
+                frame: row.get(4)?,
+            })
+        })?;
+        let batches = rows.collect::<Result<_, _>>()?;
+        let next: Option<Hash> = transaction
+            .query_row(
+                "SELECT previous FROM tail_rows WHERE no > ? ORDER BY no LIMIT 1",
+                [last_no],
+                |row| row.get(0),
+            )
+            .optional()?;
+        let goes_on_from = match next {
+            Some(previous) => previous,
+            None => insert::head(&transaction)?.tail,
+        };
+        Ok(Self {
+            batches,
+            goes_on_from,
+        })
+    }
+
+    /// What of the batches is not as it came, after the segment before them, where that is known.
+    fn objections(&self, before: Option<&Manifest>, order: &Order) -> Option<String> {
+        let (mut next, mut hash) = match before {
+            Some(before) => (Some(before.last_no + 1), Some(before.tail)),
+            None if order.segment == 1 => (Some(1), Some(chain::GENESIS)),
+            None => (None, None),
+        };
+        let mut said = Vec::new();
+        for batch in &self.batches {
+            let last = batch.no + batch.events - 1;
+            let named = format!("the batch of events {} to {last}", batch.no);
+            if let Some(next) = next
+                && next != batch.no
+            {
+                said.push(format!("events {next} to {} were gone", batch.no - 1));
+            }
+            if hash.is_some_and(|hash| hash != batch.previous) {
+                said.push(format!("{named} did not follow the one before it"));
+            }
+            if chain::batch(&batch.previous, &batch.frame) != batch.hash {
+                said.push(format!("{named} was changed"));
+            }
+            (next, hash) = (Some(last + 1), Some(batch.hash));
+        }
+        if next.is_some_and(|next| next != order.last_no + 1)
+            || hash.is_some_and(|hash| hash != self.goes_on_from)
+        {
+            said.push(format!(
+                "what stood after event {} does not go on from it",
+                next.unwrap_or(1) - 1
+            ));
+        }
+        let more = said.len().saturating_sub(MOST_SAID);
+        said.truncate(MOST_SAID);
+        if more > 0 {
+            said.push(format!("and {more} more"));
+        }
+        (!said.is_empty()).then(|| said.join("; "))
+    }
 }
 
 /// Where a record is in its order: its kernel time and number, then its batch and place in it.

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rusqlite::{OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -19,7 +20,10 @@ use super::{
     insert, seal,
     segment::{self, Segment},
 };
-use crate::collector::chain::{self, Hash, Head, Manifest, PUBLIC_KEY};
+use crate::{
+    collector::chain::{self, Hash, Head, Manifest, PUBLIC_KEY},
+    event::Verdict,
+};
 
 /// File name of the end of the chain in an export.
 pub const HEAD: &str = "head.json";
@@ -71,7 +75,10 @@ pub fn verify(directory: &Path, expected: &Expected) -> Result<Report, StoreErro
         key: expected.key.or_else(|| public_key(directory)),
         report: Report::default(),
         manifests: BTreeMap::new(),
+        head: None,
     };
+    // Of a history that lives, what is sealed from now on is left to the next time.
+    check.read_head()?;
     check.read_manifests()?;
     check.report.key = check.key.map(hex::encode);
     let last = check.chain();
@@ -147,6 +154,15 @@ struct Check<'a> {
     key: Option<Hash>,
     report: Report,
     manifests: BTreeMap<i64, Manifest>,
+    head: Option<Known>,
+}
+
+/// The end of the chain, as it is stored.
+#[derive(Clone)]
+struct Known {
+    head: Head,
+    /// Whether it is that of a history, with its tail, and not of an export.
+    live: bool,
 }
 
 impl Check<'_> {
@@ -159,7 +175,11 @@ impl Check<'_> {
     }
 
     fn read_manifests(&mut self) -> Result<(), StoreError> {
+        let limit = self.limit();
         for no in self.numbers("json")? {
+            if no > limit {
+                continue;
+            }
             match seal::read_manifest(&seal::manifest_path(self.directory, no)) {
                 Ok(manifest) if manifest.segment == no => {
                     self.manifests.insert(no, manifest);
@@ -196,12 +216,43 @@ impl Check<'_> {
             .filter_map(|entry| {
                 let name = entry.file_name();
                 let name = name.to_str()?;
-                name.ends_with(&format!(".{extension}"))
-                    .then(|| number(name))?
+                let no = number(name)?;
+                (Path::new(name).extension()? == extension).then_some(no)
             })
             .collect();
         numbers.sort_unstable();
         Ok(numbers)
+    }
+
+    /// The last segment that is looked at.
+    fn limit(&self) -> i64 {
+        match &self.head {
+            Some(Known { head, live: true }) => head.segment,
+            _ => i64::MAX,
+        }
+    }
+
+    /// Files that are no segment and no manifest: who asks all of them at once would take them for events.
+    fn strangers(&mut self) -> Result<(), StoreError> {
+        let live = matches!(&self.head, Some(known) if known.live);
+        let beyond = match live {
+            // One may be in the making.
+            true => insert::head(&connect::bare(self.directory)?)?.segment + 1,
+            false => i64::MAX,
+        };
+        for entry in fs::read_dir(self.directory.join(segment::DIRECTORY))?.flatten() {
+            let name = entry.file_name();
+            let is_half = live && Path::new(&name).extension().is_some_and(|end| end == "tmp");
+            let no = name.to_str().and_then(number);
+            if !is_half && no.is_none_or(|no| no > beyond) {
+                self.find(
+                    "added",
+                    no.unwrap_or(0),
+                    format!("{name:?} is no part of this history"),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Follows the links; returns the last manifest that belongs to the history.
@@ -233,7 +284,10 @@ impl Check<'_> {
                         "{gone} gone, with the manifest; nothing says that this was on purpose"
                     ),
                 );
-            } else if manifest.previous != link {
+            } else if manifest.previous != link
+                || before.is_some_and(|before| manifest.first_no != before.last_no + 1)
+                || (before.is_none() && manifest.first_no != 1)
+            {
                 self.find(
                     "exchanged",
                     no,
@@ -243,28 +297,40 @@ impl Check<'_> {
                     ),
                 );
             }
+            if let Some(broken) = &manifest.broken {
+                self.find(
+                    "changed",
+                    no,
+                    format!(
+                        "when segment {no} was sealed, its events were not what had come: {broken}"
+                    ),
+                );
+            }
             before = Some(manifest);
         }
         manifests.last().cloned()
     }
 
     fn files(&mut self) -> Result<(), StoreError> {
-        let there = self.numbers("parquet")?;
-        for no in &there {
-            if !self.manifests.contains_key(no) {
+        self.strangers()?;
+        let limit = self.limit();
+        for no in &self.numbers("parquet")? {
+            if *no <= limit && !self.manifests.contains_key(no) {
                 self.find("added", *no, format!("segment {no} has no manifest"));
             }
         }
         for manifest in self.manifests.values().cloned().collect::<Vec<_>>() {
             let no = manifest.segment;
             let path = segment::path(self.directory, no);
-            if manifest.retired.is_some() {
+            let hash = chain::file(&path);
+            let is_gone = matches!(&hash, Err(error) if error.kind() == io::ErrorKind::NotFound);
+            if is_gone && self.is_retired(&manifest) {
                 self.report.retired += 1;
                 continue;
             }
-            let hash = match chain::file(&path) {
+            let hash = match hash {
                 Ok(hash) => hash,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(_) if is_gone => {
                     self.find(
                         "missing",
                         no,
@@ -285,6 +351,14 @@ impl Check<'_> {
                 self.report.events += manifest.rows;
                 continue;
             }
+            if manifest.retired.is_some() {
+                self.find(
+                    "added",
+                    no,
+                    format!("segment {no} was retired, and another file has its name"),
+                );
+                continue;
+            }
             let original = self
                 .manifests
                 .values()
@@ -300,6 +374,18 @@ impl Check<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a segment was retired, if only since its manifest was read.
+    fn is_retired(&self, manifest: &Manifest) -> bool {
+        let is_noted = |manifest: &Manifest| manifest.retired.is_some();
+        is_noted(manifest)
+            || seal::read_manifest(&seal::manifest_path(self.directory, manifest.segment))
+                .is_ok_and(|now| {
+                    is_noted(&now)
+                        && now.link == manifest.link
+                        && now.objection(self.key.as_ref()).is_none()
+                })
     }
 
     /// Says what differs in a segment that is not what it was.
@@ -454,32 +540,37 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The end of the chain: what the signed head says against what is there.
-    fn end(&mut self, last: Option<Manifest>) -> Result<(), StoreError> {
+    /// Reads where the chain ends: beside a history in its tables, beside an export in a file.
+    fn read_head(&mut self) -> Result<(), StoreError> {
         let exported = self.directory.join(HEAD);
         let database = self.directory.join(FILE);
-        let (head, live): (Head, bool) = if exported.exists() {
-            match serde_json::from_slice(&fs::read(&exported)?) {
-                Ok(head) => (head, false),
-                Err(error) => {
-                    self.find("unreadable", 0, format!("{}: {error}", exported.display()));
-                    return Ok(());
-                }
-            }
-        } else if database.exists() {
-            match connect::bare(self.directory).and_then(|connection| insert::head(&connection)) {
-                Ok(head) => (head, true),
-                Err(error) => {
-                    self.find("unreadable", 0, format!("{}: {error}", database.display()));
-                    return Ok(());
-                }
-            }
+        let read = if database.exists() {
+            connect::bare(self.directory)
+                .and_then(|connection| insert::head(&connection))
+                .map(|head| Known { head, live: true })
+                .map_err(|error| format!("{}: {error}", database.display()))
+        } else if exported.exists() {
+            serde_json::from_slice(&fs::read(&exported)?)
+                .map(|head| Known { head, live: false })
+                .map_err(|error| format!("{}: {error}", exported.display()))
         } else {
             self.find(
                 "cut",
                 0,
                 format!("neither {HEAD} nor {FILE} is there, so nothing says where the chain ends"),
             );
+            return Ok(());
+        };
+        match read {
+            Ok(known) => self.head = Some(known),
+            Err(error) => self.find("unreadable", 0, error),
+        }
+        Ok(())
+    }
+
+    /// The end of the chain: what the signed head says against what is there.
+    fn end(&mut self, last: Option<Manifest>) -> Result<(), StoreError> {
+        let Some(Known { head, live }) = self.head.clone() else {
             return Ok(());
         };
         if head.newest == 0 && head.signature.is_empty() && last.is_none() {
@@ -494,8 +585,6 @@ impl Check<'_> {
         }
         self.report.head = Some(format!("{}:{}", head.segment, hex::encode(head.link)));
         match last {
-            // One that was being entered.
-            Some(last) if live && last.segment == head.segment + 1 => {}
             Some(last) if last.segment == head.segment && last.link == head.link => {}
             Some(last) if last.segment < head.segment => self.find(
                 "cut",
@@ -521,7 +610,53 @@ impl Check<'_> {
             ),
         }
         if live {
+            self.index()?;
             self.tail(&head)?;
+        }
+        Ok(())
+    }
+
+    /// What the tables say of the segments: by it questions are answered.
+    fn index(&mut self) -> Result<(), StoreError> {
+        let connection = connect::bare(self.directory)?;
+        let transaction = connection.unchecked_transaction()?;
+        let mut entered = transaction
+            .prepare("SELECT first_no, last_no, events, link FROM segment_rows WHERE no = ?")?;
+        let mut runs = transaction.prepare(
+            "SELECT coalesce(sum(rows), 0), coalesce(sum(CASE WHEN verdicts & ? THEN rows END), 0) FROM run_rows WHERE segment = ?",
+        )?;
+        let mut refusals =
+            transaction.prepare("SELECT count(*) FROM refusal_rows WHERE no BETWEEN ? AND ?")?;
+        let allowed = 1i64 << (Verdict::Allowed as u8);
+        let mut findings = Vec::new();
+        for manifest in self.manifests.values() {
+            let (no, first, last) = (manifest.segment, manifest.first_no, manifest.last_no);
+            if manifest.retired.is_some() || self.is_retired(manifest) {
+                continue;
+            }
+            let rows = i64::try_from(manifest.rows).unwrap_or(i64::MAX);
+            let row: Option<(i64, i64, i64, Hash)> = entered
+                .query_row([no], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                })
+                .optional()?;
+            let told = row == Some((first, last, rows, manifest.link));
+            let (held, unrefused): (i64, i64) =
+                runs.query_row(params![allowed, no], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let refused: i64 = refusals.query_row([first, last], |row| row.get(0))?;
+            if !told || held != rows || refused != rows - unrefused {
+                findings.push((
+                    no,
+                    format!(
+                        "the tables do not tell of all {rows} events of segment {no}: they know {held}, and {refused} refused ones of {}; \
+                         questions are answered without the rest",
+                        rows - unrefused
+                    ),
+                ));
+            }
+        }
+        for (no, detail) in findings {
+            self.find("removed", no, detail);
         }
         Ok(())
     }
@@ -531,16 +666,21 @@ impl Check<'_> {
         let transaction = connection.unchecked_transaction()?;
         // The head may have moved since; within one transaction all agrees.
         let head = &insert::head(&transaction).unwrap_or_else(|_| head.clone());
-        let sealed: i64 = transaction.query_row(
-            "SELECT coalesce(max(last_no), 0) FROM segment_rows",
-            [],
-            |row| row.get(0),
-        )?;
+        // Where the sealed events end, and what goes on from there, is signed.
+        let sealed = match head.segment {
+            0 => Some((0, chain::GENESIS)),
+            segment => self
+                .manifests
+                .get(&segment)
+                .cloned()
+                .or_else(|| seal::read_manifest(&seal::manifest_path(self.directory, segment)).ok())
+                .map(|manifest| (manifest.last_no, manifest.tail)),
+        };
         let mut statement = transaction
             .prepare("SELECT no, events, previous, hash, frame FROM tail_rows ORDER BY no")?;
         let mut rows = statement.query([])?;
-        let mut next = (sealed > 0).then_some(sealed + 1);
-        let mut hash: Option<Hash> = None;
+        let mut next = sealed.map(|(last, _)| last + 1);
+        let mut hash: Option<Hash> = sealed.map(|(_, tail)| tail);
         let mut findings = Vec::new();
         let mut unsealed = 0;
         while let Some(row) = rows.next()? {
@@ -622,11 +762,10 @@ struct Named {
 
 /// The number in a segment's file name.
 fn number(name: &str) -> Option<i64> {
-    let stem = name.split('.').next()?;
-    if name.ends_with(".tmp") {
-        return None;
-    }
-    stem.parse().ok()
+    let (stem, extension) = name.split_once('.')?;
+    let no: i64 = stem.parse().ok()?;
+    // As it is written, and in no other way.
+    (matches!(extension, "parquet" | "json") && stem == format!("{no:010}")).then_some(no)
 }
 
 fn count(count: usize, one: &str, many: &str) -> String {

@@ -1,5 +1,6 @@
 mod segments;
 mod sql;
+mod tampering;
 
 use std::{
     os::unix::fs::PermissionsExt as _,
