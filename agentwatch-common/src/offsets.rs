@@ -49,6 +49,14 @@ macro_rules! with_members {
             MOUNT_MNT = "mount": "mnt";
             MOUNT_GROUP_ID = "mount": "mnt_group_id";
             MOUNT_PARENT = "mount": "mnt_parent";
+            MOUNT_MOUNTS = "mount": "mnt_mounts";
+            MOUNT_CHILD = "mount": "mnt_child";
+            MOUNT_NS = "mount": "mnt_ns";
+            VFSMOUNT_MNT_ROOT = "vfsmount": "mnt_root";
+            FS_CONTEXT_FS_TYPE = "fs_context": "fs_type";
+            FS_PARAMETER_KEY = "fs_parameter": "key";
+            KEY_TYPE = "key": "index_key.type";
+            KEY_TYPE_NAME = "key_type": "name";
             PROC_INODE_PID = "proc_inode": "pid";
             PROC_INODE_VFS_INODE = "proc_inode": "vfs_inode";
             PID_NUMBERS = "pid": "numbers";

@@ -90,6 +90,15 @@ pub fn key_serial(key: u64) -> u32 {
     member(key, &KEY_SERIAL)
 }
 
+/// Whether a key at an address stands for a request that a program of the host's is to answer.
+#[inline(always)]
+pub fn is_key_request(key: u64) -> bool {
+    let kind: u64 = member(key, &KEY_TYPE);
+    let name: u64 = member(kind, &KEY_TYPE_NAME);
+    read::<u64>(name) == u64::from_le_bytes(*b".request")
+        && read::<u64>(name + 8) == u64::from_le_bytes(*b"_key_aut")
+}
+
 /// Whether a user namespace at an address is the host's.
 #[inline(always)]
 pub fn is_hosts_namespace(namespace: u64) -> bool {

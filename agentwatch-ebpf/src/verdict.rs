@@ -17,13 +17,14 @@ pub use self::{
     walk::Kept,
 };
 use crate::{
-    kernel::{self, Dentry, Entry as _, SuperBlockAt},
+    kernel::{self, Dentry, Entry as _, InodeAt, SuperBlockAt},
     maps::{HOST, OBJECTS, PROCESSES},
     session::Subject,
 };
 
 /// include/uapi/linux/magic.h.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
 
 /// What was decided, and by which rule.
 #[derive(Clone, Copy)]
@@ -97,6 +98,7 @@ pub fn file_sealed(
     }
     look(subject.policy, subject.flags, dentry.0, subject.tag, seal);
     close_behind(subject.tag);
+    close_device(subject.tag, dentry.inode_address());
     // SAFETY: as in `everything`.
     let decision = of(unsafe { &(*subject.tag).held }, rights);
     if decision.allows() || rights & EXEC != 0 {
@@ -138,6 +140,23 @@ fn close_behind(tag: *mut Tag) -> u32 {
         place.rules = [place.rules[right::EXEC]; 3];
     } else if place.effects[right::EXEC] == effect::HOLD {
         place.effects[right::EXEC] = effect::DENY;
+    }
+    0
+}
+
+/// Closes a device in a file system that the session mounted: an overlay, or a server of files of its own, shows the devices of the
+/// host, and nothing is opened behind them that could be decided on. Terminals are in a file system of their own.
+#[inline(never)]
+fn close_device(tag: *mut Tag, inode: u64) -> u32 {
+    // SAFETY: the caller found the task by it.
+    let tag = unsafe { &mut *tag };
+    if tag.held.place.rules[right::READ] != rule::OWN {
+        return 0;
+    }
+    let inode = InodeAt(inode);
+    if inode.is_device() && inode.super_block().magic() != DEVPTS_SUPER_MAGIC {
+        tag.held_of.seal = 0;
+        tag.held.place.effects = [effect::DENY; 3];
     }
     0
 }

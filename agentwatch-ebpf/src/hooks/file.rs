@@ -33,8 +33,9 @@ const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
 /// What changes a file, a directory or its file system by any descriptor: `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the
 /// same, ext4's own, the same, `FS_IOC_FSSETXATTR`, `FS_IOC_ENABLE_VERITY`, `EXT4_IOC_RESIZE_FS`; btrfs' `SNAP_CREATE`,
-/// `SUBVOL_CREATE`, `SNAP_DESTROY`, `SNAP_CREATE_V2`, `SUBVOL_CREATE_V2`, `SUBVOL_SETFLAGS`, `SNAP_DESTROY_V2`.
-const SET_ATTRIBUTES: [u32; 16] = [
+/// `SUBVOL_CREATE`, `SNAP_DESTROY`, `SNAP_CREATE_V2`, `SUBVOL_CREATE_V2`, `SUBVOL_SETFLAGS`, `SNAP_DESTROY_V2`;
+/// `FS_IOC_SET_ENCRYPTION_POLICY`; ext4's `MIGRATE`, `GROUP_EXTEND`, `GROUP_ADD`.
+const SET_ATTRIBUTES: [u32; 20] = [
     0x4008_6602,
     0x4004_6602,
     0x4008_7602,
@@ -51,6 +52,10 @@ const SET_ATTRIBUTES: [u32; 16] = [
     0x5000_9418,
     0x4008_941a,
     0x5000_943f,
+    0x800c_6613,
+    0x6609,
+    0x4008_6607,
+    0x4028_6608,
 ];
 
 /// Opening, for reading, writing, listing or executing; by any system call, and by io_uring.

@@ -1,13 +1,18 @@
 //! The host around a session: what root inside it could do to everything else. Each operation is refused unless the policy
 //! names it in `guard.allow`; what a session does to its own processes, mounts, keys and shared memory is its own affair.
 
+use core::ffi::c_void;
+
 use agentwatch_common::{
     event::{kind, verdict},
     policy::{guard, rule},
 };
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_send_signal},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_loop, bpf_send_signal},
+    },
     macros::lsm,
     programs::LsmContext,
 };
@@ -288,7 +293,25 @@ pub fn tun_dev_create(_ctx: LsmContext) -> i32 {
     refuse(guard::CAPABILITY, 0, u64::from(CAP_NET_ADMIN))
 }
 
+/// One that is there already: its owner needs no capability.
+#[lsm(hook = "tun_dev_open")]
+pub fn tun_dev_open(_ctx: LsmContext) -> i32 {
+    refuse(guard::CAPABILITY, 0, u64::from(CAP_NET_ADMIN))
+}
+
+/// The kernel's log by its system call, which asks for no capability where `dmesg_restrict` is off. Its size says nothing.
+#[lsm(hook = "syslog")]
+pub fn syslog(ctx: LsmContext) -> i32 {
+    const SYSLOG_ACTION_SIZE_BUFFER: u32 = 10;
+    let action: u32 = ctx.arg(0);
+    if action == SYSLOG_ACTION_SIZE_BUFFER {
+        return 0;
+    }
+    refuse(guard::CAPABILITY, 0, u64::from(CAP_SYSLOG))
+}
+
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYSLOG: u32 = 34;
 const CAP_SYS_ADMIN: u32 = 21;
 /// Capabilities over the host, by number (include/uapi/linux/capability.h): network administration, modules, raw I/O, process accounting,
 /// reboot and kexec, time, terminals, device nodes, audit control, MAC, the kernel's log, wake-ups, suspend, audit, tracing, BPF,
@@ -363,10 +386,14 @@ fn administers() -> u32 {
     /// Changes of mounts (arch/x86/entry/syscalls/syscall_64.tbl): pivot_root, mount, umount2, open_tree, move_mount, fsopen, fsconfig,
     /// fsmount, fspick, mount_setattr, open_tree_attr.
     const MOUNTS: [u64; 11] = [155, 165, 166, 428, 429, 430, 431, 432, 433, 442, 467];
-    /// ioctl, madvise (which takes pages from the host), syslog (which asks for this where CAP_SYSLOG was refused), sethostname,
-    /// setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, io_uring_enter (which hands commands to drivers),
-    /// quotactl_fd.
-    const HOST: [u64; 12] = [16, 28, 103, 170, 171, 167, 168, 179, 212, 300, 426, 443];
+    /// ioctl, madvise and process_madvise (which take pages from the host), syslog (which asks for this where CAP_SYSLOG was refused),
+    /// sethostname, setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, open_by_handle_at (of namespaces), setns,
+    /// io_uring_setup (whose thread goes by it) and io_uring_enter (they hand commands to drivers), quotactl_fd; write, writev,
+    /// sendto, sendmsg and sendmmsg (netlink, and who a message is from).
+    const HOST: [u64; 21] = [
+        16, 28, 440, 103, 170, 171, 167, 168, 179, 212, 300, 304, 308, 425, 426, 443, 1, 20, 44,
+        46, 307,
+    ];
     let call = kernel::system_call();
     if call == kernel::COMPAT_SYSCALL || HOST.contains(&call) {
         return guard::CAPABILITY;
@@ -402,6 +429,7 @@ fn host_would_see(mount: MountAt) -> bool {
 #[lsm(hook = "sb_mount")]
 pub fn sb_mount(ctx: LsmContext) -> i32 {
     const MS_REMOUNT: u64 = 32;
+    const MS_BIND: u64 = 4096;
     /// `MS_UNBINDABLE`, `MS_PRIVATE`, `MS_SLAVE`: what keeps changes from the host.
     const APART: u64 = 7 << 17;
     let Some(subject) = Subject::current() else {
@@ -409,8 +437,12 @@ pub fn sb_mount(ctx: LsmContext) -> i32 {
     };
     let path = PathAt(ctx.arg(1));
     let flags: u64 = ctx.arg(3);
-    let (number, _) = Task::current().mount_namespace();
-    if !is_hosts(number) && (flags & (APART | MS_REMOUNT) != 0 || !host_would_see(path.mount())) {
+    let task = Task::current();
+    let (number, _) = task.mount_namespace();
+    // In this order does the kernel look at them. Kernels before 6.16 change mounts of other namespaces too, by a descriptor.
+    let stays = flags & MS_REMOUNT != 0 || (flags & MS_BIND == 0 && flags & APART != 0);
+    let is_there = path.mount().namespace() == task.mounts();
+    if !is_hosts(number) && ((stays && is_there) || !host_would_see(path.mount())) {
         return 0;
     }
     decide(&subject, guard::MOUNT, 0, flags, path.dentry().0, true)
@@ -422,16 +454,20 @@ pub fn move_mount(ctx: LsmContext) -> i32 {
         return 0;
     };
     let path = PathAt(ctx.arg(1));
-    if !host_would_see(path.mount()) {
+    let mount = path.mount();
+    // At the root of a mount it may be put beneath that.
+    let beneath = mount.root() == path.dentry().0 && host_would_see(mount.parent());
+    if !host_would_see(mount) && !beneath {
         return 0;
     }
     decide(&subject, guard::MOUNT, 0, 0, path.dentry().0, true)
 }
 
-/// By force it ends what others do on the file system, wherever they have it mounted.
+/// By force it ends what others do on the file system, wherever they have it mounted. Detached, it goes with all that is mounted below.
 #[lsm(hook = "sb_umount")]
 pub fn sb_umount(ctx: LsmContext) -> i32 {
     const MNT_FORCE: u32 = 1;
+    const MNT_DETACH: u32 = 2;
     let Some(subject) = Subject::current() else {
         return 0;
     };
@@ -439,10 +475,80 @@ pub fn sb_umount(ctx: LsmContext) -> i32 {
     let flags: u32 = ctx.arg(1);
     let forces = flags & MNT_FORCE != 0
         && !crate::verdict::is_own(kernel::super_block_of(vfsmount), subject.number);
-    if !forces && !host_would_see(MountAt::of_vfsmount(vfsmount).parent()) {
+    let mount = MountAt::of_vfsmount(vfsmount);
+    let below = flags & MNT_DETACH != 0 && host_would_see_below(mount);
+    if !forces && !below && !host_would_see(mount.parent()) {
         return 0;
     }
     decide(&subject, guard::MOUNT, 0, u64::from(flags), 0, true)
+}
+
+/// Mounts below one that are looked at; where there are more, the host may see it.
+const MOST_MOUNTS: u32 = 65_536;
+
+/// A way through the mounts below one, each before those on it.
+#[repr(C)]
+struct Below {
+    top: u64,
+    at: u64,
+    /// Whether the mounts on this one have been seen.
+    rises: u32,
+    found: u32,
+    done: u32,
+}
+
+/// Whether the host would see that what is mounted below a mount goes.
+#[inline(always)]
+fn host_would_see_below(mount: MountAt) -> bool {
+    let (number, hosts) = Task::current().mount_namespace();
+    if !hosts {
+        return is_hosts(number);
+    }
+    let mut below = Below {
+        top: mount.0,
+        at: mount.0,
+        rises: 0,
+        found: 0,
+        done: 0,
+    };
+    // SAFETY: the function has the shape that the kernel calls.
+    unsafe {
+        bpf_loop(
+            MOST_MOUNTS,
+            go_below as *mut c_void,
+            (&raw mut below).cast(),
+            0,
+        )
+    };
+    below.found != 0 || below.done == 0
+}
+
+extern "C" fn go_below(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the context that `host_would_see_below` gave.
+    let below = unsafe { &mut *context.cast::<Below>() };
+    let mount = MountAt(below.at);
+    if below.rises == 0
+        && let Some(child) = mount.first_child()
+    {
+        if mount.is_shared() {
+            below.found = 1;
+            return 1;
+        }
+        below.at = child.0;
+        return 0;
+    }
+    if below.at == below.top {
+        below.done = 1;
+        return 1;
+    }
+    if let Some(next) = mount.next_sibling() {
+        below.at = next.0;
+        below.rises = 0;
+    } else {
+        below.at = mount.parent().0;
+        below.rises = 1;
+    }
+    0
 }
 
 #[lsm(hook = "sb_pivotroot")]
@@ -468,7 +574,26 @@ pub fn sb_remount(ctx: LsmContext) -> i32 {
     decide(&subject, guard::MOUNT, 0, 0, 0, true)
 }
 
-/// A file system is about to be mounted: one that reaches devices or other hosts is not the session's to mount.
+/// Where a file system comes from is being said, which is before it is looked at: one that reaches devices or other hosts is not
+/// the session's to mount.
+#[lsm(hook = "fs_context_parse_param")]
+pub fn fs_context_parse_param(ctx: LsmContext) -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    let (context, parameter): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    if kernel::will_be_harmless(context) || !kernel::is_source(parameter) {
+        return 0;
+    }
+    // What may be is recorded when it is mounted.
+    let outcome = decide(&subject, guard::MOUNT, 0, 0, 0, false);
+    if outcome != 0 {
+        decide(&subject, guard::MOUNT, 0, 0, 0, true);
+    }
+    outcome
+}
+
+/// The same of a file system that has no such thing, or was made by the kernel's older ways.
 #[lsm(hook = "sb_kern_mount")]
 pub fn sb_kern_mount(ctx: LsmContext) -> i32 {
     let Some(subject) = Subject::current() else {
@@ -537,7 +662,12 @@ pub fn sb_free_security(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "key_alloc")]
 pub fn key_alloc(ctx: LsmContext) -> i32 {
-    made(ctx.arg(0))
+    let key: u64 = ctx.arg(0);
+    // The kernel would start a program of the host's, outside the session, and hand it what the session asks for.
+    if kernel::is_key_request(key) {
+        return refuse(guard::KEYRING, 0, 0);
+    }
+    made(key)
 }
 
 #[lsm(hook = "key_permission")]

@@ -14,13 +14,14 @@ use aya_ebpf::{
 use crate::{
     emit, hold,
     kernel::{self, Dentry, Entry as _, Task},
-    session::{self, Subject},
+    session::{self, Subject, answer},
     verdict::{self as policy, Decision},
 };
 
 const SIGKILL: u32 = 9;
 const CLONE_THREAD: u64 = 0x0001_0000;
 const EACCES: i32 = 13;
+const ENOMEM: i32 = 12;
 
 /// A task was made, by whatever means (io_uring's workers too). It inherits its maker's session, or has been made
 /// right into a session's cgroup.
@@ -55,7 +56,10 @@ pub fn task_alloc(ctx: LsmContext) -> i32 {
     if let Some(subject) = Subject::current() {
         // SAFETY: the subject was found by its tag.
         let image = unsafe { (*subject.tag).image };
-        let _ = session::inherit(ctx.arg(0), subject.number, image);
+        // One that cannot be known as the session's is not made.
+        if session::inherit(ctx.arg(0), subject.number, image).is_none() {
+            return answer(true, ENOMEM);
+        }
     }
     0
 }

@@ -26,6 +26,8 @@ const SB_KERNMOUNT: u64 = 1 << 22;
 /// include/uapi/linux/stat.h.
 const S_IFMT: u16 = 0o170000;
 const S_IFDIR: u16 = 0o040000;
+const S_IFCHR: u16 = 0o020_000;
+const S_IFBLK: u16 = 0o060_000;
 const S_IFSOCK: u16 = 0o140000;
 
 /// An open file that the verifier knows.
@@ -364,7 +366,41 @@ impl SuperBlockAt {
     #[inline(always)]
     pub fn is_harmless(self) -> bool {
         let kind: u64 = member(self.0, &SUPER_BLOCK_S_TYPE);
-        member::<u32>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
+        is_harmless(kind)
+    }
+}
+
+#[inline(always)]
+fn is_harmless(kind: u64) -> bool {
+    member::<u32>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
+}
+
+/// Whether a file system that is being set up (`struct fs_context`) is of such a kind.
+#[inline(always)]
+pub fn will_be_harmless(context: u64) -> bool {
+    is_harmless(member(context, &FS_CONTEXT_FS_TYPE))
+}
+
+/// Whether a parameter of it (`struct fs_parameter`) says where it comes from.
+#[inline(always)]
+pub fn is_source(parameter: u64) -> bool {
+    let key: u64 = member(parameter, &FS_PARAMETER_KEY);
+    read::<u64>(key) << 8 == u64::from_le_bytes(*b"\0source\0")
+}
+
+/// An inode by address.
+#[derive(Clone, Copy)]
+pub struct InodeAt(pub u64);
+
+impl InodeAt {
+    #[inline(always)]
+    pub fn is_device(self) -> bool {
+        let kind = member::<u16>(self.0, &INODE_I_MODE) & S_IFMT;
+        kind == S_IFCHR || kind == S_IFBLK
+    }
+    #[inline(always)]
+    pub fn super_block(self) -> SuperBlockAt {
+        SuperBlockAt(member(self.0, &INODE_I_SB))
     }
 }
 
@@ -425,6 +461,32 @@ impl MountAt {
     #[inline(always)]
     pub fn parent(self) -> Self {
         Self(member(self.0, &MOUNT_PARENT))
+    }
+    /// The directory that is seen at its place.
+    #[inline(always)]
+    pub fn root(self) -> u64 {
+        member(self.0 + MOUNT_MNT.load(), &VFSMOUNT_MNT_ROOT)
+    }
+    /// The address of its mount namespace.
+    #[inline(always)]
+    pub fn namespace(self) -> u64 {
+        member(self.0, &MOUNT_NS)
+    }
+    /// The first mount on it; `None` where there is none.
+    #[inline(always)]
+    pub fn first_child(self) -> Option<Self> {
+        self.listed_in(self, self.0 + MOUNT_MOUNTS.load())
+    }
+    /// The next mount on the same parent.
+    #[inline(always)]
+    pub fn next_sibling(self) -> Option<Self> {
+        self.listed_in(self.parent(), self.0 + MOUNT_CHILD.load())
+    }
+    #[inline(always)]
+    fn listed_in(self, parent: Self, link: u64) -> Option<Self> {
+        let next: u64 = read(link);
+        (next != 0 && next != parent.0 + MOUNT_MOUNTS.load())
+            .then(|| Self(next - MOUNT_CHILD.load()))
     }
 }
 

@@ -185,6 +185,15 @@ impl Task {
             is_hosts_namespace(owner),
         )
     }
+    /// The address of its mount namespace.
+    #[inline(always)]
+    pub fn mounts(self) -> u64 {
+        let proxy: u64 = self.field(&TASK_NSPROXY);
+        if proxy == 0 {
+            return 0;
+        }
+        member(proxy, &NSPROXY_MNT_NS)
+    }
     /// Id of its cgroup in the unified hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> u64 {

@@ -265,7 +265,8 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     }
     let magic = super_block.magic();
     let is_overlay = magic == OVERLAYFS_SUPER_MAGIC;
-    if !is_overlay && !OWN_FILE_SYSTEMS.contains(&magic) {
+    // One that the kernel mounts by itself where the session goes may be the host's.
+    if !is_overlay && (!OWN_FILE_SYSTEMS.contains(&magic) || !super_block.is_harmless()) {
         return here(policy, BY_MAGIC, magic, 0, held);
     }
     held.place = Place {

@@ -67,7 +67,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 65] = [
+const LSM: [(&[&str], &str); 68] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -111,12 +111,15 @@ const LSM: [(&[&str], &str); 65] = [
     (&["perf_event_open"], "perf_event_open"),
     (&["uring_override_creds"], "uring_override_creds"),
     (&["tun_dev_create"], "tun_dev_create"),
+    (&["tun_dev_open"], "tun_dev_open"),
+    (&["syslog"], "syslog"),
     (&["capable"], "capable"),
     (&["sb_mount"], "sb_mount"),
     (&["move_mount"], "move_mount"),
     (&["sb_umount"], "sb_umount"),
     (&["sb_pivotroot"], "sb_pivotroot"),
     (&["sb_remount"], "sb_remount"),
+    (&["fs_context_parse_param"], "fs_context_parse_param"),
     (&["sb_kern_mount"], "sb_kern_mount"),
     (&["sb_alloc_security"], "sb_alloc_security"),
     (&["sb_free_security"], "sb_free_security"),
