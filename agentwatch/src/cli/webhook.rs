@@ -13,17 +13,19 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// The longest event, in bytes.
 const LONGEST: u64 = 1 << 20;
 
+/// The variable that says where to: such addresses are often secrets themselves, and everybody may read arguments.
+pub const ADDRESS: &str = "AGENTWATCH_WEBHOOK";
+
 /// Post standard input to a web hook as JSON (the daemon starts it by itself)
 #[derive(Args, Debug)]
 #[command(hide = true)]
-pub struct WebhookArgs {
-    /// Where to
-    url: String,
-}
+pub struct WebhookArgs {}
 
 impl WebhookArgs {
     pub async fn run(self) -> Result<ExitCode> {
-        let url = check(&self.url)?;
+        let address =
+            std::env::var(ADDRESS).with_context(|| format!("{ADDRESS} is to say where to"))?;
+        let url = check(&address)?;
         let mut body = Vec::new();
         std::io::stdin()
             .lock()

@@ -2,10 +2,11 @@
 //! never reads, harms only its own connection.
 
 use std::{
+    collections::HashMap,
     fs,
     os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,8 +25,10 @@ use crate::{
     },
 };
 
-/// Clients at the same time.
+/// Clients at the same time; of one cgroup, which no session leaves; and of one user who is not root.
 const CLIENTS: usize = 256;
+const CLIENTS_OF_CGROUP: usize = 16;
+const CLIENTS_OF_USER: usize = 64;
 /// How long a client may take to send its request, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -90,6 +93,7 @@ pub fn listen(runtime: &Path) -> Result<UnixListener> {
 
 pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
+    let shares = Arc::new(Mutex::new(HashMap::new()));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -103,13 +107,83 @@ pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
             tracing::warn!("a client was turned away: too many at once");
             continue;
         };
+        let Some(share) = Share::of(&stream, &shares) else {
+            tracing::warn!(
+                "a client was turned away: its cgroup, or its user, has too many at once"
+            );
+            continue;
+        };
         let engine = engine.clone();
         tokio::spawn(async move {
             if let Err(error) = client(stream, engine).await {
                 tracing::debug!(error = format!("{error:#}"), "a client's connection ended");
             }
-            drop(permit);
+            drop((permit, share));
         });
+    }
+}
+
+/// Whose share of the clients one counts to.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Of {
+    Cgroup(String),
+    User(u32),
+}
+
+type Shares = Arc<Mutex<HashMap<Of, usize>>>;
+
+/// A client's place in the shares of its cgroup and its user; nobody takes all there is.
+struct Share {
+    of: Vec<Of>,
+    shares: Shares,
+}
+
+impl Share {
+    fn of(stream: &UnixStream, shares: &Shares) -> Option<Self> {
+        let credentials = stream.peer_cred().ok()?;
+        // Who has gone already is of no cgroup.
+        let cgroup = credentials
+            .pid()
+            .and_then(|pid| procfs::process::Process::new(pid).ok()?.cgroups().ok())
+            .and_then(|cgroups| cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0))
+            .map_or_else(String::new, |cgroup| cgroup.pathname);
+        let mut of = vec![Of::Cgroup(cgroup)];
+        if credentials.uid() != 0 {
+            of.push(Of::User(credentials.uid()));
+        }
+        let mut taken = shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |of: &Of| {
+            let most = match of {
+                Of::Cgroup(_) => CLIENTS_OF_CGROUP,
+                Of::User(_) => CLIENTS_OF_USER,
+            };
+            taken.get(of).is_some_and(|taken| *taken >= most)
+        };
+        if of.iter().any(is_full) {
+            return None;
+        }
+        for of in &of {
+            *taken.entry(of.clone()).or_default() += 1;
+        }
+        drop(taken);
+        Some(Self {
+            of,
+            shares: Arc::clone(shares),
+        })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut taken = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        for of in &self.of {
+            if let Some(count) = taken.get_mut(of) {
+                *count -= 1;
+                if *count == 0 {
+                    taken.remove(of);
+                }
+            }
+        }
     }
 }
 

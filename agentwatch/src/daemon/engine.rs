@@ -71,6 +71,8 @@ const REBIND_TICKS: u64 = 10;
 const MEMORY_TICKS: u64 = 10;
 /// Ticks after which a watched cgroup that could not become a session is tried again.
 const REFUSED_TICKS: u64 = 90;
+/// Orders after which the rings are looked at, however many more wait.
+const ORDERS: u64 = 16;
 /// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
 const TURN: usize = 256;
 /// Turns that leave nothing in the rings of what was there when the first began.
@@ -118,6 +120,8 @@ pub struct Engine {
     drained: bool,
     /// The tick in which the rings were last emptied for an answer.
     emptied: u64,
+    /// Orders so far.
+    obeyed: u64,
     /// Whether all tasks have been counted in this tick.
     census_taken: bool,
     /// What waits for people, and what they have granted.
@@ -209,6 +213,7 @@ impl Engine {
             ticks: 0,
             drained: true,
             emptied: 0,
+            obeyed: 0,
             census_taken: false,
             desk: Desk::default(),
             deciders: config.approvals.clone(),
@@ -232,17 +237,22 @@ impl Engine {
             tokio::select! {
                 biased;
                 _ = stopped.changed() => break,
+                // Before whoever asks: they may ask without end.
+                _ = tick.tick() => { self.empty_rings(); self.tick(); }
                 Some(order) = orders.recv() => {
                     let response = self.obey(order.peer, &order.asker, order.request);
                     let _ = order.answer.send(response);
                     if self.released {
                         break;
                     }
+                    self.obeyed += 1;
+                    if self.obeyed.is_multiple_of(ORDERS) {
+                        self.drain();
+                    }
                 }
                 Some(found) = found.recv() => self.found(found),
                 Some(reviewed) = opinions.recv() => self.reviewed(reviewed),
                 ready = self.rings.verdicts.ready() => { ready?; self.drain(); }
-                _ = tick.tick() => { self.empty_rings(); self.tick(); }
                 ready = self.rings.bulk.ready() => { ready?; self.drain(); }
                 // Whoever waits for an answer is heard between two turns.
                 () = tokio::task::yield_now(), if !self.drained => self.drain(),

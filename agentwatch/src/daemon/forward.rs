@@ -214,7 +214,13 @@ impl Forwarder {
         // What is on disk goes one batch at a time: it is taken off when it is acknowledged.
         if self.connection.is_some() && self.unacknowledged.is_empty() && self.spool.events() > 0 {
             match self.spool.front(BATCH) {
-                Ok(Some((last, events))) => self.send(Origin::Disk(last), &events).await,
+                Ok(Some(front)) => {
+                    let mut events = front.events;
+                    if front.unreadable > 0 {
+                        events.push(self.damage(front.unreadable));
+                    }
+                    self.send(Origin::Disk(front.last), &events).await;
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "the spool cannot be read")
@@ -347,21 +353,30 @@ impl Forwarder {
                 };
                 (event.session.clone(), loss)
             });
-        loss.from = if loss.from == 0 {
-            seq
-        } else {
-            loss.from.min(seq.max(1))
-        };
-        loss.to = loss.to.max(seq);
+        // What has no number says nothing of those that have one.
+        if seq != 0 {
+            loss.from = if loss.from == 0 {
+                seq
+            } else {
+                loss.from.min(seq)
+            };
+            loss.to = loss.to.max(seq);
+        }
         loss.events += count;
     }
 
     /// Declares losses as soon as there is a way out for them.
     fn declare_losses(&mut self, pending: &mut Vec<Event>) {
-        if self.losses.is_empty() || (self.connection.is_none() || self.spool.events() > 0) {
+        if self.losses.is_empty() {
             return;
         }
-        pending.extend(self.take_losses());
+        if self.spool.events() == 0 && self.connection.is_some() {
+            pending.extend(self.take_losses());
+        } else if self.spool.has_room() {
+            // In memory they would be lost with the daemon.
+            let losses = self.take_losses();
+            self.keep(&losses);
+        }
     }
 
     fn take_losses(&mut self) -> Vec<Event> {
@@ -376,14 +391,20 @@ impl Forwarder {
     }
 
     fn declare_damage(&mut self) {
+        let event = self.damage(0);
+        self.keep(&[event]);
+    }
+
+    /// That so many events in the spool were damaged; 0 where that is not known.
+    fn damage(&self, events: u64) -> Event {
         let mut event = self.host.event(&no_session(), Kind::Loss);
         event.loss = Some(Loss {
             from: 0,
             to: 0,
             reason: "spool_corrupt".to_owned(),
-            events: 0,
+            events,
         });
-        self.keep(&[event]);
+        event
     }
 
     fn show(&self) {

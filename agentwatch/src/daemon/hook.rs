@@ -33,6 +33,8 @@ pub struct Hook {
     gid: u32,
     home: String,
     deadline: Duration,
+    /// What it is told beside its arguments, which everybody may read.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Hook {
@@ -81,7 +83,14 @@ impl Hook {
             gid,
             home,
             deadline,
+            variables: Vec::new(),
         })
+    }
+
+    /// With a variable in its environment.
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
     }
 
     /// What it is called in events and in the log.
@@ -121,6 +130,7 @@ impl Hook {
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", &self.home)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -103,8 +103,9 @@ pub fn start(
     if let Some(url) = &config.webhook {
         webhook::check(url).with_context(|| format!("{KEY}.webhook"))?;
         // We ourselves, as somebody else: the daemon speaks no HTTP.
-        let command = ["/proc/self/exe", "webhook", url].map(str::to_owned);
-        hooks.push(Hook::new(KEY, &command, None, config.deadline)?);
+        let command = ["/proc/self/exe", "webhook"].map(str::to_owned);
+        let hook = Hook::new(KEY, &command, None, config.deadline)?;
+        hooks.push(hook.with(webhook::ADDRESS, url));
     }
     let mut notifier = Notifier {
         hooks: Vec::new(),

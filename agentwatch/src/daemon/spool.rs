@@ -22,6 +22,31 @@ pub struct Spool {
     events: u64,
 }
 
+/// What SQLite finds wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Damaged(String);
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    error.is::<Damaged>()
+        || error.chain().any(|cause| {
+            cause
+                .downcast_ref::<rusqlite::Error>()
+                .and_then(rusqlite::Error::sqlite_error_code)
+                .is_some_and(|code| matches!(code, DatabaseCorrupt | NotADatabase))
+        })
+}
+
+/// The oldest events.
+pub struct Front {
+    /// The number up to which they go.
+    pub last: i64,
+    pub events: Vec<Event>,
+    /// How many between them cannot be read.
+    pub unreadable: u64,
+}
+
 /// Why events were not taken.
 #[derive(Debug)]
 pub enum Refusal {
@@ -38,18 +63,26 @@ impl Spool {
         let path = dir.join("spool.sqlite");
         match Self::try_open(&path, max_bytes) {
             Ok(spool) => Ok((spool, None)),
+            // What cannot be opened for another reason, a full disk say, is left where it is.
+            Err(error) if !is_damage(&error) => Err(error),
             Err(error) => {
                 let aside = dir.join(format!(
                     "spool.damaged-{}",
                     jiff::Timestamp::now().as_millisecond()
                 ));
-                fs::rename(&path, &aside).with_context(|| {
-                    format!("put the damaged spool {} aside ({error:#})", path.display())
-                })?;
-                for suffix in ["-wal", "-shm"] {
-                    let mut name = path.clone().into_os_string();
-                    name.push(suffix);
-                    let _ = fs::remove_file(name);
+                // Its log goes along: the newest events stand in it.
+                for suffix in ["-wal", "-shm", ""] {
+                    let name = |path: &Path| {
+                        let mut name = path.to_owned().into_os_string();
+                        name.push(suffix);
+                        PathBuf::from(name)
+                    };
+                    match fs::rename(name(&path), name(&aside)) {
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                        renamed => renamed.with_context(|| {
+                            format!("put the damaged spool {} aside ({error:#})", path.display())
+                        })?,
+                    }
                 }
                 let spool = Self::try_open(&path, max_bytes)?;
                 Ok((
@@ -74,7 +107,9 @@ impl Spool {
         database.pragma_update(None, "cache_size", -256)?;
         database.execute_batch("CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, json BLOB NOT NULL) STRICT;")?;
         let check: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        anyhow::ensure!(check == "ok", "{check}");
+        if check != "ok" {
+            return Err(anyhow::Error::new(Damaged(check)));
+        }
         let (events, bytes): (u64, u64) = database.query_row(
             "SELECT count(*), coalesce(sum(length(json)), 0) FROM event",
             [],
@@ -122,13 +157,18 @@ impl Spool {
         Ok(bytes)
     }
 
-    /// The oldest events, with the number up to which they go.
-    pub fn front(&self, most: usize) -> Result<Option<(i64, Vec<Event>)>> {
+    /// Whether there is room for more than a word of what there was none for.
+    pub fn has_room(&self) -> bool {
+        self.bytes < self.max_bytes - self.max_bytes / 8
+    }
+
+    /// The oldest events.
+    pub fn front(&self, most: usize) -> Result<Option<Front>> {
         let mut query = self
             .database
             .prepare_cached("SELECT number, json FROM event ORDER BY number LIMIT ?1")?;
         let mut rows = query.query([most as i64])?;
-        let (mut last, mut events, mut bytes) = (None, Vec::new(), 0);
+        let (mut last, mut events, mut bytes, mut unreadable) = (None, Vec::new(), 0, 0);
         while let Some(row) = rows.next()? {
             let json: Vec<u8> = row.get(1)?;
             bytes += json.len();
@@ -139,11 +179,16 @@ impl Spool {
             match serde_json::from_slice(&json) {
                 Ok(event) => events.push(event),
                 Err(error) => {
-                    tracing::error!(%error, "an event in the spool cannot be read: it is left out")
+                    tracing::error!(%error, "an event in the spool cannot be read: it counts as lost");
+                    unreadable += 1;
                 }
             }
         }
-        Ok(last.map(|last| (last, events)))
+        Ok(last.map(|last| Front {
+            last,
+            events,
+            unreadable,
+        }))
     }
 
     /// The collector has them.

@@ -27,7 +27,7 @@ pub struct Custom {
 pub const KNOWN: [(&str, &str); 34] = [
     (
         "private-key",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z)",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
     ),
     (
         "github",
@@ -93,7 +93,7 @@ pub const KNOWN: [(&str, &str); 34] = [
     ("linear", r"\blin_(?:api|oauth)_[A-Za-z0-9]{32,}"),
     (
         "url",
-        r#"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/\s:@'"]*:(?P<secret>[^/\s@'"]+)|(?P<user>[^/\s:@'"]{16,}))@"#,
+        r#"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/\s:@'"]*:(?P<secret>[^/\s'"]+)|(?P<user>[^/\s:@'"]{16,}))@"#,
     ),
     (
         "url-parameter",
@@ -112,11 +112,29 @@ pub const KNOWN: [(&str, &str); 34] = [
 /// What is found by the name that stands before it; not in paths, where such names are ordinary.
 const NAMED: (&str, &str) = (
     "value",
-    r#"(?i)(?:^|[^A-Za-z0-9])(?:[A-Za-z0-9_.-]*[_.-])?(?:password|passwd|pwd|passphrase|passcode|secret|token|api[_-]?key|apikey|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?)['"]?(?:\s*=\s*['"]?:*|\s*:\s*['"]?|\s+['"]?)(?P<secret>[^\s'"&;,|<>():][^\s'"&;,|<>()]*)"#,
+    r#"(?i)(?:^|[^A-Za-z0-9])(?:[A-Za-z0-9_.-]*(?:password|passwd|passphrase|passcode|secret|token|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?)|(?:[A-Za-z0-9_.-]*[_.-])?pwd)['"]?(?:\s*=\s*['"]?:*|\s*:\s*['"]?|\s+['"]?)(?P<secret>[^\s'"&;,|<>():][^\s'"&;,|<>()]*)"#,
 );
 
 /// Options whose value, the next argument, is a secret.
-const OPTION: &str = r"(?i)^--?(?:[a-z0-9_.-]*[_.-])?(?:password|passwd|pwd|pass|passphrase|secret|token|api[_-]?key|apikey|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?|oauth2-bearer)$";
+const OPTION: &str = r"(?i)^--?(?:[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?|oauth2-bearer)|(?:[a-z0-9_.-]*[_.-])?(?:pwd|pass))$";
+
+/// An argument that is all a name and its value: whatever stands in the value is part of the secret.
+const ASSIGNED: &str = r"(?i)^(?:--?(?:[a-z0-9_.-]*(?:password|passwd|passphrase|passcode|secret|token|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?)|(?:[a-z0-9_.-]*[_.-])?pwd)=:*(?P<secret>[^:](?s:.*))|(?:[a-z0-9_.-]*(?:password|passwd|passphrase|passcode|secret|token|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|credentials?)|(?:[a-z0-9_.-]*[_.-])?pwd)=:*(?P<user>[^:\s]\S*))";
+
+/// Shells, which take a whole command as one argument.
+const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "fish", "ash", "su"];
+
+/// Programs that take a name and a password for whom they ask.
+const FETCHERS: [&str; 5] = ["curl", "wget", "http", "https", "xh"];
+/// Programs whose `-p` is followed by a password.
+const DATABASES: [&str; 6] = [
+    "mysql",
+    "mysqldump",
+    "mysqladmin",
+    "mariadb",
+    "mariadb-dump",
+    "sshpass",
+];
 
 /// Takes secrets out.
 pub struct Redactor {
@@ -125,6 +143,7 @@ pub struct Redactor {
     patterns: Vec<(String, Regex)>,
     named: Regex,
     option: Regex,
+    assigned: Regex,
 }
 
 impl Redactor {
@@ -161,12 +180,14 @@ impl Redactor {
         let set = RegexSet::new(patterns.iter().map(|(_, regex)| regex.as_str()))
             .map_err(|error| format!("redact: {error}"))?;
         let option = Regex::new(OPTION).map_err(|error| format!("redact: {error}"))?;
+        let assigned = Regex::new(ASSIGNED).map_err(|error| format!("redact: {error}"))?;
         Ok(Self {
             key,
             set,
             patterns,
             named: built(&NAMED)?.1,
             option,
+            assigned,
         })
     }
 
@@ -297,35 +318,61 @@ impl Redactor {
 
     /// Arguments of a command.
     pub fn arguments(&self, argv: &mut [String]) {
-        let program = argv.first().map(|first| basename(first).to_owned());
-        let mut next_is_secret = false;
-        for argument in argv.iter_mut() {
-            let is_option = self.option.is_match(argument);
-            if next_is_secret && !argument.is_empty() && !argument.starts_with('-') {
-                if !is_mark(argument) {
-                    *argument = self.mark("value", argument);
+        self.words(argv, true);
+    }
+
+    /// Words of a command; `whole` where each is an argument as it was given, and not what stands between blanks.
+    fn words(&self, words: &mut [String], whole: bool) {
+        let (mut next_is_secret, mut is_shell, mut next_is_command) = (false, false, false);
+        for word in words.iter_mut() {
+            if std::mem::take(&mut next_is_command) && word.contains(' ') {
+                self.in_place(word, true);
+                let mut inner: Vec<String> = word.split(' ').map(str::to_owned).collect();
+                self.words(&mut inner, false);
+                *word = inner.join(" ");
+                continue;
+            }
+            if next_is_secret && !word.is_empty() && !word.starts_with('-') {
+                if !is_mark(word) {
+                    *word = self.mark("value", word);
                 }
                 next_is_secret = false;
                 continue;
             }
-            next_is_secret = is_option;
-            self.in_place(argument, true);
+            next_is_secret = self.option.is_match(word);
+            if SHELLS.contains(&basename(word)) {
+                is_shell = true;
+            } else if is_shell && word.starts_with('-') {
+                next_is_command = !word.starts_with("--") && word.ends_with('c');
+            } else {
+                is_shell = false;
+            }
+            if whole && self.assigned.is_match(word) {
+                *word = self.replaced("value", &self.assigned, word);
+            }
+            self.in_place(word, true);
         }
-        if let Some(program) = program {
-            self.by_program(&program, argv);
+        // Also behind what starts them: sudo, env, timeout.
+        for names in [&FETCHERS[..], &DATABASES[..]] {
+            let first = words
+                .iter()
+                .position(|word| names.contains(&basename(word)));
+            if let Some(words) = first.and_then(|first| words.get_mut(first..)) {
+                self.by_program(names, words);
+            }
         }
     }
 
     /// Options that say nothing of what follows them, of programs that are known.
-    fn by_program(&self, program: &str, argv: &mut [String]) {
-        match program {
-            "curl" | "wget" | "http" | "https" | "xh" => {
+    fn by_program(&self, names: &[&str], argv: &mut [String]) {
+        match names {
+            _ if *names == FETCHERS => {
                 for index in 1..argv.len() {
                     let follows = argv.get(index - 1).is_some_and(|before| {
                         matches!(
                             before.as_str(),
                             "-u" | "--user" | "-U" | "--proxy-user" | "-a" | "--auth"
-                        )
+                        ) || is_among(before, 'u')
                     });
                     if let Some(argument) = argv.get_mut(index) {
                         let attached =
@@ -352,10 +399,13 @@ impl Redactor {
                     }
                 }
             }
-            "mysql" | "mysqldump" | "mysqladmin" | "mariadb" | "mariadb-dump" | "sshpass" => {
+            _ => {
+                let is_sshpass = argv
+                    .first()
+                    .is_some_and(|first| basename(first) == "sshpass");
                 for index in 1..argv.len() {
-                    let follows = program == "sshpass"
-                        && argv.get(index - 1).is_some_and(|before| before == "-p");
+                    let follows =
+                        is_sshpass && argv.get(index - 1).is_some_and(|before| before == "-p");
                     if let Some(argument) = argv.get_mut(index)
                         && !is_mark(argument)
                     {
@@ -370,7 +420,6 @@ impl Redactor {
                     }
                 }
             }
-            _ => {}
         }
     }
 
@@ -433,6 +482,15 @@ impl Redactor {
 /// Whether a text begins with a mark, so that it was looked at before.
 fn is_mark(text: &str) -> bool {
     text.starts_with("[redacted:")
+}
+
+/// Whether a word is several options of one letter each, of which the last is this one: it takes the next word.
+fn is_among(word: &str, option: char) -> bool {
+    word.strip_prefix('-').is_some_and(|letters| {
+        letters.len() > 1
+            && letters.ends_with(option)
+            && letters.chars().all(|letter| letter.is_ascii_alphabetic())
+    })
 }
 
 fn basename(path: &str) -> &str {
@@ -656,6 +714,76 @@ mod tests {
             (
                 &["tool", "-----BEGIN RSA PRIVATE KEY-----\nhunter2 cut off"],
                 &["[redacted:private-key:"],
+            ),
+            (
+                &[
+                    "tool",
+                    "-----BEGIN PGP PRIVATE KEY BLOCK-----\nhunter2\n-----END PGP PRIVATE KEY BLOCK-----",
+                ],
+                &["[redacted:private-key:"],
+            ),
+            (
+                &["env", "PGPASSWORD=hunter2", "psql"],
+                &["PGPASSWORD=[", "psql"],
+            ),
+            (&["tool", "dbPassword=hunter2"], &["dbPassword=["]),
+            (
+                &["tool", "{\"accessToken\":\"hunter2\"}"],
+                &["{\"accessToken\":\"[", "\"}"],
+            ),
+            (
+                &[
+                    "npm",
+                    "config",
+                    "set",
+                    "//registry.example.org/:_authToken=hunter2",
+                ],
+                &["_authToken=["],
+            ),
+            (
+                &["tool", "--authtoken", "hunter2", "go"],
+                &["--authtoken [", "go"],
+            ),
+            (
+                &["env", "DB_PASSWORD=x9;hunter2", "go"],
+                &["DB_PASSWORD=[", "go"],
+            ),
+            (
+                &["tool", "--password=correct hunter2 staple", "go"],
+                &["--password=[", "go"],
+            ),
+            (&["tool", "--password=&hunter2"], &["--password=["]),
+            (
+                &[
+                    "bash",
+                    "-c",
+                    "cd /x && curl -u me:hunter2 https://example.org",
+                ],
+                &["curl -u me:[", "https://example.org"],
+            ),
+            (
+                &["sh", "-ec", "login --pass hunter2 --user me"],
+                &["--pass [", "--user me"],
+            ),
+            (
+                &["bash", "-lc", "PASSWORD=hunter2; ls /x"],
+                &["PASSWORD=[", "ls /x"],
+            ),
+            (
+                &["sudo", "mysql", "-phunter2", "-e", "SELECT 1"],
+                &["-p[", "SELECT 1"],
+            ),
+            (
+                &["timeout", "5", "/usr/bin/mysqldump", "-phunter2"],
+                &["-p["],
+            ),
+            (
+                &["curl", "-sSu", "me:hunter2", "https://example.org"],
+                &["me:["],
+            ),
+            (
+                &["git", "clone", "https://me:p@hunter2@example.org/x"],
+                &["https://me:[", "@example.org/x"],
             ),
         ] {
             let argv = argv(arguments);

@@ -239,7 +239,9 @@ impl Drive {
         let mut events: VecDeque<(i64, Event)> = events.into();
         if let Some(globs) = &self.sessions {
             events.retain(|(_, event)| {
-                globs.is_match(&event.session.name) || globs.is_match(&event.session.id)
+                globs.is_match(&event.session.name)
+                    || globs.is_match(&event.session.id)
+                    || feed::is_for_all(event)
             });
         }
         let any = self.owes() || !events.is_empty();
@@ -314,7 +316,8 @@ impl Drive {
     /// Offers a batch until all of it is taken or refused for good; returns how many were taken.
     async fn offer(&mut self, batch: Vec<Event>) -> Result<u64, Failure> {
         let mut parts = vec![batch];
-        let mut taken = 0;
+        // Counted once all is settled: where a part is to be offered again, so is all that was refused.
+        let (mut taken, mut refusals, mut owed) = (0, 0, 0);
         while let Some(mut part) = parts.pop() {
             let delivered = timeout(DELIVERY, self.sink.deliver(&part))
                 .await
@@ -334,10 +337,10 @@ impl Drive {
                             "the receiver refuses events and does not say which"
                         );
                     }
-                    self.position.refused += refused;
+                    refusals += refused;
                     // Of a word that something is missing alone, nothing is owed.
                     if part.iter().any(|event| !is_word(event)) {
-                        self.position.owed_refused += refused;
+                        owed += refused;
                     }
                     taken += (part.len() as u64).saturating_sub(refused);
                 }
@@ -354,15 +357,17 @@ impl Drive {
                         error = format!("{error:#}"),
                         "the receiver refuses an event"
                     );
-                    self.position.refused += 1;
+                    refusals += 1;
                     // The word that something is missing is not owed again, or it would be for ever.
                     if event.is_some_and(|event| !is_word(event)) {
-                        self.position.owed_refused += 1;
+                        owed += 1;
                     }
                 }
                 Err(again) => return Err(again),
             }
         }
+        self.position.refused += refusals;
+        self.position.owed_refused += owed;
         Ok(taken)
     }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -152,7 +152,15 @@ fn whole_lines(file: &mut fs::File, length: u64) -> io::Result<u64> {
 
 /// Puts the current file aside under its time, compresses it, and removes what is too much.
 fn rotate(target: &FileTarget) -> io::Result<()> {
-    let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3f").to_string();
+    // Later than what was put aside before, also where the clock has jumped back: the oldest go by their names.
+    let newest = set_aside(&target.path)?
+        .last()
+        .and_then(|path| stamp_of(&target.path, path));
+    let now = Timestamp::now();
+    let time = newest.map_or(now, |newest| {
+        now.max(newest + SignedDuration::from_millis(1))
+    });
+    let stamp = time.strftime(STAMP).to_string();
     let aside = suffixed(&target.path, &format!(".{stamp}"));
     fs::rename(&target.path, &aside)?;
     let suffix = match target.compress {
@@ -192,6 +200,19 @@ fn rotate(target: &FileTarget) -> io::Result<()> {
         fs::remove_file(old)?;
     }
     Ok(())
+}
+
+/// How the time of a file that was put aside stands in its name.
+const STAMP: &str = "%Y%m%dT%H%M%S%.3f";
+
+/// When a file was put aside.
+fn stamp_of(path: &Path, aside: &Path) -> Option<Timestamp> {
+    let name = aside.file_name()?.to_str()?;
+    let rest = name
+        .strip_prefix(path.file_name()?.to_str()?)?
+        .strip_prefix('.')?;
+    let time = jiff::civil::DateTime::strptime(STAMP, rest.get(..19)?).ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
 /// Files that were put aside, the oldest first.

@@ -166,18 +166,18 @@ impl Syslog {
     }
 
     async fn send(&mut self, events: &[Event]) -> Result<(), Failure> {
-        if self.connection.is_none() {
-            let connecting = timeout(CONNECT, self.connect()).await;
-            self.connection = Some(
-                connecting
-                    .map_err(|_| anyhow!("no connection in {} seconds", CONNECT.as_secs()))??,
-            );
-        }
+        // Taken, so that what is given up half-way leaves no half of a message on a connection that is used again.
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => timeout(CONNECT, self.connect())
+                .await
+                .map_err(|_| anyhow!("no connection in {} seconds", CONNECT.as_secs()))??,
+        };
         let messages = events
             .iter()
             .map(|event| self.message(event))
             .collect::<Result<Vec<_>>>()?;
-        match self.connection.as_mut().context("it was just made")? {
+        match &mut connection {
             Connection::Stream(stream, descriptor) => {
                 let mut frames =
                     Vec::with_capacity(messages.iter().map(|message| message.len() + 8).sum());
@@ -206,17 +206,14 @@ impl Syslog {
                 }
             }
         }
+        self.connection = Some(connection);
         Ok(())
     }
 }
 
 impl Sink for Syslog {
     async fn deliver(&mut self, events: &[Event]) -> Result<u64, Failure> {
-        let sent = self.send(events).await;
-        if sent.is_err() {
-            self.connection = None;
-        }
-        sent.map(|()| 0)
+        self.send(events).await.map(|()| 0)
     }
 
     fn settling(&self) -> Duration {

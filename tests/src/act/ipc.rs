@@ -9,6 +9,21 @@ const USER_KEYRING: i32 = -4;
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
+        name: "request-key",
+        usage: "DESCRIPTION (of a user key that nobody has, with what a program of the host's is told)",
+        run: |args| {
+            let description = c_string(arguments::<1>(args)?[0])?;
+            sys!(libc::syscall(
+                libc::SYS_request_key,
+                c"user".as_ptr(),
+                description.as_ptr(),
+                c"told".as_ptr(),
+                0
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
         name: "shm-attach",
         usage: "ID",
         run: |args| attach(id(args)?),

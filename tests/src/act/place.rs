@@ -55,6 +55,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "mntns-as-is",
+        usage: "(new mount namespace, a copy that shares what is shared)",
+        run: |_| Ok(nix::sched::unshare(CloneFlags::CLONE_NEWNS)?),
+    },
+    Operation {
         name: "pidns",
         usage: "(new user and pid namespace: the next child is its first process)",
         run: |_| enter_user_namespace(CloneFlags::CLONE_NEWPID),
@@ -78,6 +83,15 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |args| {
             let [from, to] = arguments(args)?;
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(from), to, NONE, flags, NONE)
+        },
+    },
+    Operation {
+        name: "bind-mount-private",
+        usage: "FROM TO (asks to bind, and to make private, which the kernel leaves out then)",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            let flags = MsFlags::MS_BIND | MsFlags::MS_PRIVATE;
             mount(Some(from), to, NONE, flags, NONE)
         },
     },

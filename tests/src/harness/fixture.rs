@@ -85,6 +85,9 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
         if file.tmpfs {
             let (none, flags) = (None::<&str>, MsFlags::empty());
             nix::mount::mount(none, &path, Some("tmpfs"), flags, none)?;
+            if file.shared {
+                nix::mount::mount(none, &path, none, MsFlags::MS_SHARED, none)?;
+            }
         }
     } else if let Some(text) = &file.symlink {
         std::os::unix::fs::symlink(text.replace("{dir}", &dir.to_string_lossy()), &path)?;

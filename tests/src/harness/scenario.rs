@@ -92,6 +92,9 @@ pub struct FileFixture {
     /// Mounts a tmpfs there, where the host sees it.
     #[serde(default)]
     pub tmpfs: bool,
+    /// What is mounted on it is seen in copies of the host's mounts, and the other way round.
+    #[serde(default)]
+    pub shared: bool,
     /// Mounts a fresh btrfs there, on a loop device.
     #[serde(default)]
     pub btrfs: bool,

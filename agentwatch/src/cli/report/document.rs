@@ -459,7 +459,7 @@ fn approvals(blocks: &mut Vec<Block>, report: &Report) {
     }
     blocks.push(Block::Heading("Approvals".to_owned()));
     let rows = report.approvals.iter().map(|approval| {
-        let maybe = |text: Option<&str>| text.map_or_else(Vec::new, |text| vec![shown(text)]);
+        let maybe = |text: Option<&str>| text.map_or_else(Vec::new, |text| vec![code(text)]);
         let mut step = approval.step.name().to_owned();
         match (approval.scope, approval.until) {
             (_, Some(until)) => step.push_str(&format!(" until {}", render::time(until))),

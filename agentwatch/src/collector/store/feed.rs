@@ -46,7 +46,29 @@ pub(crate) fn after(
     };
     let history = history(&reader.connection)?;
     let newest = read::newest(&reader.connection)?;
-    let read::Arrived { events, upto, gaps } = reader.arrived(&filter, after, newest)?;
+    let read::Arrived {
+        mut events,
+        mut upto,
+        mut gaps,
+    } = reader.arrived(&filter, after, newest)?;
+    if !kinds.is_empty() || !verdicts.is_empty() {
+        let losses = Filter {
+            kinds: vec![Kind::Loss],
+            ..Filter::default()
+        };
+        let lost = reader.arrived(&losses, after, newest)?;
+        if lost.upto < upto {
+            (upto, gaps) = (lost.upto, lost.gaps);
+        }
+        events.extend(
+            lost.events
+                .into_iter()
+                .filter(|(_, event)| is_for_all(event)),
+        );
+        events.retain(|(no, _)| *no <= upto);
+        events.sort_by_key(|(no, _)| *no);
+        events.dedup_by_key(|(no, _)| *no);
+    }
     Ok(Fed {
         history,
         events,
@@ -54,6 +76,11 @@ pub(crate) fn after(
         gaps,
         newest,
     })
+}
+
+/// Whether an event is for whoever is told of anything: that a part of the history is missing, whosever it was.
+pub(crate) fn is_for_all(event: &Event) -> bool {
+    event.kind == Kind::Loss && event.session.id.is_empty()
 }
 
 fn history(connection: &Connection) -> Result<String, StoreError> {
