@@ -26,9 +26,9 @@ use crate::{
 };
 
 /// Clients at the same time; of one cgroup, which no session leaves; and of one user who is not root.
-const CLIENTS: usize = 256;
-const CLIENTS_OF_CGROUP: usize = 16;
-const CLIENTS_OF_USER: usize = 64;
+const CLIENTS: usize = 512;
+const CLIENTS_OF_CGROUP: usize = 128;
+const CLIENTS_OF_USER: usize = 256;
 /// How long a client may take to send its request, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -122,13 +122,13 @@ pub enum Kind {
     Connect,
     /// A socket was bound to an address.
     Bind,
-    /// A name was looked up.
+    /// A name was looked up. Reserved: nothing records it yet.
     Dns,
     /// An operation on the host around the session: mount, ptrace, signal, bpf and the like.
     Guard,
     /// A step in asking a person.
     Approval,
-    /// A tool call that the agent declared.
+    /// A tool call that the agent declared. Reserved: nothing records it yet.
     ToolCall,
     /// Events that could not be delivered.
     Loss,

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
+    process::Stdio,
     time::Duration,
 };
 
@@ -82,6 +83,44 @@ fn garbage_and_silence_on_the_control_socket_harm_nobody() {
     assert!(place.run(&policy(), "still", "true").status.success());
     place.ended("still");
     drop(silent);
+}
+
+/// Holds as many connections to the control socket as it can, and says nothing.
+const CROWD: &str = "
+import socket, sys, time
+held = []
+for _ in range(700):
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(sys.argv[1])
+    held.append(one)
+print('held', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn a_session_cannot_keep_others_from_the_control_socket() {
+    if !possible() || !python() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.daemon();
+    let script = place.write("work/crowd.py", CROWD);
+    let mut crowd = place
+        .session(&policy(), "crowd")
+        .args(["/usr/bin/python3".as_ref(), script.as_os_str()])
+        .arg(place.runtime().join("control.sock"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut told = [0; 4];
+    let output = crowd.stdout.as_mut().expect("its output");
+    output.read_exact(&mut told).expect("it holds them");
+    assert!(place.run(&policy(), "other", "true").status.success());
+    place.ended("other");
+    drop(crowd.stdin.take());
+    assert!(crowd.wait().expect("ended").success());
+    place.ended("crowd");
 }
 
 #[test]

@@ -1,10 +1,20 @@
 //! What the history has of one session, for a daemon that takes the session over: which numbers are here, which were
 //! declared lost, and how often each folded action has been told of.
 
-use rusqlite::OptionalExtension as _;
+use std::{collections::HashMap, path::Path};
 
-use super::{Reader, StoreError, Viewer, read};
-use crate::{event::model::Loss, wire::collector::AccountPart};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{
+    Reader, StoreError, Viewer,
+    columns::{C, Row as _},
+    read,
+    segment::{self, Segment},
+};
+use crate::{
+    event::{Kind, account::Numbers, model::Loss},
+    wire::collector::AccountPart,
+};
 
 /// Entries of one part of the answer.
 const PART: usize = 20_000;
@@ -62,10 +72,12 @@ impl Reader {
         }));
 
         let mut statement = self.connection.prepare(
-            "SELECT fold, sum(count) FROM event_rows
-             WHERE session_id = ? AND seq = 0 AND fold IS NOT NULL GROUP BY fold",
+            "SELECT fold, sum(count) FROM (
+                 SELECT fold, count FROM event_rows WHERE session_id = ?1 AND seq = 0 AND fold IS NOT NULL
+                 UNION ALL SELECT fold, count FROM let_go_fold_rows WHERE session = ?2
+             ) GROUP BY fold",
         )?;
-        let mut rows = statement.query([id])?;
+        let mut rows = statement.query(params![id, session])?;
         let mut told = Vec::new();
         while let Some(row) = rows.next()? {
             let fold: String = row.get(0)?;
@@ -80,4 +92,87 @@ impl Reader {
         }));
         Ok(parts)
     }
+}
+
+/// Notes what a segment that is let go of says of the accounts of sessions that may go on.
+pub(super) fn let_go(
+    connection: &Connection,
+    directory: &Path,
+    segment: i64,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare(
+        "SELECT r.session, r.first_row, r.rows FROM run_rows r JOIN session_rows s ON s.no = r.session
+         WHERE r.segment = ? AND s.ended_ns IS NULL
+           AND s.boot = (SELECT no FROM boot_rows ORDER BY opened DESC LIMIT 1)",
+    )?;
+    let runs: Vec<(i64, usize, usize)> = statement
+        .query_map([segment], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let path = segment::path(directory, segment);
+    let segment = match Segment::open(&path) {
+        Ok(segment) => segment,
+        // It is to go all the same.
+        Err(error) => {
+            tracing::error!(file = %path.display(), %error, "what is let go of cannot be read for the accounts of its sessions");
+            return Ok(());
+        }
+    };
+    for (session, first, rows) in runs {
+        let mut numbers = Numbers::default();
+        let mut folds: HashMap<String, i64> = HashMap::new();
+        let columns = [C::Seq, C::Kind, C::Fold, C::Count, C::Loss];
+        let chunk = segment.read_range(&columns, first, first + rows)?;
+        for index in 0..chunk.rows {
+            let row = chunk.row(index);
+            let seq = row.number(C::Seq).unwrap_or_default().cast_unsigned();
+            if seq != 0 {
+                numbers.insert(seq..=seq);
+            } else if let Some(fold) = row.text(C::Fold) {
+                *folds.entry(fold.to_owned()).or_default() += row.number(C::Count).unwrap_or(1);
+            }
+            // What was declared is not declared again.
+            if row.text(C::Kind) == Some(Kind::Loss.name())
+                && let Some(loss) = row
+                    .text(C::Loss)
+                    .and_then(|text| serde_json::from_str::<Loss>(text).ok())
+                && loss.from != 0
+            {
+                numbers.insert(loss.from..=loss.to);
+            }
+        }
+        remember(connection, session, numbers, &folds)?;
+    }
+    Ok(())
+}
+
+fn remember(
+    connection: &Connection,
+    session: i64,
+    mut numbers: Numbers,
+    folds: &HashMap<String, i64>,
+) -> Result<(), StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT first, last FROM let_go_rows WHERE session = ?")?;
+    let mut rows = statement.query([session])?;
+    while let Some(row) = rows.next()? {
+        let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
+        numbers.insert(first.cast_unsigned()..=last.cast_unsigned());
+    }
+    connection.execute("DELETE FROM let_go_rows WHERE session = ?", [session])?;
+    let mut insert = connection
+        .prepare_cached("INSERT INTO let_go_rows (session, first, last) VALUES (?, ?, ?)")?;
+    for (first, last) in numbers.runs().map(std::ops::RangeInclusive::into_inner) {
+        insert.execute(params![session, first.cast_signed(), last.cast_signed()])?;
+    }
+    let mut add = connection.prepare_cached(
+        "INSERT INTO let_go_fold_rows (session, fold, count) VALUES (?, ?, ?)
+         ON CONFLICT DO UPDATE SET count = count + excluded.count",
+    )?;
+    for (fold, count) in folds {
+        add.execute(params![session, fold, count])?;
+    }
+    Ok(())
 }

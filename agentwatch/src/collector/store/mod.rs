@@ -44,9 +44,9 @@ use crate::{event::Event, event::account::Numbers};
 pub const FILE: &str = "history.db";
 
 /// Version of the tables and views, kept as SQLite's `user_version`.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
-/// The tables of an empty history. Version 1 was never released.
+/// The tables of an empty history. Versions before were never released.
 const SCHEMA: &str = include_str!("schema.sql");
 
 /// How long a statement waits for another connection's lock.

@@ -1,4 +1,4 @@
--- What the history keeps beside its segments, version 2. None of it is a contract: responders have the views (views.sql).
+-- What the history keeps beside its segments, version 3. None of it is a contract: responders have the views (views.sql).
 -- Unsigned 64-bit numbers of the kernel (inode, seq) are stored with their bits unchanged, so that the rare one above
 -- 2^63 shows as negative and still compares equal.
 
@@ -133,6 +133,21 @@ CREATE TABLE destination_rows (
     first_ns  INTEGER NOT NULL,
     last_ns   INTEGER NOT NULL,
     PRIMARY KEY (session, kind, verdict, family, sock_type, addr, port, sock_path, domain, exe)
+) WITHOUT ROWID;
+
+-- Of sessions that may go on: the numbers of their events that were let go of, first and last of each run, and how often each folded
+-- action was told of in them. Without these they would look as if they had never come.
+CREATE TABLE let_go_rows (
+    session INTEGER NOT NULL REFERENCES session_rows (no),
+    first   INTEGER NOT NULL,
+    last    INTEGER NOT NULL,
+    PRIMARY KEY (session, first)
+) WITHOUT ROWID;
+CREATE TABLE let_go_fold_rows (
+    session INTEGER NOT NULL REFERENCES session_rows (no),
+    fold    TEXT NOT NULL,
+    count   INTEGER NOT NULL,
+    PRIMARY KEY (session, fold)
 ) WITHOUT ROWID;
 
 -- Which history this is: one row. Positions in it mean nothing in another one.

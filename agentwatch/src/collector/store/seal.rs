@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Store, StoreError, columns::Unsealed, connect, hash::GROUP_ROWS, insert, read, segment,
+    Store, StoreError, account, columns::Unsealed, connect, hash::GROUP_ROWS, insert, read, segment,
 };
 use crate::{
     collector::chain::{self, Hash, Key, Manifest},
@@ -249,6 +249,7 @@ impl Store {
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        account::let_go(&transaction, &self.directory, segment)?;
         transaction.execute("DELETE FROM segment_rows WHERE no = ?", [segment])?;
         transaction.execute("DELETE FROM run_rows WHERE segment = ?", [segment])?;
         transaction.execute("DELETE FROM refusal_rows WHERE no <= ?", [last_no])?;
@@ -370,7 +371,10 @@ fn forget_sessions(transaction: &Connection) -> Result<(), StoreError> {
         .collect::<Result<_, _>>()?;
     for session in ended {
         if !unsealed.contains(&session) {
-            transaction.execute("DELETE FROM destination_rows WHERE session = ?", [session])?;
+            for table in ["destination_rows", "let_go_rows", "let_go_fold_rows"] {
+                transaction
+                    .execute(&format!("DELETE FROM {table} WHERE session = ?"), [session])?;
+            }
             transaction.execute("DELETE FROM session_rows WHERE no = ?", [session])?;
         }
     }

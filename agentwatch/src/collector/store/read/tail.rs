@@ -86,6 +86,13 @@ pub(in crate::collector::store) fn numbers(
     named: bool,
 ) -> Result<Numbers, StoreError> {
     let mut numbers = Numbers::default();
+    let mut statement =
+        connection.prepare_cached("SELECT first, last FROM let_go_rows WHERE session = ?")?;
+    let mut rows = statement.query([session])?;
+    while let Some(row) = rows.next()? {
+        let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
+        numbers.insert(first.cast_unsigned()..=last.cast_unsigned());
+    }
     let mut add = |seq: u64, id: Option<&str>| {
         if named || id.is_none() {
             numbers.insert(seq..=seq);

@@ -309,6 +309,47 @@ fn whole_segments_are_let_go_of_by_age_and_by_size() {
     assert_eq!(count(), 1);
 }
 
+/// A daemon that takes the session over asks which of its numbers have come.
+#[test]
+fn what_was_let_go_of_still_counts() {
+    let (directory, mut store) = store();
+    let mut events = vec![started("s", 1)];
+    events.extend((1..=600).filter(|n| *n != 7).map(|n| {
+        let mut event = event("s", n, Kind::Open);
+        event.id = format!("s-{n}");
+        event
+    }));
+    let mut fold = event("s", 0, Kind::Open);
+    (fold.fold, fold.count) = (Some("s-5".to_owned()), 40);
+    events.push(fold);
+    for event in &mut events {
+        event.boot_id = host().boot_id;
+    }
+    for part in events.chunks(200) {
+        store.insert_events(part).expect("stored");
+        store.seal_all().expect("sealed");
+    }
+    let account = |directory: &Path| {
+        let parts = Reader::open(directory, Viewer::All)
+            .and_then(|reader| reader.account("s"))
+            .expect("an account");
+        let arrived: Vec<_> = parts.iter().flat_map(|part| part.arrived.clone()).collect();
+        let told: Vec<_> = parts.iter().flat_map(|part| part.told.clone()).collect();
+        (arrived, told)
+    };
+    let before = account(directory.path());
+    assert_eq!(before, (vec![(1, 6), (8, 600)], vec![(5, 40)]));
+    let size = Retention {
+        age: None,
+        bytes: Some(1),
+    };
+    assert_eq!(store.retain(&size).expect("let go"), 4);
+    assert_eq!(account(directory.path()), before);
+    // What comes once more is not stored once more.
+    store.insert_events(&events[1..50]).expect("taken");
+    assert_eq!(store.unsealed(), 0);
+}
+
 #[test]
 fn a_segment_that_is_gone_is_declared_and_the_rest_answers() {
     let (directory, mut store) = store();
