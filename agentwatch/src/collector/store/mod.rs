@@ -161,6 +161,14 @@ struct Unsealed {
 }
 
 impl Known {
+    /// Forgets all but which segments are intact: they are large, and do not change.
+    fn forget(&mut self) {
+        *self = Self {
+            intact: std::mem::take(&mut self.intact),
+            ..Self::default()
+        };
+    }
+
     /// Forgets sessions, and the numbers of their events, where it is more than `most` of them.
     fn forget_beyond(&mut self, most: usize) {
         if self.numbers.len() >= most {
@@ -199,7 +207,7 @@ impl Store {
         let Err(error) = result else {
             return result;
         };
-        self.known = Known::default();
+        self.known.forget();
         self.recount()?;
         if let StoreError::Damaged { segment, .. } = error {
             tracing::error!(%error, "what it held counts as gone");

@@ -260,7 +260,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        self.known = super::Known::default();
+        self.known.forget();
         self.recount()?;
         tracing::info!(segment, reason, "a segment was retired");
         Ok(())
