@@ -150,7 +150,8 @@ fn close_behind(tag: *mut Tag) -> u32 {
 fn close_device(tag: *mut Tag, inode: u64) -> u32 {
     // SAFETY: the caller found the task by it.
     let tag = unsafe { &mut *tag };
-    if tag.held.place.rules[right::READ] != rule::OWN {
+    // What is to be made has no inode yet.
+    if tag.held.place.rules[right::READ] != rule::OWN || inode == 0 {
         return 0;
     }
     let inode = InodeAt(inode);

@@ -385,10 +385,10 @@ fn administers() -> u32 {
     /// ioctl, madvise and process_madvise (which take pages from the host), syslog (which asks for this where CAP_SYSLOG was refused),
     /// sethostname, setdomainname, swapon, swapoff, quotactl, lookup_dcookie, fanotify_init, open_by_handle_at (of namespaces), setns,
     /// io_uring_setup (whose thread goes by it) and io_uring_enter (they hand commands to drivers), quotactl_fd; write, writev,
-    /// sendto, sendmsg and sendmmsg (netlink, and who a message is from).
-    const HOST: [u64; 21] = [
-        16, 28, 440, 103, 170, 171, 167, 168, 179, 212, 300, 304, 308, 425, 426, 443, 1, 20, 44,
-        46, 307,
+    /// pwrite64, pwritev, pwritev2, sendfile, splice, io_submit, sendto, sendmsg and sendmmsg (netlink, and who a message is from).
+    const HOST: [u64; 27] = [
+        16, 28, 440, 103, 170, 171, 167, 168, 179, 212, 300, 304, 308, 425, 426, 443, 1, 20, 18,
+        296, 328, 40, 275, 209, 44, 46, 307,
     ];
     let call = kernel::system_call();
     if call == kernel::COMPAT_SYSCALL || HOST.contains(&call) {
@@ -456,12 +456,16 @@ pub fn sb_free_security(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "key_alloc")]
 pub fn key_alloc(ctx: LsmContext) -> i32 {
+    const REQUEST_KEY: u64 = 249;
     let key: u64 = ctx.arg(0);
-    // The kernel would start a program of the host's, outside the session, and hand it what the session asks for.
-    if kernel::is_key_request(key) {
+    made(key);
+    // The kernel would start a program of the host's, outside the session, and hand it what the session asks for. What the kernel asks
+    // for by itself (a network file system's names) is its own affair.
+    let call = kernel::system_call();
+    if kernel::is_key_request(key) && (call == REQUEST_KEY || call == kernel::COMPAT_SYSCALL) {
         return refuse(guard::KEYRING, 0, 0);
     }
-    made(key)
+    0
 }
 
 #[lsm(hook = "key_permission")]

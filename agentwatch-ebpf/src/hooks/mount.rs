@@ -36,6 +36,7 @@ fn host_would_see(mount: MountAt) -> bool {
 pub fn sb_mount(ctx: LsmContext) -> i32 {
     const MS_REMOUNT: u64 = 32;
     const MS_BIND: u64 = 4096;
+    const MS_SHARED: u64 = 1 << 20;
     /// `MS_UNBINDABLE`, `MS_PRIVATE`, `MS_SLAVE`: what keeps changes from the host.
     const APART: u64 = 7 << 17;
     let Some(subject) = Subject::current() else {
@@ -45,10 +46,13 @@ pub fn sb_mount(ctx: LsmContext) -> i32 {
     let flags: u64 = ctx.arg(3);
     let task = Task::current();
     let (number, _) = task.mount_namespace();
-    // In this order does the kernel look at them. Kernels before 6.16 change mounts of other namespaces too, by a descriptor.
-    let stays = flags & MS_REMOUNT != 0 || (flags & MS_BIND == 0 && flags & APART != 0);
-    let is_there = path.mount().namespace() == task.mounts();
-    if !is_hosts(number) && ((stays && is_there) || !host_would_see(path.mount())) {
+    // In this order does the kernel look at them.
+    let remounts = flags & MS_REMOUNT != 0;
+    let spreads = !remounts && flags & MS_BIND == 0 && flags & (APART | MS_SHARED) != 0;
+    // By a descriptor, of a mount in another namespace: with its owner's rights, and before 6.16 without.
+    let elsewhere = spreads && path.mount().namespace() != task.mounts();
+    let apart = remounts || (spreads && flags & APART != 0);
+    if !is_hosts(number) && !elsewhere && (apart || !host_would_see(path.mount())) {
         return 0;
     }
     decide(&subject, guard::MOUNT, 0, flags, path.dentry().0, true)
@@ -188,6 +192,13 @@ pub fn fs_context_parse_param(ctx: LsmContext) -> i32 {
         return 0;
     };
     let (context, parameter): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    // What the kernel mounts by itself on the way is the host's affair.
+    const MOUNT: u64 = 165;
+    const FSCONFIG: u64 = 431;
+    let call = kernel::system_call();
+    if call != MOUNT && call != FSCONFIG && call != kernel::COMPAT_SYSCALL {
+        return 0;
+    }
     if kernel::will_be_harmless(context) || !kernel::is_source(parameter) {
         return 0;
     }

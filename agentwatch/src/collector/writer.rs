@@ -185,6 +185,8 @@ impl Writer {
             {
                 self.enter(sealed);
             }
+            // What that met is of this history too.
+            let error = self.failed.take().unwrap_or(error);
             if let Err(second) = self.store.replace(&error) {
                 self.failed = Some(error);
                 return Err(refusal(&second));

@@ -72,7 +72,7 @@ const MEMORY_TICKS: u64 = 10;
 /// Ticks after which a watched cgroup that could not become a session is tried again.
 const REFUSED_TICKS: u64 = 90;
 /// Orders after which the rings are looked at, however many more wait.
-const ORDERS: u64 = 16;
+const ORDERS: usize = 16;
 /// Records that are taken from a ring at a time: what they become is held in memory until it is passed on.
 const TURN: usize = 256;
 /// Turns that leave nothing in the rings of what was there when the first began.
@@ -121,7 +121,7 @@ pub struct Engine {
     /// The tick in which the rings were last emptied for an answer.
     emptied: u64,
     /// Orders so far.
-    obeyed: u64,
+    heard: usize,
     /// Whether all tasks have been counted in this tick.
     census_taken: bool,
     /// What waits for people, and what they have granted.
@@ -213,7 +213,7 @@ impl Engine {
             ticks: 0,
             drained: true,
             emptied: 0,
-            obeyed: 0,
+            heard: 0,
             census_taken: false,
             desk: Desk::default(),
             deciders: config.approvals.clone(),
@@ -237,16 +237,24 @@ impl Engine {
             tokio::select! {
                 biased;
                 _ = stopped.changed() => break,
-                // Before whoever asks: they may ask without end.
-                _ = tick.tick() => { self.empty_rings(); self.tick(); }
-                Some(order) = orders.recv() => {
-                    let response = self.obey(order.peer, &order.asker, order.request);
-                    let _ = order.answer.send(response);
+                // Before whoever asks, who may ask without end; but neither keeps the other waiting.
+                _ = tick.tick() => {
+                    self.empty_rings();
+                    self.tick();
+                    for order in std::iter::from_fn(|| orders.try_recv().ok()).take(ORDERS) {
+                        self.hear(order);
+                    }
                     if self.released {
                         break;
                     }
-                    self.obeyed += 1;
-                    if self.obeyed.is_multiple_of(ORDERS) {
+                }
+                Some(order) = orders.recv() => {
+                    self.hear(order);
+                    if self.released {
+                        break;
+                    }
+                    self.heard += 1;
+                    if self.heard.is_multiple_of(ORDERS) {
                         self.drain();
                     }
                 }
@@ -270,6 +278,11 @@ impl Engine {
             self.end_all("daemon_stopped");
         }
         Ok(())
+    }
+
+    fn hear(&mut self, order: Order) {
+        let response = self.obey(order.peer, &order.asker, order.request);
+        let _ = order.answer.send(response);
     }
 
     fn end_all(&mut self, reason: &str) {

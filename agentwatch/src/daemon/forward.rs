@@ -353,14 +353,18 @@ impl Forwarder {
                 };
                 (event.session.clone(), loss)
             });
-        // What has no number says nothing of those that have one.
-        if seq != 0 {
+        // What has no number says nothing of those that have one, but for a loss that tells of some.
+        let (first, last) = match &event.loss {
+            Some(told) if told.from != 0 => (told.from, told.to),
+            _ => (seq, seq),
+        };
+        if first != 0 {
             loss.from = if loss.from == 0 {
-                seq
+                first
             } else {
-                loss.from.min(seq)
+                loss.from.min(first)
             };
-            loss.to = loss.to.max(seq);
+            loss.to = loss.to.max(last);
         }
         loss.events += count;
     }
@@ -374,17 +378,25 @@ impl Forwarder {
             pending.extend(self.take_losses());
         } else if self.spool.has_room() {
             // In memory they would be lost with the daemon.
-            let losses = self.take_losses();
-            self.keep(&losses);
+            let losses = self.told_losses();
+            if self.spool.push(&losses).is_ok() {
+                self.losses.clear();
+            }
         }
     }
 
     fn take_losses(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.losses)
-            .into_values()
+        let losses = self.told_losses();
+        self.losses.clear();
+        losses
+    }
+
+    fn told_losses(&self) -> Vec<Event> {
+        self.losses
+            .values()
             .map(|(session, loss)| {
-                let mut event = self.host.event(&session, Kind::Loss);
-                event.loss = Some(loss);
+                let mut event = self.host.event(session, Kind::Loss);
+                event.loss = Some(loss.clone());
                 event
             })
             .collect()

@@ -340,12 +340,12 @@ impl Redactor {
                 continue;
             }
             next_is_secret = self.option.is_match(word);
+            // Until its `-c`: options with values, and names of users, may stand between.
             if SHELLS.contains(&basename(word)) {
                 is_shell = true;
-            } else if is_shell && word.starts_with('-') {
-                next_is_command = !word.starts_with("--") && word.ends_with('c');
-            } else {
-                is_shell = false;
+            } else if is_shell && word.starts_with('-') && !word.starts_with("--") {
+                next_is_command = word.ends_with('c');
+                is_shell = !next_is_command;
             }
             if whole && self.assigned.is_match(word) {
                 *word = self.replaced("value", &self.assigned, word);
@@ -667,6 +667,20 @@ mod tests {
                 &["sshpass", "-p", "hunter2", "ssh", "host"],
                 &["-p", "ssh", "host"],
             ),
+            (
+                &[
+                    "bash",
+                    "-euo",
+                    "pipefail",
+                    "-c",
+                    "curl -u me:hunter2 https://example.org",
+                ],
+                &["curl -u me:["],
+            ),
+            (
+                &["su", "user", "-c", "curl -u me:hunter2 https://example.org"],
+                &["curl -u me:["],
+            ),
             (&["sshpass", "-phunter2", "ssh"], &["-p["]),
             (&["mysqldump", "-phunter2", "db"], &["-p[", "db"]),
             (
@@ -768,6 +782,20 @@ mod tests {
             (
                 &["bash", "-lc", "PASSWORD=hunter2; ls /x"],
                 &["PASSWORD=[", "ls /x"],
+            ),
+            (
+                &[
+                    "bash",
+                    "-euo",
+                    "pipefail",
+                    "-c",
+                    "curl -u me:hunter2 https://example.org",
+                ],
+                &["curl -u me:["],
+            ),
+            (
+                &["su", "user", "-c", "curl -u me:hunter2 https://example.org"],
+                &["curl -u me:["],
             ),
             (
                 &["sudo", "mysql", "-phunter2", "-e", "SELECT 1"],

@@ -124,7 +124,13 @@ pub(super) fn let_go(
         let mut numbers = Numbers::default();
         let mut folds: HashMap<String, i64> = HashMap::new();
         let columns = [C::Seq, C::Kind, C::Fold, C::Count, C::Loss];
-        let chunk = segment.read_range(&columns, first, first + rows)?;
+        let chunk = match segment.read_range(&columns, first, first + rows) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                tracing::error!(file = %path.display(), %error, "what is let go of cannot be read for the accounts of its sessions");
+                continue;
+            }
+        };
         for index in 0..chunk.rows {
             let row = chunk.row(index);
             let seq = row.number(C::Seq).unwrap_or_default().cast_unsigned();

@@ -15,7 +15,7 @@ use super::{
     read, seal, segment,
 };
 use crate::{
-    collector::chain::{self, Head, Key},
+    collector::chain::{self, Head, Key, Manifest},
     event::model::{Kind, Lifecycle, Verdict},
     wire::batch::{Batch, Record, clamp, nanoseconds},
 };
@@ -553,17 +553,20 @@ fn check_segments(
             continue;
         }
         let damaged = |why: String| StoreError::Damaged { segment, why };
-        let manifest = seal::read_manifest(&seal::manifest_path(directory, segment))
-            .map_err(|error| damaged(error.to_string()))?;
+        // Only what is so for good; that no more files can be opened, say, passes.
+        let unread = |path: &std::path::Path, error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => damaged(format!("{}: {error}", path.display())),
+            _ => StoreError::from(error),
+        };
+        let path = seal::manifest_path(directory, segment);
+        let text = std::fs::read(&path).map_err(|error| unread(&path, error))?;
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|error| damaged(format!("{}: {error}", path.display())))?;
         let path = segment::path(directory, segment);
-        match chain::file(&path) {
-            Ok(hash) if hash == manifest.file => {}
-            Ok(_) => {
-                return Err(damaged(
-                    "its file is not the one that was signed".to_owned(),
-                ));
-            }
-            Err(error) => return Err(damaged(format!("{}: {error}", path.display()))),
+        if chain::file(&path).map_err(|error| unread(&path, error))? != manifest.file {
+            return Err(damaged(
+                "its file is not the one that was signed".to_owned(),
+            ));
         }
         intact.insert(segment);
     }

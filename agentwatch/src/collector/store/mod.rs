@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 pub use read::{Page, Reader, Scan, Viewer};
 pub use seal::{Order, Retention, SEGMENT_EVENTS, Sealed, Sealer};
@@ -324,6 +324,12 @@ impl Store {
                 "there are segments that the history's tables know nothing of, from another history or an earlier copy of this one; \
                  they were set aside"
             );
+        } else if !tidied.unfinished.is_empty() {
+            let aside = quarantine::set_segments_aside(directory, &tidied.unfinished)?;
+            tracing::warn!(
+                aside = %aside.display(),
+                "a sealing did not end, and left what cannot be read; it was set aside, its events are in the tail"
+            );
         } else if insert::head(&store.connection)?.newest == 0 && quarantine::has_any(directory)? {
             store.insert_events(&[quarantine::loss(host)])?;
         }
@@ -336,11 +342,15 @@ impl Store {
     /// Records that segments are gone, or have another length than they had, and asks them no more.
     fn declare_missing(&mut self, segments: &[i64]) -> Result<(), StoreError> {
         for segment in segments {
-            let (first, last, events): (u64, u64, u64) = self.connection.query_row(
-                "SELECT first_no, last_no, events FROM segment_rows WHERE no = ?",
-                [segment],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-            )?;
+            let known: Option<(u64, u64, u64)> = self
+                .connection
+                .query_row(
+                    "SELECT first_no, last_no, events FROM segment_rows WHERE no = ?",
+                    [segment],
+                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                )
+                .optional()?;
+            let (first, last, events) = known.unwrap_or_default();
             tracing::error!(
                 file = %segment::path(&self.directory, *segment).display(), first, last, events,
                 "a segment of the history is gone or was cut; hint: agentwatch verify"

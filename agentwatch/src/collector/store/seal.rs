@@ -278,6 +278,7 @@ impl Store {
         let head = insert::head(&self.connection)?;
         let known = head.segment.max(last);
         let mut tidied = Tidied::default();
+        let next = self.left(known + 1, &head)?;
         for entry in fs::read_dir(&directory)?.flatten() {
             let path = entry.path();
             let number: Option<i64> = path
@@ -287,9 +288,12 @@ impl Store {
                 .and_then(|stem| stem.parse().ok());
             let half = path.extension().is_some_and(|extension| extension == "tmp");
             let is_beyond = number.is_some_and(|number| number > known);
-            if half || (number == Some(known + 1) && self.is_in_tail(known + 1, &head)?) {
+            let is_next = number == Some(known + 1);
+            if half || (is_next && next == Some(Left::InTail)) {
                 tracing::info!(file = %path.display(), "removed what was left of a sealing that did not end; its events are in the tail");
                 fs::remove_file(&path)?;
+            } else if is_next && next == Some(Left::Unfinished) {
+                tidied.unfinished.push(path);
             } else if is_beyond {
                 tidied.unknown.push(path);
             }
@@ -311,33 +315,39 @@ impl Store {
         Ok(tidied)
     }
 
-    /// Whether all events of a segment that was not entered are in the tail.
-    fn is_in_tail(&self, segment: i64, head: &chain::Head) -> Result<bool, StoreError> {
-        let tail: Option<(i64, i64)> = self.connection.query_row(
+    /// What a segment is that was not entered; `None` where its events are not in the tail.
+    fn left(&self, segment: i64, head: &chain::Head) -> Result<Option<Left>, StoreError> {
+        let (first, last): (Option<i64>, Option<i64>) = self.connection.query_row(
             "SELECT min(no), max(no + events - 1) FROM tail_rows",
             [],
-            |row| {
-                Ok(row.get(0)?).and_then(|first: Option<i64>| {
-                    let last: Option<i64> = row.get(1)?;
-                    Ok(first.zip(last))
-                })
-            },
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
-        let Some((first, last)) = tail else {
-            return Ok(false);
+        let Some((first, last)) = first.zip(last) else {
+            return Ok(None);
         };
-        Ok(
-            match read_manifest(&manifest_path(&self.directory, segment)) {
-                Ok(manifest) => {
-                    manifest.previous == head.link
-                        && manifest.first_no >= first
-                        && manifest.last_no <= last
-                }
-                // None yet, or half of one.
-                Err(_) => true,
-            },
-        )
+        let text = match fs::read(manifest_path(&self.directory, segment)) {
+            Ok(text) => text,
+            // The segment is written before it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Left::InTail)),
+            Err(error) => return Err(error.into()),
+        };
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(&text) else {
+            return Ok(Some(Left::Unfinished));
+        };
+        let is_in_tail = manifest.previous == head.link
+            && manifest.first_no >= first
+            && manifest.last_no <= last;
+        Ok(is_in_tail.then_some(Left::InTail))
     }
+}
+
+/// What a sealing left that did not end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// All that it holds is in the tail.
+    InTail,
+    /// Its manifest cannot be read.
+    Unfinished,
 }
 
 /// What is not as the tables say.
@@ -347,6 +357,8 @@ pub(super) struct Tidied {
     pub missing: Vec<i64>,
     /// Files of segments that the tables know nothing of.
     pub unknown: Vec<PathBuf>,
+    /// Files of a sealing that did not end, which cannot be read.
+    pub unfinished: Vec<PathBuf>,
 }
 
 /// Forgets the sessions of which nothing is left, with their roll-ups, unless they live.
@@ -499,6 +511,16 @@ struct Stored {
     frame: Vec<u8>,
 }
 
+/// A hash as it is stored. Whatever else somebody has written there is none that follows from anything.
+pub(super) fn hash_in(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Hash> {
+    use rusqlite::types::ValueRef;
+    let bytes = match row.get_ref(column)? {
+        ValueRef::Blob(bytes) | ValueRef::Text(bytes) => bytes,
+        _ => &[],
+    };
+    Ok(Hash::try_from(bytes).unwrap_or([0xff; 32]))
+}
+
 /// What is to be sealed, and what stands after it.
 struct Waiting {
     batches: Vec<Stored>,
@@ -516,8 +538,8 @@ impl Waiting {
             Ok(Stored {
                 no: row.get(0)?,
                 events: row.get(1)?,
-                previous: row.get(2)?,
-                hash: row.get(3)?,
+                previous: hash_in(row, 2)?,
+                hash: hash_in(row, 3)?,
                 frame: row.get(4)?,
             })
         })?;
@@ -526,7 +548,7 @@ impl Waiting {
             .query_row(
                 "SELECT previous FROM tail_rows WHERE no > ? ORDER BY no LIMIT 1",
                 [last_no],
-                |row| row.get(0),
+                |row| hash_in(row, 0),
             )
             .optional()?;
         let goes_on_from = match next {

@@ -122,15 +122,18 @@ pub fn export(from: &Path, to: &Path) -> Result<u64, StoreError> {
         let name = entry.file_name();
         let number = name.to_str().and_then(number);
         // What is being built is not part of the history yet.
-        if number.is_none_or(|number| number > head.segment) {
+        let Some(number) = number.filter(|number| *number <= head.segment) else {
             continue;
-        }
+        };
         match fs::copy(entry.path(), to.join(segment::DIRECTORY).join(&name)) {
             Ok(_) => {
                 segments += u64::from(name.to_str().is_some_and(|name| name.ends_with(".parquet")))
             }
-            // Retired in between; its manifest says so.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Retired in between; its manifest says so, now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = segment::path(Path::new(""), number).with_extension("json");
+                fs::copy(from.join(&name), to.join(&name))?;
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -235,13 +238,16 @@ impl Check<'_> {
     /// Files that are no segment and no manifest: who asks all of them at once would take them for events.
     fn strangers(&mut self) -> Result<(), StoreError> {
         let live = matches!(&self.head, Some(known) if known.live);
+        let names: Vec<std::ffi::OsString> = fs::read_dir(self.directory.join(segment::DIRECTORY))?
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        // Looked at after that, so that what was listed is known, or the one that is in the making.
         let beyond = match live {
-            // One may be in the making.
             true => insert::head(&connect::bare(self.directory)?)?.segment + 1,
             false => i64::MAX,
         };
-        for entry in fs::read_dir(self.directory.join(segment::DIRECTORY))?.flatten() {
-            let name = entry.file_name();
+        for name in names {
             let is_half = live && Path::new(&name).extension().is_some_and(|end| end == "tmp");
             let no = name.to_str().and_then(number);
             if !is_half && no.is_none_or(|no| no > beyond) {
@@ -686,9 +692,8 @@ impl Check<'_> {
         while let Some(row) = rows.next()? {
             let (no, events): (i64, i64) = (row.get(0)?, row.get(1)?);
             // Whatever type somebody has written there: it is compared as bytes.
-            let bytes = |column| row.get_ref(column).map(|value| bytes_of(value).to_vec());
-            let hash_of = |bytes: Vec<u8>| Hash::try_from(bytes).unwrap_or([0xff; 32]);
-            let (previous, stored, frame) = (hash_of(bytes(2)?), hash_of(bytes(3)?), bytes(4)?);
+            let (previous, stored) = (seal::hash_in(row, 2)?, seal::hash_in(row, 3)?);
+            let frame = row.get_ref(4).map(|value| bytes_of(value).to_vec())?;
             if let Some(next) = next
                 && no != next
             {

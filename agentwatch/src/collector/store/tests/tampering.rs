@@ -272,6 +272,10 @@ fn what_was_edited_before_it_was_sealed_is_said_by_its_manifest() {
             "the batch of events 541 to 720 was changed",
         ),
         (
+            "UPDATE tail_rows SET hash = 'x' WHERE no = 541",
+            "the batch of events 541 to 720 was changed",
+        ),
+        (
             "UPDATE tail_rows SET previous = zeroblob(32) WHERE no = 181",
             "the batch of events 181 to 360 did not follow the one before it",
         ),
