@@ -57,10 +57,11 @@ pub fn is_unspecified(addr: &[u8; 16]) -> bool {
     a | b | d == 0 && (c == 0 || c == MAPPED)
 }
 
-/// Decides on connecting to an address that may be none, and says which one to tell: what was asked for, or what is meant. The kernel goes to the host itself then: from
-/// `::` to loopback, of IPv4 where the socket is bound to that; from 0.0.0.0 to the address of the sender, or of the device that it
-/// is bound to, or to 127.0.0.1 (tcp_v6_connect and __ip6_datagram_connect, ip_route_output_key_hash_rcu). Where it can be told
-/// which (`exact`), that one is decided on; else every one of them has to be allowed, and 0.0.0.0 by that name.
+/// Decides on connecting to an address that may be none, and says which one to tell: what was asked for, or what is meant. To none the
+/// kernel goes to the host itself: for `::` to loopback, that of IPv4 where the socket is bound to such an address; for 0.0.0.0 to the
+/// address of the sender, or of the device that it is bound to, or to 127.0.0.1 (tcp_v6_connect and __ip6_datagram_connect,
+/// ip_route_output_key_hash_rcu). Where it can be told which (`exact`), that one is decided on; else every one of them has to be
+/// allowed, and 0.0.0.0 by that name.
 #[inline(always)]
 pub fn peer(policy: u32, addr: [u8; 16], port: u16, own: Own) -> (Decision, [u8; 16]) {
     let decide = |addr| address(policy, net::CONNECT, addr, port, rule::NETWORK_DEFAULT);

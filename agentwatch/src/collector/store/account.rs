@@ -108,29 +108,21 @@ pub(super) fn let_go(
     let runs: Vec<(i64, usize, usize)> = statement
         .query_map([segment], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
-    if runs.is_empty() {
-        return Ok(());
-    }
     let path = segment::path(directory, segment);
-    let segment = match Segment::open(&path) {
-        Ok(segment) => segment,
-        // It is to go all the same.
-        Err(error) => {
-            tracing::error!(file = %path.display(), %error, "what is let go of cannot be read for the accounts of its sessions");
-            return Ok(());
-        }
-    };
+    let columns = [C::Seq, C::Kind, C::Fold, C::Count, C::Loss];
     for (session, first, rows) in runs {
-        let mut numbers = Numbers::default();
-        let mut folds: HashMap<String, i64> = HashMap::new();
-        let columns = [C::Seq, C::Kind, C::Fold, C::Count, C::Loss];
-        let chunk = match segment.read_range(&columns, first, first + rows) {
+        let read = Segment::open(&path)
+            .and_then(|segment| segment.read_range(&columns, first, first + rows));
+        let chunk = match read {
             Ok(chunk) => chunk,
+            // It is to go all the same.
             Err(error) => {
-                tracing::error!(file = %path.display(), %error, "what is let go of cannot be read for the accounts of its sessions");
+                tracing::error!(file = %path.display(), %error, "what is let go of cannot be read for the account of its session");
                 continue;
             }
         };
+        let mut numbers = Numbers::default();
+        let mut folds: HashMap<String, i64> = HashMap::new();
         for index in 0..chunk.rows {
             let row = chunk.row(index);
             let seq = row.number(C::Seq).unwrap_or_default().cast_unsigned();
@@ -154,18 +146,27 @@ pub(super) fn let_go(
     Ok(())
 }
 
-fn remember(
-    connection: &Connection,
-    session: i64,
-    mut numbers: Numbers,
-    folds: &HashMap<String, i64>,
-) -> Result<(), StoreError> {
+/// The numbers of a session's events that retention let go of.
+pub(super) fn let_go_numbers(connection: &Connection, session: i64) -> Result<Numbers, StoreError> {
+    let mut numbers = Numbers::default();
     let mut statement =
         connection.prepare_cached("SELECT first, last FROM let_go_rows WHERE session = ?")?;
     let mut rows = statement.query([session])?;
     while let Some(row) = rows.next()? {
         let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
         numbers.insert(first.cast_unsigned()..=last.cast_unsigned());
+    }
+    Ok(numbers)
+}
+
+fn remember(
+    connection: &Connection,
+    session: i64,
+    mut numbers: Numbers,
+    folds: &HashMap<String, i64>,
+) -> Result<(), StoreError> {
+    for run in let_go_numbers(connection, session)?.runs() {
+        numbers.insert(run);
     }
     connection.execute("DELETE FROM let_go_rows WHERE session = ?", [session])?;
     let mut insert = connection

@@ -513,12 +513,19 @@ struct Stored {
 
 /// A hash as it is stored. Whatever else somebody has written there is none that follows from anything.
 pub(super) fn hash_in(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Hash> {
+    Ok(Hash::try_from(bytes_in(row, column)?).unwrap_or([0xff; 32]))
+}
+
+/// What is stored as bytes, of whatever type somebody has made it.
+pub(super) fn bytes_in<'r>(
+    row: &'r rusqlite::Row<'_>,
+    column: usize,
+) -> rusqlite::Result<&'r [u8]> {
     use rusqlite::types::ValueRef;
-    let bytes = match row.get_ref(column)? {
+    Ok(match row.get_ref(column)? {
         ValueRef::Blob(bytes) | ValueRef::Text(bytes) => bytes,
         _ => &[],
-    };
-    Ok(Hash::try_from(bytes).unwrap_or([0xff; 32]))
+    })
 }
 
 /// What is to be sealed, and what stands after it.
@@ -540,7 +547,7 @@ impl Waiting {
                 events: row.get(1)?,
                 previous: hash_in(row, 2)?,
                 hash: hash_in(row, 3)?,
-                frame: row.get(4)?,
+                frame: bytes_in(row, 4)?.to_vec(),
             })
         })?;
         let batches = rows.collect::<Result<_, _>>()?;

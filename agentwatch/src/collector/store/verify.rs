@@ -3,6 +3,9 @@
 //! Everything that is read here may have been made by somebody else, so nothing is believed before it is checked, and every
 //! disagreement becomes a finding that says where and what; only a directory that cannot be read is an error.
 
+mod compare;
+mod export;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -12,23 +15,16 @@ use std::{
 use rusqlite::{OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    FILE, StoreError,
-    columns::{ALL, C, Row as _},
-    connect,
-    hash::Groups,
-    insert, seal,
-    segment::{self, Segment},
-};
+use super::{FILE, StoreError, connect, insert, seal, segment};
 use crate::{
     collector::chain::{self, Hash, Head, Manifest, PUBLIC_KEY},
     event::Verdict,
 };
 
+pub use export::export;
+
 /// File name of the end of the chain in an export.
 pub const HEAD: &str = "head.json";
-/// Events that a finding names one by one.
-const NAMED: usize = 10;
 
 /// What was found.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -104,65 +100,17 @@ pub fn public_key(directory: &Path) -> Option<Hash> {
     hex::decode(text.trim()).ok()?.try_into().ok()
 }
 
-/// Copies what is sealed of a history to a new directory, where it can be checked and read by itself.
-///
-/// # Errors
-/// When something cannot be read or written, or the directory is not empty.
-pub fn export(from: &Path, to: &Path) -> Result<u64, StoreError> {
-    fs::create_dir_all(to.join(segment::DIRECTORY))?;
-    if fs::read_dir(to.join(segment::DIRECTORY))?.next().is_some() {
-        return Err(StoreError::Question(format!(
-            "{} holds an export already\nhint: name a new directory",
-            to.display()
-        )));
-    }
-    let mut head = insert::head(&connect::bare(from)?)?;
-    let mut segments = 0;
-    for entry in fs::read_dir(from.join(segment::DIRECTORY))?.flatten() {
-        let name = entry.file_name();
-        let number = name.to_str().and_then(number);
-        // What is being built is not part of the history yet.
-        let Some(number) = number.filter(|number| *number <= head.segment) else {
-            continue;
-        };
-        match fs::copy(entry.path(), to.join(segment::DIRECTORY).join(&name)) {
-            Ok(_) => {
-                segments += u64::from(name.to_str().is_some_and(|name| name.ends_with(".parquet")))
-            }
-            // Retired in between; its manifest says so, now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let name = segment::path(Path::new(""), number).with_extension("json");
-                fs::copy(from.join(&name), to.join(&name))?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    match fs::copy(from.join(PUBLIC_KEY), to.join(PUBLIC_KEY)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    // The signed head also speaks of the tail, which an export does not have: its signature is kept as it is.
-    head.key = if head.signature.is_empty() {
-        chain::GENESIS
-    } else {
-        head.key
-    };
-    let json = serde_json::to_vec_pretty(&head).expect("plain types always serialise");
-    chain::write_through(&to.join(HEAD), &json)?;
-    Ok(segments)
-}
-
 struct Check<'a> {
     directory: &'a Path,
     key: Option<Hash>,
     report: Report,
     manifests: BTreeMap<i64, Manifest>,
-    head: Option<Known>,
+    head: Option<End>,
 }
 
 /// The end of the chain, as it is stored.
 #[derive(Clone)]
-struct Known {
+struct End {
     head: Head,
     /// Whether it is that of a history, with its tail, and not of an export.
     live: bool,
@@ -230,7 +178,7 @@ impl Check<'_> {
     /// The last segment that is looked at.
     fn limit(&self) -> i64 {
         match &self.head {
-            Some(Known { head, live: true }) => head.segment,
+            Some(End { head, live: true }) => head.segment,
             _ => i64::MAX,
         }
     }
@@ -394,158 +342,6 @@ impl Check<'_> {
                 })
     }
 
-    /// Says what differs in a segment that is not what it was.
-    fn compare(&mut self, manifest: &Manifest, path: &Path) {
-        let no = manifest.segment;
-        let before = self.report.findings.len();
-        if let Err(error) = self.compare_rows(manifest, path) {
-            self.find(
-                "unreadable",
-                no,
-                format!("the file of segment {no}, events {} to {}, was changed and cannot be read: {error}", manifest.first_no, manifest.last_no),
-            );
-        }
-        if self.report.findings.len() == before {
-            self.find(
-                "changed",
-                no,
-                format!("the file of segment {no} is not the one that was signed, though all its events are"),
-            );
-        }
-    }
-
-    fn compare_rows(&mut self, manifest: &Manifest, path: &Path) -> Result<(), StoreError> {
-        let segment = Segment::open(path)?;
-        let rows = segment.rows();
-        let mut groups = Groups::default();
-        let mut named: Vec<Named> = Vec::with_capacity(rows);
-        let mut from = 0;
-        while from < rows {
-            let to = rows.min(from + 8192);
-            let chunk = segment.read_range(ALL, from, to)?;
-            for index in 0..chunk.rows {
-                let row = chunk.row(index);
-                groups.add(&row);
-                named.push(Named {
-                    no: row.number(C::No).unwrap_or_default(),
-                    ktime: row.number(C::Ktime).unwrap_or_default(),
-                    seq: row.number(C::Seq).unwrap_or_default(),
-                    session: row.text(C::SessionId).unwrap_or_default().to_owned(),
-                    boot: row.text(C::BootId).unwrap_or_default().to_owned(),
-                    allowed: row.text(C::Verdict) == Some("allowed"),
-                });
-            }
-            from = to;
-        }
-        let no = manifest.segment;
-        let mut numbers: Vec<i64> = named.iter().map(|row| row.no).collect();
-        numbers.sort_unstable();
-        let mut gone: Vec<i64> = Vec::new();
-        let mut next = manifest.first_no;
-        for number in &numbers {
-            gone.extend(next.max(manifest.first_no)..(*number).min(manifest.last_no + 1));
-            next = next.max(number + 1);
-        }
-        gone.extend(next..=manifest.last_no);
-        if !gone.is_empty() {
-            self.find(
-                "removed",
-                no,
-                format!(
-                    "{} of segment {no}: {}",
-                    count(gone.len(), "event was removed", "events were removed"),
-                    listed(&gone)
-                ),
-            );
-        }
-        let strange: Vec<i64> = numbers
-            .windows(2)
-            .filter(|pair| pair[0] == pair[1])
-            .map(|pair| pair[0])
-            .chain(
-                numbers
-                    .iter()
-                    .copied()
-                    .filter(|number| !(manifest.first_no..=manifest.last_no).contains(number)),
-            )
-            .collect();
-        if !strange.is_empty() {
-            self.find(
-                "added",
-                no,
-                format!(
-                    "{} to segment {no}: {}",
-                    count(strange.len(), "event was added", "events were added"),
-                    listed(&strange)
-                ),
-            );
-        }
-        let disordered: Vec<i64> = named
-            .windows(2)
-            .filter(|pair| {
-                let (first, second) = (&pair[0], &pair[1]);
-                first.allowed == second.allowed
-                    && first.session == second.session
-                    && first.boot == second.boot
-                    && (first.ktime, first.no) > (second.ktime, second.no)
-            })
-            .map(|pair| pair[1].no)
-            .collect();
-        if !disordered.is_empty() {
-            self.find(
-                "reordered",
-                no,
-                format!(
-                    "{} in segment {no}: {}",
-                    count(
-                        disordered.len(),
-                        "event is out of its order",
-                        "events are out of their order"
-                    ),
-                    listed(&disordered)
-                ),
-            );
-        }
-        // With all rows in their places, the group hashes say where one was changed.
-        if gone.is_empty() && strange.is_empty() && manifest.v == chain::VERSION {
-            let found = groups.finish();
-            let (was, is) = (manifest.groups.as_bytes(), found.as_bytes());
-            for (index, (was, is)) in was.chunks(64).zip(is.chunks(64)).enumerate() {
-                if was == is {
-                    continue;
-                }
-                let first = index * manifest.group_rows.max(1);
-                let of: Vec<&Named> = named.iter().skip(first).take(manifest.group_rows).collect();
-                let numbers: Vec<i64> = of.iter().map(|row| row.no).collect();
-                let sessions: BTreeMap<&str, (i64, i64)> =
-                    of.iter().fold(BTreeMap::new(), |mut all, row| {
-                        let range = all
-                            .entry(row.session.as_str())
-                            .or_insert((row.seq, row.seq));
-                        *range = (range.0.min(row.seq), range.1.max(row.seq));
-                        all
-                    });
-                let sessions: Vec<String> = sessions
-                    .into_iter()
-                    .map(|(session, (first, last))| {
-                        format!("session {session}, numbers {first} to {last}")
-                    })
-                    .collect();
-                self.find(
-                    "changed",
-                    no,
-                    format!(
-                        "rows {first} to {} of segment {no} were changed: one or more of events {} ({})",
-                        first + of.len().saturating_sub(1),
-                        listed(&numbers),
-                        sessions.join("; ")
-                    ),
-                );
-            }
-        }
-        Ok(())
-    }
-
     /// Reads where the chain ends: beside a history in its tables, beside an export in a file.
     fn read_head(&mut self) -> Result<(), StoreError> {
         let exported = self.directory.join(HEAD);
@@ -553,11 +349,11 @@ impl Check<'_> {
         let read = if database.exists() {
             connect::bare(self.directory)
                 .and_then(|connection| insert::head(&connection))
-                .map(|head| Known { head, live: true })
+                .map(|head| End { head, live: true })
                 .map_err(|error| format!("{}: {error}", database.display()))
         } else if exported.exists() {
             serde_json::from_slice(&fs::read(&exported)?)
-                .map(|head| Known { head, live: false })
+                .map(|head| End { head, live: false })
                 .map_err(|error| format!("{}: {error}", exported.display()))
         } else {
             self.find(
@@ -576,7 +372,7 @@ impl Check<'_> {
 
     /// The end of the chain: what the signed head says against what is there.
     fn end(&mut self, last: Option<Manifest>) -> Result<(), StoreError> {
-        let Some(Known { head, live }) = self.head.clone() else {
+        let Some(End { head, live }) = self.head.clone() else {
             return Ok(());
         };
         if head.newest == 0 && head.signature.is_empty() && last.is_none() {
@@ -693,7 +489,7 @@ impl Check<'_> {
             let (no, events): (i64, i64) = (row.get(0)?, row.get(1)?);
             // Whatever type somebody has written there: it is compared as bytes.
             let (previous, stored) = (seal::hash_in(row, 2)?, seal::hash_in(row, 3)?);
-            let frame = row.get_ref(4).map(|value| bytes_of(value).to_vec())?;
+            let frame = seal::bytes_in(row, 4)?;
             if let Some(next) = next
                 && no != next
             {
@@ -711,7 +507,7 @@ impl Check<'_> {
                     ),
                 ));
             }
-            if chain::batch(&previous, &frame) == stored {
+            if chain::batch(&previous, frame) == stored {
                 unsealed += u64::try_from(events).unwrap_or(0);
             } else {
                 findings.push((
@@ -749,60 +545,12 @@ impl Check<'_> {
     }
 }
 
-fn bytes_of(value: rusqlite::types::ValueRef<'_>) -> &[u8] {
-    match value {
-        rusqlite::types::ValueRef::Blob(bytes) | rusqlite::types::ValueRef::Text(bytes) => bytes,
-        _ => &[],
-    }
-}
-
-struct Named {
-    no: i64,
-    ktime: i64,
-    seq: i64,
-    session: String,
-    boot: String,
-    allowed: bool,
-}
-
 /// The number in a segment's file name.
 fn number(name: &str) -> Option<i64> {
     let (stem, extension) = name.split_once('.')?;
     let no: i64 = stem.parse().ok()?;
     // As it is written, and in no other way.
     (matches!(extension, "parquet" | "json") && stem == format!("{no:010}")).then_some(no)
-}
-
-fn count(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
-/// Numbers as ranges, the first few of them.
-fn listed(numbers: &[i64]) -> String {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
-    let mut ranges: Vec<(i64, i64)> = Vec::new();
-    for number in sorted {
-        match ranges.last_mut() {
-            Some((_, last)) if number <= *last + 1 => *last = number,
-            _ => ranges.push((number, number)),
-        }
-    }
-    let mut text: Vec<String> = ranges
-        .iter()
-        .take(NAMED)
-        .map(|(first, last)| {
-            if first == last {
-                first.to_string()
-            } else {
-                format!("{first} to {last}")
-            }
-        })
-        .collect();
-    if ranges.len() > NAMED {
-        text.push(format!("and {} more", ranges.len() - NAMED));
-    }
-    text.join(", ")
 }
 
 /// Where a history is that `agentwatch daemon --state-dir` keeps.

@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::{
     super::{
+        account,
         columns::{C, Row as _},
         segment::{self, Segment},
     },
@@ -85,14 +86,7 @@ pub(in crate::collector::store) fn numbers(
     session: i64,
     named: bool,
 ) -> Result<Numbers, StoreError> {
-    let mut numbers = Numbers::default();
-    let mut statement =
-        connection.prepare_cached("SELECT first, last FROM let_go_rows WHERE session = ?")?;
-    let mut rows = statement.query([session])?;
-    while let Some(row) = rows.next()? {
-        let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
-        numbers.insert(first.cast_unsigned()..=last.cast_unsigned());
-    }
+    let mut numbers = account::let_go_numbers(connection, session)?;
     let mut add = |seq: u64, id: Option<&str>| {
         if named || id.is_none() {
             numbers.insert(seq..=seq);
