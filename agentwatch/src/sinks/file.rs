@@ -316,6 +316,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_clock_that_jumped_back_does_not_make_the_newest_the_oldest() {
+        for suffix in ["", ".gz"] {
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            let path = directory.path().join("events.jsonl");
+            let late = suffixed(&path, &format!(".29991231T235959.999{suffix}"));
+            fs::write(&late, "").expect("written");
+            let mut sink = File::new(&target(&path, 1, Compression::None), Format::Native);
+            for _ in 0..3 {
+                sink.deliver(&[sample(Kind::Open)])
+                    .await
+                    .expect("delivered");
+            }
+            let names: Vec<_> = set_aside(&path)
+                .expect("listed")
+                .iter()
+                .filter_map(|aside| Some(aside.file_name()?.to_str()?.to_owned()))
+                .collect();
+            // Each is a millisecond later than the one before, and the one that was there has gone as the oldest.
+            assert_eq!(
+                names,
+                [
+                    "events.jsonl.30000101T000000.000",
+                    "events.jsonl.30000101T000000.001"
+                ]
+            );
+        }
+    }
+
+    #[tokio::test]
     async fn half_a_line_is_cut_off_and_a_removed_file_is_begun_anew() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("events.jsonl");
