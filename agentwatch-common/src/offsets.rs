@@ -1,7 +1,19 @@
 //! Members of kernel structs that the programs read. User space looks their offsets up in the running kernel's
-//! BTF and hands them to the programs as constants, so one object fits every kernel.
+//! BTF and writes them into the programs' instructions, so one object fits every kernel. That is what CO-RE does, for which Rust's
+//! compiler has no relocations: ours are instructions with numbers that no other instruction has.
 
-/// A member: the name of its constant in the object, its struct, and where it is below it. A second path is tried
+/// A load at this offset, and so many further, is one of the member in this place of the list.
+pub const LOAD: i16 = 0x7000;
+/// This number, and so many further, moved into a register is the offset of the member in this place of the list.
+pub const OFFSET: i32 = 0x6f66_0000;
+/// Moved into a register: whether the kernel has the function that is called by [`CALL_CAST`], 1 or 0.
+pub const HAS_CAST: i32 = 0x6361_0001;
+/// Moved into a register: the number of the type that is cast to, `struct seqcount`.
+pub const CAST_TYPE: i32 = 0x6361_0002;
+/// Called: `bpf_rdonly_cast`.
+pub const CALL_CAST: i32 = 0x6361_0003;
+
+/// A member: its name in the programs, its struct, and where it is below it. A second path is tried
 /// where a kernel has renamed the member.
 pub struct Member {
     pub name: &'static str,
@@ -42,7 +54,6 @@ macro_rules! with_members {
             SUPER_BLOCK_S_MAGIC = "super_block": "s_magic";
             SUPER_BLOCK_S_ROOT = "super_block": "s_root";
             SUPER_BLOCK_S_TYPE = "super_block": "s_type";
-            SUPER_BLOCK_S_USER_NS = "super_block": "s_user_ns";
             FILE_SYSTEM_TYPE_FS_FLAGS = "file_system_type": "fs_flags";
             PATH_DENTRY = "path": "dentry";
             PATH_MNT = "path": "mnt";
@@ -72,7 +83,6 @@ macro_rules! with_members {
             IATTR_IA_VALID = "iattr": "ia_valid";
             KEY_SERIAL = "key": "serial";
             SOCKET_STATE = "socket": "state";
-            SOCKET_FILE = "socket": "file";
             SOCK_FAMILY = "sock": "__sk_common.skc_family";
             SOCK_DADDR = "sock": "__sk_common.skc_daddr";
             SOCK_DADDR6 = "sock": "__sk_common.skc_v6_daddr";
@@ -80,7 +90,6 @@ macro_rules! with_members {
             SOCK_RCV_SADDR6 = "sock": "__sk_common.skc_v6_rcv_saddr";
             SOCK_DPORT = "sock": "__sk_common.skc_dport";
             SOCK_NUM = "sock": "__sk_common.skc_num";
-            SOCK_SK_SOCKET = "sock": "sk_socket";
             UNIX_SOCK_PATH_DENTRY = "unix_sock": "path.dentry";
             UNIX_SOCK_ADDR = "unix_sock": "addr";
             UNIX_ADDRESS_LEN = "unix_address": "len";
@@ -127,7 +136,6 @@ macro_rules! with_members {
             OPEN_FLAGS_OPEN_FLAG = "open_flags": "open_flag";
             SOCKET_TYPE = "socket": "type";
             SOCKET_SK = "socket": "sk";
-            SOCK_PROTOCOL = "sock": "sk_protocol";
         }
     };
 }

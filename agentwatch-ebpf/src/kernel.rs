@@ -1,4 +1,5 @@
-//! The only module that reads kernel structs. Offsets are constants that the loader takes from the running kernel's BTF.
+//! The only module that reads kernel structs. Offsets are numbers in the instructions, which the loader
+//! writes there from the running kernel's BTF.
 //!
 //! Two ways to read: *direct* loads from pointers that the verifier knows the type of (cheap; for the paths every
 //! action takes), and *probed* ones by address (for what only recorded actions need, in programs whose pointers have no type).
@@ -8,20 +9,43 @@ mod file;
 mod socket;
 mod task;
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void, hint::assert_unchecked, mem::transmute_copy};
 
-use agentwatch_common::{stats, with_members};
+use agentwatch_common::{offsets, stats, with_members};
 use aya_ebpf::{Global, helpers::generated::bpf_probe_read_kernel};
 
 pub use self::{file::*, socket::*, task::*};
 use crate::maps::count;
 
+/// The member in a place of the list, as the running kernel has it.
+struct Offset<const N: usize>;
+
 macro_rules! define {
     ($($name:ident = $parent:literal: $($path:literal)|+;)+) => {
-        $(#[unsafe(no_mangle)] static $name: Global<u64> = Global::new(0);)+
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "the members' names")]
+        enum Place { $($name),+ }
+        $(const $name: Offset<{ Place::$name as usize }> = Offset;)+
     };
 }
 with_members!(define);
+
+impl<const N: usize> Offset<N> {
+    /// In bytes.
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        let offset: u64;
+        // SAFETY: moves a number.
+        unsafe {
+            asm!(
+                "{0} = {1}",
+                out(reg) offset,
+                const offsets::OFFSET + N as i32,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        offset
+    }
+}
 
 /// Address of the sequence counter that every change of a directory's place passes; 0 where the kernel does not show it.
 #[unsafe(no_mangle)]
@@ -30,14 +54,35 @@ static RENAME_LOCK: Global<u64> = Global::new(0);
 /// `MAX_ERRNO`: the pointers that are errors.
 const MAX_ERRNO: u64 = 4095;
 
+/// One instruction: the offset is written into it.
 #[inline(always)]
-unsafe fn direct<T: Copy>(base: *const c_void, offset: &Global<u64>) -> T {
-    // SAFETY: the verifier knows the type at `base` and checks the offset.
+unsafe fn direct<T: Copy, const N: usize>(base: *const c_void, _: &Offset<N>) -> T {
+    let value: u64;
+    macro_rules! load {
+        ($how:literal) => {
+            // SAFETY: the verifier knows the type at `base` and checks the offset.
+            unsafe {
+                asm!(
+                    concat!("{0} = *(", $how, " *)({1} + {2})"),
+                    out(reg) value,
+                    in(reg) base,
+                    const offsets::LOAD as i32 + N as i32,
+                    options(readonly, nostack, preserves_flags)
+                );
+            }
+        };
+    }
+    match size_of::<T>() {
+        1 => load!("u8"),
+        2 => load!("u16"),
+        4 => load!("u32"),
+        _ => load!("u64"),
+    }
+    const { assert!(matches!(size_of::<T>(), 1 | 2 | 4 | 8)) };
+    // SAFETY: a shorter load clears the rest of the register; its bytes come first.
     unsafe {
-        base.cast::<u8>()
-            .add(offset.load() as usize)
-            .cast::<T>()
-            .read_volatile()
+        assert_unchecked(size_of::<T>() == 8 || value >> (8 * size_of::<T>() % 64) == 0);
+        transmute_copy(&value)
     }
 }
 
@@ -61,8 +106,49 @@ pub fn read<T: Copy + Default>(address: u64) -> T {
 }
 
 #[inline(always)]
-fn member<T: Copy + Default>(address: u64, offset: &Global<u64>) -> T {
+fn member<T: Copy + Default, const N: usize>(address: u64, offset: &Offset<N>) -> T {
     read(address + offset.load())
+}
+
+/// Whether the kernel lets a program say what stands at an address (`bpf_rdonly_cast`, since 6.2): then it is read like what the
+/// verifier knows, for a tenth of what a helper's call costs.
+#[inline(always)]
+fn has_cast() -> bool {
+    let has: u64;
+    // SAFETY: moves a number.
+    unsafe {
+        asm!(
+            "{0} = {1}",
+            out(reg) has,
+            const offsets::HAS_CAST,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    has != 0
+}
+
+/// A sequence counter (`struct seqcount`) at an address, where there is [`has_cast`].
+#[inline(always)]
+fn counter(address: u64) -> u32 {
+    let value: u64;
+    // SAFETY: the kernel gives back the same address, and a load from a bad one gives 0. Its calls leave r6 and further as they are.
+    unsafe {
+        asm!(
+            "r2 = {kind}",
+            "call {cast}",
+            "r0 = *(u32 *)(r0 + 0)",
+            kind = const offsets::CAST_TYPE,
+            cast = const offsets::CALL_CAST,
+            inlateout("r1") address => _,
+            out("r2") _,
+            out("r3") _,
+            out("r4") _,
+            out("r5") _,
+            lateout("r0") value,
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    value as u32
 }
 
 /// The error that a pointer stands for.
@@ -102,7 +188,7 @@ pub fn is_key_request(key: u64) -> bool {
 /// Whether a user namespace at an address is the host's.
 #[inline(always)]
 pub fn is_hosts_namespace(namespace: u64) -> bool {
-    member::<u32>(namespace, &USER_NAMESPACE_LEVEL) == 0
+    member::<u32, _>(namespace, &USER_NAMESPACE_LEVEL) == 0
 }
 
 /// The directory entry of a `struct path` that the verifier knows.

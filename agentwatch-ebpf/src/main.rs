@@ -1,6 +1,6 @@
 //! The kernel programs. ARCHITECTURE.md has the map; hooks/ holds the entry points, a family a file.
 #![no_std]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "atomic operations: see session.rs")]
 #![no_main]
 

@@ -90,7 +90,7 @@ impl Inode {
     #[inline(always)]
     fn kind(self) -> u16 {
         // SAFETY: a direct load.
-        unsafe { direct::<u16>(self.0, &INODE_I_MODE) & S_IFMT }
+        unsafe { direct::<u16, _>(self.0, &INODE_I_MODE) & S_IFMT }
     }
     #[inline(always)]
     pub fn is_dir(self) -> bool {
@@ -125,12 +125,12 @@ impl SuperBlock {
     #[inline(always)]
     pub fn is_internal(self) -> bool {
         // SAFETY: a direct load.
-        unsafe { direct::<u64>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0 }
+        unsafe { direct::<u64, _>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_NOUSER != 0 }
     }
     #[inline(always)]
     pub fn is_overlay(self) -> bool {
         // SAFETY: a direct load.
-        unsafe { direct::<u64>(self.0, &SUPER_BLOCK_S_MAGIC) == OVERLAYFS_SUPER_MAGIC }
+        unsafe { direct::<u64, _>(self.0, &SUPER_BLOCK_S_MAGIC) == OVERLAYFS_SUPER_MAGIC }
     }
 }
 
@@ -305,7 +305,7 @@ impl DentryAt {
     #[inline(always)]
     pub fn is_dir(self) -> bool {
         let inode: u64 = member(self.0, &DENTRY_D_INODE);
-        inode != 0 && member::<u16>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
+        inode != 0 && member::<u16, _>(inode, &INODE_I_MODE) & S_IFMT == S_IFDIR
     }
 }
 
@@ -360,7 +360,7 @@ impl SuperBlockAt {
     /// Whether the kernel mounted it for itself (`SB_KERNMOUNT`).
     #[inline(always)]
     pub fn is_kernels(self) -> bool {
-        member::<u64>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_KERNMOUNT != 0
+        member::<u64, _>(self.0, &SUPER_BLOCK_S_FLAGS) & SB_KERNMOUNT != 0
     }
     /// Whether user namespaces may mount its kind: the kernel's own word for a file system that reaches nothing of the host.
     #[inline(always)]
@@ -372,7 +372,7 @@ impl SuperBlockAt {
 
 #[inline(always)]
 fn is_harmless(kind: u64) -> bool {
-    member::<u32>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
+    member::<u32, _>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
 }
 
 /// Whether a file system that is being set up (`struct fs_context`) is of such a kind.
@@ -395,7 +395,7 @@ pub struct InodeAt(pub u64);
 impl InodeAt {
     #[inline(always)]
     pub fn is_device(self) -> bool {
-        let kind = member::<u16>(self.0, &INODE_I_MODE) & S_IFMT;
+        let kind = member::<u16, _>(self.0, &INODE_I_MODE) & S_IFMT;
         kind == S_IFCHR || kind == S_IFBLK
     }
     #[inline(always)]
@@ -425,7 +425,11 @@ pub fn moves() -> Option<u32> {
     if address == 0 {
         return None;
     }
-    Some(read(address))
+    Some(if has_cast() {
+        counter(address)
+    } else {
+        read(address)
+    })
 }
 
 /// A `struct path` by address.
@@ -456,7 +460,7 @@ impl MountAt {
     /// Whether what happens on it happens on other mounts too.
     #[inline(always)]
     pub fn is_shared(self) -> bool {
-        member::<u32>(self.0, &MOUNT_GROUP_ID) != 0
+        member::<u32, _>(self.0, &MOUNT_GROUP_ID) != 0
     }
     #[inline(always)]
     pub fn parent(self) -> Self {
@@ -517,6 +521,6 @@ impl FileAt {
     #[inline(always)]
     pub fn socket_type(self) -> u32 {
         let socket: u64 = member(self.0, &FILE_PRIVATE_DATA);
-        u32::from(member::<u16>(socket, &SOCKET_TYPE))
+        u32::from(member::<u16, _>(socket, &SOCKET_TYPE))
     }
 }

@@ -148,11 +148,11 @@ const SS_UNCONNECTED: u32 = 1;
 #[inline(always)]
 pub fn has_connected(socket: *const c_void) -> bool {
     // SAFETY: a direct load.
-    unsafe { direct::<u32>(socket, &SOCKET_STATE) > SS_UNCONNECTED }
+    unsafe { direct::<u32, _>(socket, &SOCKET_STATE) > SS_UNCONNECTED }
 }
 
 #[inline(always)]
 pub fn socket_type(socket: *const c_void) -> u32 {
     // SAFETY: a direct load.
-    u32::from(unsafe { direct::<u16>(socket, &SOCKET_TYPE) })
+    u32::from(unsafe { direct::<u16, _>(socket, &SOCKET_TYPE) })
 }

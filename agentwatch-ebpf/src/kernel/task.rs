@@ -38,7 +38,7 @@ impl Task {
         Task(unsafe { bpf_get_current_task_btf() })
     }
     #[inline(always)]
-    fn field<T: Copy>(self, offset: &Global<u64>) -> T {
+    fn field<T: Copy, const N: usize>(self, offset: &Offset<N>) -> T {
         // SAFETY: a direct load.
         unsafe { direct(self.0.cast_const().cast(), offset) }
     }
@@ -54,17 +54,17 @@ impl Task {
     /// Whether it is on its way out (`PF_EXITING`).
     #[inline(always)]
     pub fn is_exiting(self) -> bool {
-        self.field::<u32>(&TASK_FLAGS) & PF_EXITING != 0
+        self.field::<u32, _>(&TASK_FLAGS) & PF_EXITING != 0
     }
     /// Whether it is a process's own task that can be stopped: no thread of the kernel's, no worker of io_uring's, none on its way out.
     #[inline(always)]
     pub fn can_stop(self) -> bool {
-        self.field::<u32>(&TASK_FLAGS) & (PF_EXITING | PF_IO_WORKER | PF_KTHREAD) == 0
+        self.field::<u32, _>(&TASK_FLAGS) & (PF_EXITING | PF_IO_WORKER | PF_KTHREAD) == 0
     }
     /// Whether another process traces it, and decides which signals reach it.
     #[inline(always)]
     pub fn is_traced(self) -> bool {
-        self.field::<u32>(&TASK_PTRACE) != 0
+        self.field::<u32, _>(&TASK_PTRACE) != 0
     }
     #[inline(always)]
     pub fn tid(self) -> u32 {
@@ -93,7 +93,7 @@ impl Task {
     /// Whether anything is kept of it: where nothing is, there is no need to look.
     #[inline(always)]
     pub fn has_storage(self) -> bool {
-        TASK_BPF_STORAGE.load() == 0 || self.field::<u64>(&TASK_BPF_STORAGE) != 0
+        TASK_BPF_STORAGE.load() == 0 || self.field::<u64, _>(&TASK_BPF_STORAGE) != 0
     }
     /// When the process (not the thread) started, nanoseconds of CLOCK_BOOTTIME.
     #[inline(always)]
@@ -169,7 +169,7 @@ impl Task {
     /// Whether it acts under other credentials than its own: inside an operation that a file system does on its behalf.
     #[inline(always)]
     pub fn acts_for_another(self) -> bool {
-        self.acting_credentials() != self.field::<u64>(&TASK_REAL_CRED)
+        self.acting_credentials() != self.field::<u64, _>(&TASK_REAL_CRED)
     }
     /// Number of its mount namespace, and whether that belongs to the host's user namespace.
     #[inline(always)]
@@ -237,10 +237,10 @@ const X32_SYSCALL: u64 = 0x4000_0000;
 #[inline(always)]
 pub fn system_call() -> u64 {
     let task = Task::current();
-    if TASK_STATUS.load() != 0 && task.field::<u32>(&TASK_STATUS) & TS_COMPAT != 0 {
+    if TASK_STATUS.load() != 0 && task.field::<u32, _>(&TASK_STATUS) & TS_COMPAT != 0 {
         return COMPAT_SYSCALL;
     }
     // SAFETY: the current task.
     let registers = unsafe { bpf_task_pt_regs(task.0) };
-    u64::from(member::<u64>(registers as u64, &PT_REGS_SYSCALL) as u32) & !X32_SYSCALL
+    u64::from(member::<u64, _>(registers as u64, &PT_REGS_SYSCALL) as u32) & !X32_SYSCALL
 }

@@ -6,11 +6,17 @@ use agentwatch_common::offsets::{MEMBERS, Member};
 use anyhow::{Context as _, Result, bail};
 use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation, TypeVariant};
 
+use super::relocate::Facts;
+
+/// What gives an address a type, since 6.2, and the type that it gives to a counter of moves.
+const CAST: &str = "bpf_rdonly_cast";
+const COUNTER: &str = "seqcount";
+
 /// Where a kernel shows its own types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Every member that the programs read, with its offset in bytes.
-pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
+/// What stands in the programs' instructions.
+pub fn facts(path: &Path) -> Result<Facts> {
     let file = BtfFile::open(path)?;
     let types = TypeInformation::new(&file)
         .map_err(|error| anyhow::anyhow!("{error:?}"))
@@ -21,13 +27,12 @@ pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
         .iter()
         .filter(|(_, variant)| matches!(variant, TypeVariant::Struct(_)))
         .filter_map(|(id, _)| Some((types.name_of(*id)?, *id)))
-        .filter(|(name, _)| MEMBERS.iter().any(|member| member.parent == name))
         .collect();
-    MEMBERS
+    let offsets = MEMBERS
         .iter()
         .map(|member| match offset(&types, &structs, member) {
-            Ok(offset) => Ok((member.name, offset)),
-            Err(_) if member.paths.contains(&"") => Ok((member.name, 0)),
+            Ok(offset) => Ok(offset),
+            Err(_) if member.paths.contains(&"") => Ok(0),
             Err(error) => Err(error).with_context(|| {
                 format!(
                     "struct {} of this kernel has no member {}",
@@ -36,7 +41,14 @@ pub fn offsets(path: &Path) -> Result<Vec<(&'static str, u64)>> {
                 )
             }),
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    let function = types.get().iter().find_map(|(id, variant)| {
+        (matches!(variant, TypeVariant::Func(_)) && types.name_of(*id)? == CAST).then_some(*id)
+    });
+    Ok(Facts {
+        offsets,
+        cast: function.zip(structs.get(COUNTER).copied()),
+    })
 }
 
 fn offset(types: &TypeInformation, structs: &HashMap<String, u32>, member: &Member) -> Result<u64> {

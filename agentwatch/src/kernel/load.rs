@@ -23,6 +23,7 @@ use super::{
     maps::{Bound, Maps},
     pin::{Attached, Links, Pins},
     probe::{self, Check, State},
+    relocate::relocate,
     ring::Ring,
 };
 
@@ -297,8 +298,8 @@ impl Kernel {
         let cgroup_root = probe::cgroup2().context(
             "no cgroup2 is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified beside version 1)",
         )?;
-        let offsets = btf::offsets(Path::new(btf::VMLINUX))?;
         let btf = kernel_types()?;
+        let object = relocate(OBJECT, &btf::facts(Path::new(btf::VMLINUX))?)?;
         let digest = hex::encode(Sha256::digest(OBJECT));
         let before = match pins {
             Some(pins) => pins.attached()?,
@@ -307,10 +308,10 @@ impl Kernel {
         if let (Some(pins), Some(before)) = (pins, &before)
             && before.object != digest
         {
-            check_layout(pins, &offsets, &btf)?;
+            check_layout(pins, &object, &btf)?;
         }
         let place = pins.map(|pins| |name: &str| pins.map(name));
-        let mut ebpf = load_object(&offsets, &btf, place)?;
+        let mut ebpf = load_object(&object, &btf, place)?;
         let mut checks = vec![Check::new(
             "cgroup",
             State::Active,
@@ -544,20 +545,12 @@ impl Drop for Kernel {
 }
 
 /// `place` says where each map is pinned; one that is there already is used as it is.
-fn load_object(
-    offsets: &[(&str, u64)],
-    btf: &Btf,
-    place: Option<impl Fn(&str) -> PathBuf>,
-) -> Result<Ebpf> {
+fn load_object(object: &[u8], btf: &Btf, place: Option<impl Fn(&str) -> PathBuf>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(btf))
         .allow_unsupported_maps()
         .verifier_log_level(VerifierLogLevel::STATS);
-    for (name, offset) in offsets {
-        // A member that no program ended up reading is not in the object.
-        loader.override_global(name, offset, false);
-    }
     let rename_lock = probe::symbol("rename_lock");
     loader.override_global("RENAME_LOCK", &rename_lock, false);
     if let Some(place) = place {
@@ -565,7 +558,7 @@ fn load_object(
             loader.map_pin_path(name, place(name));
         }
     }
-    let ebpf = loader.load(OBJECT).context(
+    let ebpf = loader.load(object).context(
         "load the programs' maps into the kernel; hint: this needs root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN",
     )?;
     // Constants of the object itself begin with a dot.
@@ -579,9 +572,9 @@ fn load_object(
 }
 
 /// Makes sure that our programs can work on the maps of other ones.
-fn check_layout(pins: &Pins, offsets: &[(&str, u64)], btf: &Btf) -> Result<()> {
+fn check_layout(pins: &Pins, object: &[u8], btf: &Btf) -> Result<()> {
     let trial = pins.trial()?;
-    load_object(offsets, btf, Some(|name: &str| trial.map(name)))?;
+    load_object(object, btf, Some(|name: &str| trial.map(name)))?;
     let shape = |path: PathBuf| {
         let info = MapInfo::from_pin(&path)
             .with_context(|| format!("look at the map {}", path.display()))?;

@@ -10,6 +10,7 @@ pub mod load;
 pub mod maps;
 pub mod pin;
 pub mod probe;
+mod relocate;
 pub mod ring;
 
 pub use load::Kernel;
