@@ -151,7 +151,7 @@ const _: () = assert!(size_of::<FoldKey>() == 48);
 impl FoldKey {
     const WORDS: usize = size_of::<Self>() / 8;
 
-    /// What the kernel finds it by: to hash all of it there costs some hundred instructions more. Two actions of one digest are told
+    /// What the kernel finds it by, and hashes once more: to hash all of it there costs some hundred instructions more. Two actions of one digest are told
     /// apart by their [`difference`](Self::difference), and the second is not folded.
     #[inline(always)]
     pub fn digest(&self) -> u64 {
@@ -159,8 +159,7 @@ impl FoldKey {
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut digest = 0u64;
         for word in 0..Self::WORDS {
-            digest = (digest ^ self.word(word)).wrapping_mul(FACTOR);
-            digest ^= digest >> 32;
+            digest = digest.wrapping_add(self.word(word)).wrapping_mul(FACTOR);
         }
         digest
     }

@@ -447,12 +447,19 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
 }
 
 /// The end of every path look-up that was to open a file. Success and denial have been recorded by `file_open`;
-/// what is left are the attempts that failed before.
+/// what is left are the attempts that failed before. Every open of the host passes here: the rest is a function of its own, for its
+/// registers.
 #[fexit(function = "do_filp_open")]
 pub fn do_filp_open(ctx: FExitContext) -> i32 {
-    let Some(errno) = kernel::error_of(ctx.arg::<u64>(3)) else {
-        return 0;
-    };
+    match kernel::error_of(ctx.arg::<u64>(3)) {
+        Some(errno) => found_nothing(ctx.as_ptr(), errno),
+        None => 0,
+    }
+}
+
+#[inline(never)]
+fn found_nothing(ctx: *mut c_void, errno: i32) -> i32 {
+    let ctx = FExitContext::new(ctx);
     let Some(subject) = Subject::current() else {
         return 0;
     };
