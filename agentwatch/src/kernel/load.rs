@@ -28,7 +28,8 @@ use super::{
 };
 
 /// The object that build.rs made.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentwatch-ebpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentwatch-ebpf.o"));
 
 /// What enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

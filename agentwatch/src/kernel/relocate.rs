@@ -110,3 +110,117 @@ fn complete(instruction: &mut [u8], facts: &Facts) -> Result<()> {
 fn member(place: i32, facts: &Facts) -> Option<u64> {
     facts.offsets.get(usize::try_from(place).ok()?).copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use agentwatch_common::offsets::MEMBERS;
+
+    use super::*;
+    use crate::kernel::load::OBJECT;
+
+    fn facts(cast: Option<(u32, u32)>) -> Facts {
+        Facts {
+            offsets: (0..MEMBERS.len() as u64).map(|place| place * 8).collect(),
+            cast,
+        }
+    }
+
+    /// The instructions of an object.
+    fn instructions(object: &[u8]) -> Vec<[u8; LEN]> {
+        let file: ElfFile64<'_, Endianness> = ElfFile64::parse(object).expect("an object");
+        let mut all = Vec::new();
+        for section in file.sections() {
+            if section.kind() == SectionKind::Text {
+                let code = section.data().expect("code");
+                let mut code = code.chunks_exact(LEN);
+                while let Some(instruction) = code.next() {
+                    all.push(instruction.try_into().expect("eight bytes"));
+                    if instruction[0] == LOAD_NUMBER {
+                        code.next();
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn number(instruction: &[u8; LEN]) -> i32 {
+        i32::from_le_bytes(instruction[4..].try_into().expect("four bytes"))
+    }
+
+    fn is_load(instruction: &[u8; LEN]) -> bool {
+        instruction[0] & CLASS == CLASS_LOAD && instruction[0] & MODE == MODE_MEMORY
+    }
+
+    fn offset(instruction: &[u8; LEN]) -> i16 {
+        i16::from_le_bytes([instruction[2], instruction[3]])
+    }
+
+    #[test]
+    fn nothing_is_left_to_be_written_and_nothing_else_is_changed() {
+        let places = LOAD..LOAD + MEMBERS.len() as i16;
+        for cast in [None, Some((7, 9))] {
+            let relocated = relocate(OBJECT, &facts(cast)).expect("relocated");
+            let (before, after) = (instructions(OBJECT), instructions(&relocated));
+            assert_eq!(before.len(), after.len());
+            let (mut loads, mut offsets, mut calls) = (0, 0, 0);
+            for (before, after) in before.iter().zip(&after) {
+                let mut expected = *before;
+                if is_load(before) && places.contains(&offset(before)) {
+                    loads += 1;
+                    let place = offset(before) - LOAD;
+                    expected[2..4].copy_from_slice(&(place * 8).to_le_bytes());
+                } else if before[0] == MOVE {
+                    let said = number(before);
+                    let value = match said {
+                        HAS_CAST => i32::from(cast.is_some()),
+                        CAST_TYPE => cast.map_or(0, |_| 9),
+                        _ if (OFFSET..OFFSET + MEMBERS.len() as i32).contains(&said) => {
+                            offsets += 1;
+                            (said - OFFSET) * 8
+                        }
+                        _ => said,
+                    };
+                    expected[4..].copy_from_slice(&value.to_le_bytes());
+                } else if before[0] == CALL && before[1] == 0 && number(before) == CALL_CAST {
+                    calls += 1;
+                    expected = match cast {
+                        Some(_) => [CALL, KERNEL_FUNCTION, 0, 0, 7, 0, 0, 0],
+                        None => [MOVE, 0, 0, 0, 0, 0, 0, 0],
+                    };
+                }
+                assert_eq!(*after, expected);
+            }
+            assert!(
+                loads > 100 && offsets > 10 && calls > 0,
+                "{loads} {offsets} {calls}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_members_has_no_members_number() {
+        // As far as a load's offset, or a number, could be taken for one by mistake.
+        for instruction in instructions(OBJECT) {
+            let offset = offset(&instruction);
+            assert!(
+                !is_load(&instruction) || offset < LOAD + MEMBERS.len() as i16,
+                "{instruction:?}"
+            );
+            let (from, to) = (OFFSET, OFFSET + MEMBERS.len() as i32);
+            let is_near = (from - 0x1_0000..to + 0x1_0000).contains(&number(&instruction));
+            assert!(
+                !is_near || (instruction[0] == MOVE && (from..to).contains(&number(&instruction))),
+                "{instruction:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_too_far_is_an_error() {
+        let mut facts = facts(None);
+        facts.offsets.fill(1 << 15);
+        let error = relocate(OBJECT, &facts).expect_err("it does not fit");
+        assert!(error.to_string().contains("stands at 32768"), "{error}");
+    }
+}
