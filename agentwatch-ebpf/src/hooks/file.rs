@@ -69,13 +69,11 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     let mode = file.mode();
     let dentry = file.dentry();
     let inode = file.inode();
-    let (rights, access) = if flags & kernel::OPEN_EXEC != 0 {
-        (policy::EXEC, access::EXEC)
+    let access = if flags & kernel::OPEN_EXEC != 0 {
+        access::EXEC
     } else {
-        let mut rights = 0;
         let mut bits = 0;
         if mode & kernel::FMODE_READ != 0 {
-            rights |= policy::READ;
             bits |= if inode.is_dir() {
                 access::LIST
             } else {
@@ -83,15 +81,13 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             };
         }
         if mode & kernel::FMODE_WRITE != 0 || flags & kernel::O_TRUNC != 0 {
-            rights |= policy::WRITE;
             bits |= access::WRITE;
         }
         // Access mode 3, for ioctl alone, is neither: it is held to both.
-        if rights == 0 {
-            rights = policy::READ | policy::WRITE;
+        if bits == 0 {
             bits = access::READ | access::WRITE;
         }
-        (rights, bits)
+        bits
     };
     // A file that an overlay opens behind one of its own. What the host mounted has been decided by what it shows; what the
     // session mounted is decided by what is really there too.
@@ -100,14 +96,14 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         if !policy::is_own(in_front.super_block(), subject.number) {
             return 0;
         }
-    } else if inode.0 as u64 != dentry.inode_address() {
+    } else if !kernel::tells_what_is_in_front() && inode.0 as u64 != dentry.inode_address() {
         // Before 6.7 such a file goes by the overlay's name.
         if !policy::is_own(dentry.super_block().at(), subject.number) {
             return 0;
         }
         let name = kernel::a_name_of(inode.0 as u64);
         policy::set_behind(&subject, 1);
-        let decision = policy::file_at(&subject, name.0, rights);
+        let decision = policy::file_at(&subject, name.0, rights_of(access));
         policy::set_behind(&subject, 0);
         let (outcome, result) = outcome(&subject, &decision);
         if outcome != verdict::ALLOWED {
@@ -129,7 +125,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
         return session::answer(result != 0, EACCES);
     }
-    let (rights, access) = subject.forget(rights, access);
+    let access = subject.forget_all(access.into()) as u32;
     let super_block = inode.super_block();
     note_overlay(&subject, super_block);
     // SAFETY: the subject was found by its tag.
@@ -148,6 +144,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
         }
     }
     let is_internal = super_block.is_internal();
+    let rights = rights_of(access);
     let decision = policy::file_sealed(&subject, dentry, is_internal, rights, seal);
     policy::set_behind(&subject, 0);
     // Copying up, and reading directories.
@@ -161,6 +158,18 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     }
     let what = if execs { kind::EXEC } else { kind::OPEN };
     answer(&subject, what, dentry, access, flags, decision)
+}
+
+/// The rights that an open asks for. Without a branch, for the verifier.
+#[inline(always)]
+fn rights_of(access: u32) -> policy::Rights {
+    const _: () = assert!(
+        policy::READ == access::READ
+            && policy::WRITE == access::WRITE
+            && policy::EXEC == access::EXEC
+            && policy::READ << 6 == access::LIST
+    );
+    (access | access >> 6) & (policy::READ | policy::WRITE | policy::EXEC)
 }
 
 /// Whether the same open was allowed before, and nothing has changed that it stood on: see [`before`]. A function of its own, for its

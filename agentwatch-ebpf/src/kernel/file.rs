@@ -59,7 +59,7 @@ impl File {
     /// The file of an overlay that this one was opened behind; address 0 for all others.
     #[inline(always)]
     pub fn in_front(self) -> DentryAt {
-        if self.mode() & FMODE_BACKING == 0 || BACKING_FILE_USER_DENTRY.load() == 0 {
+        if self.mode() & FMODE_BACKING == 0 || !tells_what_is_in_front() {
             return DentryAt(0);
         }
         let dentry = DentryAt(member(self.0 as u64, &BACKING_FILE_USER_DENTRY));
@@ -69,6 +69,12 @@ impl File {
         }
         dentry
     }
+}
+
+/// Whether a file that is opened behind another says so ([`File::in_front`]).
+#[inline(always)]
+pub fn tells_what_is_in_front() -> bool {
+    BACKING_FILE_USER_DENTRY.load() != 0
 }
 
 /// An inode that the verifier knows, and that is there. What an open file shows of itself by it is cheaper than by its name: newer
