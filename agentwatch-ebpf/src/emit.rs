@@ -31,6 +31,10 @@ use crate::{
 };
 
 const EEXIST: i32 = 17;
+/// Bytes of the ring of all that is not urgent; and behind each, how far records wake who reads it: several, because other processors
+/// write meanwhile.
+const EIGHTH: u64 = limits::BULK_RING as u64 / 8;
+const TOLD: u64 = 32 << 10;
 
 /// Scratch memory in use; given back by [`Draft::submit`].
 pub struct Draft(*mut Scratch);
@@ -209,9 +213,11 @@ impl Draft {
     /// The same of an action that those like it are folded into from now on.
     #[inline(always)]
     pub fn submit_first(mut self, subject: &Subject, key: &FoldKey, seal: u64) {
-        self.record().state |= state::FOLDED;
+        let record = self.record();
+        record.state |= state::FOLDED;
+        let at_ns = record.ktime;
         let seq = self.submit(subject);
-        remember(key, seq, seal);
+        remember(key, seq, seal, at_ns);
     }
 
     /// A record that is not an event: not numbered, and in no session's account.
@@ -297,9 +303,10 @@ fn put(scratch: *mut Scratch, session: *mut Session) -> u64 {
             .then_some(stats::VERDICT_RING_FULL)
     } else {
         let ring = (&raw const BULK).cast_mut().cast();
-        // User space looks at the ring at intervals anyway: waking it for each record would cost more than the record.
+        // User space looks at the ring at intervals anyway: waking it for each record would cost more than the record. So does waking it
+        // again while it is on its way: it is told by the first records behind each eighth.
         let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
-        let wake = if waiting > limits::BULK_RING as u64 / 8 {
+        let wake = if waiting >= EIGHTH && waiting % EIGHTH < TOLD {
             BPF_RB_FORCE_WAKEUP
         } else {
             BPF_RB_NO_WAKEUP
@@ -409,14 +416,14 @@ fn add(session: *mut Session, entry: *mut Fold) {
 
 /// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
 #[inline(never)]
-fn remember(key: &FoldKey, seq: u64, seal: u64) -> u32 {
+fn remember(key: &FoldKey, seq: u64, seal: u64, at_ns: u64) -> u32 {
     let mut entry = MaybeUninit::<Fold>::uninit();
     let fold = entry.as_mut_ptr();
     // SAFETY: all of it is written.
     let entry = unsafe {
         memory::copy(key, &raw mut (*fold).key);
         (*fold).count = 0;
-        (*fold).at_ns = bpf_ktime_get_boot_ns();
+        (*fold).at_ns = at_ns;
         (*fold).at_tick = bpf_jiffies64();
         (*fold).last_tick = (*fold).at_tick;
         (*fold).seq = seq;

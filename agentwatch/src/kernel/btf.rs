@@ -27,6 +27,7 @@ pub fn facts(path: &Path) -> Result<Facts> {
         .iter()
         .filter(|(_, variant)| matches!(variant, TypeVariant::Struct(_)))
         .filter_map(|(id, _)| Some((types.name_of(*id)?, *id)))
+        .filter(|(name, _)| name == COUNTER || MEMBERS.iter().any(|member| member.parent == name))
         .collect();
     let offsets = MEMBERS
         .iter()
