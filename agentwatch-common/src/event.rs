@@ -151,8 +151,8 @@ const _: () = assert!(size_of::<FoldKey>() == 48);
 impl FoldKey {
     const WORDS: usize = size_of::<Self>() / 8;
 
-    /// What the kernel finds it by, and hashes once more: to hash all of it there costs some hundred instructions more. Two actions of one digest are told
-    /// apart by their [`difference`](Self::difference), and the second is not folded.
+    /// What the kernel finds it by, and hashes once more: to hash all of it there costs some hundred instructions more. Two actions of
+    /// one digest are told apart by their [`difference`](Self::difference), and the second is not folded.
     #[inline(always)]
     pub fn digest(&self) -> u64 {
         /// Odd, and without a pattern (the golden ratio's digits).

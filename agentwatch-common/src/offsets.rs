@@ -13,10 +13,8 @@ pub const CAST_TYPE: i32 = 0x6361_0002;
 /// Called: `bpf_rdonly_cast`.
 pub const CALL_CAST: i32 = 0x6361_0003;
 
-/// A member: its name in the programs, its struct, and where it is below it. A second path is tried
-/// where a kernel has renamed the member.
+/// A member: its struct, and where it is below it. A second path is tried where a kernel has renamed the member.
 pub struct Member {
-    pub name: &'static str,
     pub parent: &'static str,
     /// An empty one stands last where there are kernels without it that we run on; its offset is then 0.
     pub paths: &'static [&'static str],
@@ -144,7 +142,6 @@ macro_rules! table {
     ($($name:ident = $parent:literal: $($path:literal)|+;)+) => {
         pub const MEMBERS: &[Member] = &[
             $(Member {
-                name: stringify!($name),
                 parent: $parent,
                 paths: &[$($path),+],
             }),+

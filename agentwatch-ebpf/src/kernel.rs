@@ -78,7 +78,7 @@ unsafe fn direct<T: Copy, const N: usize>(base: *const c_void, _: &Offset<N>) ->
         4 => load!("u32"),
         _ => load!("u64"),
     }
-    const { assert!(matches!(size_of::<T>(), 1 | 2 | 4 | 8)) };
+    const { assert!(matches!(size_of::<T>(), 1 | 2 | 4 | 8) && cfg!(target_endian = "little")) };
     // SAFETY: a shorter load clears the rest of the register; its bytes come first.
     unsafe {
         assert_unchecked(size_of::<T>() == 8 || value >> (8 * size_of::<T>() % 64) == 0);

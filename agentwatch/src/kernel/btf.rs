@@ -48,8 +48,16 @@ pub fn facts(path: &Path) -> Result<Facts> {
     });
     Ok(Facts {
         offsets,
-        cast: function.zip(structs.get(COUNTER).copied()),
+        cast: function
+            .zip(structs.get(COUNTER).copied())
+            .filter(|_| is_compiled()),
     })
+}
+
+/// Whether the kernel compiles programs: only those may call its functions.
+fn is_compiled() -> bool {
+    std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
+        .map_or(true, |enabled| enabled.trim() != "0")
 }
 
 fn offset(types: &TypeInformation, structs: &HashMap<String, u32>, member: &Member) -> Result<u64> {

@@ -301,7 +301,8 @@ impl Kernel {
         )?;
         let btf = kernel_types()?;
         let object = relocate(OBJECT, &btf::facts(Path::new(btf::VMLINUX))?)?;
-        let digest = hex::encode(Sha256::digest(OBJECT));
+        // What is written into the programs is part of them: another version of this may write it otherwise.
+        let digest = hex::encode(Sha256::digest(&object));
         let before = match pins {
             Some(pins) => pins.attached()?,
             None => None,

@@ -1,7 +1,7 @@
 //! Writes what the running kernel says into the programs' instructions: what CO-RE does, for which Rust's compiler has no
 //! relocations. The instructions that wait for it have numbers that no other has (`agentwatch_common::offsets`).
 
-use agentwatch_common::offsets::{CALL_CAST, CAST_TYPE, HAS_CAST, LOAD, OFFSET};
+use agentwatch_common::offsets::{CALL_CAST, CAST_TYPE, HAS_CAST, LOAD, MEMBERS, Member, OFFSET};
 use anyhow::{Context as _, Result};
 use object::{Endianness, Object as _, ObjectSection as _, SectionKind, read::elf::ElfFile64};
 
@@ -32,6 +32,7 @@ pub struct Facts {
 pub fn relocate(object: &[u8], facts: &Facts) -> Result<Vec<u8>> {
     let file: ElfFile64<'_, Endianness> =
         ElfFile64::parse(object).context("parse the programs' object")?;
+    // What aya parses has to be aligned to eight bytes, which malloc's memory of this size is.
     let mut relocated = object.to_vec();
     for section in file.sections() {
         if section.kind() != SectionKind::Text {
@@ -66,12 +67,16 @@ fn complete(instruction: &mut [u8], facts: &Facts) -> Result<()> {
     match *code {
         code if code & CLASS == CLASS_LOAD && code & MODE == MODE_MEMORY => {
             let place = i16::from_le_bytes([*low, *high]).checked_sub(LOAD);
-            if let Some(offset) = place.and_then(|place| member(place.into(), facts)) {
+            if let Some((member, offset)) = place.and_then(|place| said_of(place.into(), facts)) {
                 let offset = i16::try_from(offset)
                     .ok()
                     .filter(|offset| *offset < LOAD)
                     .with_context(|| {
-                        format!("a member of this kernel stands at {offset}, too far for one instruction")
+                        format!(
+                            "{} of struct {} stands at {offset} in this kernel, too far for one instruction",
+                            member.paths.join(" or "),
+                            member.parent
+                        )
                     })?;
                 [*low, *high] = offset.to_le_bytes();
             }
@@ -82,7 +87,8 @@ fn complete(instruction: &mut [u8], facts: &Facts) -> Result<()> {
                 CAST_TYPE => Some(facts.cast.map_or(0, |(_, kind)| kind.into())),
                 _ => said
                     .checked_sub(OFFSET)
-                    .and_then(|place| member(place, facts)),
+                    .and_then(|place| said_of(place, facts))
+                    .map(|(_, offset)| offset),
             };
             if let Some(value) = value {
                 *number = i32::try_from(value)
@@ -106,15 +112,14 @@ fn complete(instruction: &mut [u8], facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// The offset of the member in a place of the list.
-fn member(place: i32, facts: &Facts) -> Option<u64> {
-    facts.offsets.get(usize::try_from(place).ok()?).copied()
+/// The member in a place of the list, and its offset.
+fn said_of(place: i32, facts: &Facts) -> Option<(&'static Member, u64)> {
+    let place = usize::try_from(place).ok()?;
+    MEMBERS.get(place).zip(facts.offsets.get(place).copied())
 }
 
 #[cfg(test)]
 mod tests {
-    use agentwatch_common::offsets::MEMBERS;
-
     use super::*;
     use crate::kernel::load::OBJECT;
 
@@ -200,11 +205,11 @@ mod tests {
 
     #[test]
     fn what_is_no_members_has_no_members_number() {
-        // As far as a load's offset, or a number, could be taken for one by mistake.
+        // A structure of ours that grows is seen here long before a load from it could be taken for a member's.
         for instruction in instructions(OBJECT) {
-            let offset = offset(&instruction);
+            let (offset, places) = (offset(&instruction), LOAD..LOAD + MEMBERS.len() as i16);
             assert!(
-                !is_load(&instruction) || offset < LOAD + MEMBERS.len() as i16,
+                !is_load(&instruction) || offset < LOAD / 2 || places.contains(&offset),
                 "{instruction:?}"
             );
             let (from, to) = (OFFSET, OFFSET + MEMBERS.len() as i32);
@@ -221,6 +226,10 @@ mod tests {
         let mut facts = facts(None);
         facts.offsets.fill(1 << 15);
         let error = relocate(OBJECT, &facts).expect_err("it does not fit");
-        assert!(error.to_string().contains("stands at 32768"), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.contains(" of struct ") && said.contains("stands at 32768"),
+            "{said}"
+        );
     }
 }
