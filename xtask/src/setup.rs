@@ -15,13 +15,14 @@ pub const NIGHTLY: &str = "nightly-2026-05-20";
 /// The version of bpf-linker that goes with [`NIGHTLY`].
 pub const BPF_LINKER: &str = "0.10.3";
 
-/// What tests have read and receive, from PyPI: the history's segments, and OpenTelemetry's messages.
-const READERS: [&str; 5] = [
+/// What tests have read and receive, from PyPI: the history's segments, OpenTelemetry's messages, and the dashboard.
+const READERS: [&str; 6] = [
     "duckdb",
     "chdb",
     "pyiceberg[sql-sqlite,pyarrow]",
     "opentelemetry-proto",
     "grpcio",
+    "grafana-foundation-sdk",
 ];
 
 /// Everything that building needs, and with `tests` what testing needs.
@@ -102,14 +103,15 @@ pub fn for_testing() -> Result<()> {
     Ok(())
 }
 
-/// A Python of our own with what others read the history's segments with, and what OpenTelemetry's receiver is made of. Tests that
-/// need it say so where it is missing.
+/// A Python of our own with what others read the history's segments with, what OpenTelemetry's receiver is made of, and Grafana's kit for
+/// dashboards. Tests that need it say so where it is missing.
 fn readers() {
     // Where the tests look for it.
     let directory = paths::repository().join("target/readers");
     let python = directory.join("bin/python");
     let has = |python: &Path| {
-        let imports = "import duckdb, chdb, pyiceberg, grpc, opentelemetry.proto";
+        let imports =
+            "import duckdb, chdb, pyiceberg, grpc, opentelemetry.proto, grafana_foundation_sdk";
         Command::new(python)
             .args(["-c", imports])
             .output()

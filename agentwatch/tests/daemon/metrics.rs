@@ -49,14 +49,82 @@ impl Drop for Prometheus {
     }
 }
 
-/// The value of the one sample that a query selects.
-fn asked(port: u16, query: &str) -> Option<f64> {
+/// What Prometheus answers to a query.
+fn answered(port: u16, query: &str) -> Option<Value> {
+    let query: String = query
+        .bytes()
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
     let answer = http(port, &format!("GET /api/v1/query?query={query}"))?;
     let (_, body) = answer.split_once("\r\n\r\n")?;
     // It may come in chunks: the JSON is what is between the first and the last brace.
     let json = body.get(body.find('{')?..=body.rfind('}')?)?;
-    let json: Value = serde_json::from_str(json).ok()?;
-    json["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    serde_json::from_str(json).ok()
+}
+
+/// The value of the one sample that a query selects.
+fn asked(port: u16, query: &str) -> Option<f64> {
+    let answer = answered(port, query)?;
+    answer["data"]["result"][0]["value"][1]
+        .as_str()?
+        .parse()
+        .ok()
+}
+
+fn beside_prometheus(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs/prometheus")
+        .join(file)
+}
+
+/// What the dashboard asks, as Grafana puts it to Prometheus.
+fn questions_of_the_dashboard() -> Vec<String> {
+    let text = fs::read_to_string(beside_prometheus("dashboard.json")).expect("the dashboard");
+    let dashboard: Value = serde_json::from_str(&text).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten()
+        .map(|target| target["expr"].as_str().expect("a query"))
+        .map(|query| {
+            query
+                .replace("$__rate_interval", "1m")
+                .replace("$instance", ".*")
+        })
+        .collect()
+}
+
+/// Grafana's own kit for dashboards, made from its schemas, knows everything that ours says.
+#[test]
+fn grafana_knows_the_dashboard() {
+    let python = std::env::var_os("AGENTWATCH_READERS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/readers/bin/python"),
+        PathBuf::from,
+    );
+    let has = Command::new(&python)
+        .args(["-c", "import grafana_foundation_sdk"])
+        .output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        println!(
+            "SKIP: {} has no grafana-foundation-sdk; `cargo xtask setup` installs it",
+            python.display()
+        );
+        return;
+    }
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/dashboard.py");
+    let output = Command::new(&python)
+        .arg(fixture)
+        .arg(beside_prometheus("dashboard.json"))
+        .output()
+        .expect("python runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -123,7 +191,7 @@ fn prometheus_scrapes_what_there_is_to_tell() {
         let checked = check.wait_with_output().expect("promtool ends");
         // It reads the format of before OpenMetrics, as node_exporter does, and would have other names of counters there (3).
         assert_ne!(checked.status.code(), Some(1), "{}", text(&checked.stderr));
-        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/prometheus");
+        let rules = beside_prometheus("");
         for arguments in [
             ["check", "rules", "alerts.yml"],
             ["test", "rules", "alerts_test.yml"],
@@ -162,7 +230,7 @@ fn prometheus_scrapes_what_there_is_to_tell() {
             .expect("prometheus starts");
         let _prometheus = Prometheus(child);
         for (query, wanted) in [
-            ("up%7Bjob%3D%22agentwatch%22%7D", 1.0),
+            ("up{job=\"agentwatch\"}", 1.0),
             ("agentwatch_daemon_up", 1.0),
             ("agentwatch_sink_healthy", 0.0),
             ("agentwatch_approval_review_seconds_count", 0.0),
@@ -170,11 +238,22 @@ fn prometheus_scrapes_what_there_is_to_tell() {
             let value = eventually(&format!("prometheus has {query}"), || asked(own, query));
             assert_eq!(value, wanted, "{query}");
         }
-        let denied = asked(
-            own,
-            "sum(agentwatch_events_total%7Bverdict%3D%22denied%22%7D)",
-        );
+        let denied = asked(own, "sum(agentwatch_events_total{verdict=\"denied\"})");
         assert!(denied >= Some(1.0), "{denied:?}");
+        let questions = questions_of_the_dashboard();
+        assert!(questions.len() > 10);
+        for question in questions {
+            // Nothing was dropped, nobody was asked, and the kernel counts no run unless it is told to.
+            let may_be_none = ["incidents", "rule_approvals", "program_seconds"]
+                .iter()
+                .any(|name| question.contains(name));
+            eventually(&format!("prometheus answers {question}"), || {
+                let answer = answered(own, &question)?;
+                assert_eq!(answer["status"], "success", "{question}: {answer}");
+                let series = answer["data"]["result"].as_array()?;
+                (may_be_none || !series.is_empty()).then_some(())
+            });
+        }
     }
     daemon.stop();
     let page = text(&place.cli(&["metrics"]).stdout);
