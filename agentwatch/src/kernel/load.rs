@@ -299,8 +299,9 @@ impl Kernel {
         let cgroup_root = probe::cgroup2().context(
             "no cgroup2 is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified beside version 1)",
         )?;
-        let btf = kernel_types()?;
+        // One after the other: each holds all of the kernel's types while it is at work.
         let object = relocate(OBJECT, &btf::facts(Path::new(btf::VMLINUX))?)?;
+        let btf = kernel_types()?;
         // What is written into the programs is part of them: another version of this may write it otherwise.
         let digest = hex::encode(Sha256::digest(&object));
         let before = match pins {
