@@ -32,7 +32,8 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "BYTES")]
     pub keep_bytes: Option<u64>,
     /// Events of a segment; for tests
-    #[arg(long, hide = true, value_name = "EVENTS", default_value_t = collector::store::SEGMENT_EVENTS)]
+    #[arg(long, hide = true, value_name = "EVENTS", default_value_t = collector::store::SEGMENT_EVENTS,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1 << 19))]
     pub segment_events: usize,
 }
 

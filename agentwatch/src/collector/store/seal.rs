@@ -571,7 +571,7 @@ impl Waiting {
     /// What of the batches is not as it came, after the segment before them, where that is known.
     fn objections(&self, before: Option<&Manifest>, order: &Order) -> Option<String> {
         let (mut next, mut hash) = match before {
-            Some(before) => (Some(before.last_no + 1), Some(before.tail)),
+            Some(before) => (Some(before.last_no.saturating_add(1)), Some(before.tail)),
             None if order.segment == 1 => (Some(1), Some(chain::GENESIS)),
             None => (None, None),
         };
@@ -592,7 +592,7 @@ impl Waiting {
             }
             (next, hash) = (Some(last + 1), Some(batch.hash));
         }
-        if next.is_some_and(|next| next != order.last_no + 1)
+        if next.is_some_and(|next| next != order.last_no.saturating_add(1))
             || hash.is_some_and(|hash| hash != self.goes_on_from)
         {
             said.push(format!(

@@ -35,6 +35,9 @@ pub(super) use write::Writer;
 /// Most rows of a row group; a segment has a few.
 const GROUP_ROWS: usize = 1 << 15;
 
+/// More rows than a segment ever has: it is sealed by the time that it has a good half as many. A few bytes of a footer can tell of billions.
+const MOST_ROWS: usize = 1 << 20;
+
 /// The path of a segment below the history's directory.
 pub(super) fn path(directory: &Path, no: i64) -> PathBuf {
     directory.join(DIRECTORY).join(format!("{no:010}.parquet"))
@@ -77,9 +80,14 @@ impl Segment {
                 path.display()
             )));
         }
-        let metadata = reader.metadata().file_metadata();
-        let rows = usize::try_from(metadata.num_rows()).unwrap_or(0);
-        let described = metadata.schema_descr();
+        let rows = counted(reader.metadata()).ok_or_else(|| {
+            StoreError::Segment(format!(
+                "{}: its footer says {} rows, which are not those of its row groups, or more than {MOST_ROWS}",
+                path.display(),
+                reader.metadata().file_metadata().num_rows()
+            ))
+        })?;
+        let described = reader.metadata().file_metadata().schema_descr();
         let places = COLUMNS
             .iter()
             .map(|column| {
@@ -451,6 +459,17 @@ impl Row for ChunkRow<'_> {
             _ => None,
         }
     }
+}
+
+/// How many rows there are; none where the footer contradicts itself, or tells of more than anybody writes.
+fn counted(metadata: &ParquetMetaData) -> Option<usize> {
+    let mut groups = metadata.row_groups().iter();
+    let sum = groups.try_fold(0i64, |sum, group| {
+        let rows = group.num_rows();
+        (rows >= 0).then(|| sum.checked_add(rows)).flatten()
+    })?;
+    let rows = usize::try_from(sum).ok()?;
+    (sum == metadata.file_metadata().num_rows() && rows <= MOST_ROWS).then_some(rows)
 }
 
 /// Whether every column lies in the file, as its footer says; the library takes that for granted.

@@ -192,7 +192,9 @@ impl Check<'_> {
             .collect();
         // Looked at after that, so that what was listed is known, or the one that is in the making.
         let beyond = match live {
-            true => insert::head(&connect::bare(self.directory)?)?.segment + 1,
+            true => insert::head(&connect::bare(self.directory)?)?
+                .segment
+                .saturating_add(1),
             false => i64::MAX,
         };
         for name in names {
@@ -223,10 +225,10 @@ impl Check<'_> {
                 );
             }
             let (next, link) = before.map_or((1, chain::GENESIS), |before| {
-                (before.segment + 1, before.link)
+                (before.segment.saturating_add(1), before.link)
             });
             if no > next {
-                let gone = if no == next + 1 {
+                let gone = if no == next.saturating_add(1) {
                     format!("segment {next} is")
                 } else {
                     format!("segments {next} to {} are", no - 1)
@@ -239,7 +241,8 @@ impl Check<'_> {
                     ),
                 );
             } else if manifest.previous != link
-                || before.is_some_and(|before| manifest.first_no != before.last_no + 1)
+                || before
+                    .is_some_and(|before| manifest.first_no != before.last_no.saturating_add(1))
                 || (before.is_none() && manifest.first_no != 1)
             {
                 self.find(
@@ -302,7 +305,7 @@ impl Check<'_> {
             };
             if hash == manifest.file {
                 self.report.segments += 1;
-                self.report.events += manifest.rows;
+                self.report.events = self.report.events.saturating_add(manifest.rows);
                 continue;
             }
             if manifest.retired.is_some() {
@@ -425,7 +428,7 @@ impl Check<'_> {
         let mut entered = transaction
             .prepare("SELECT first_no, last_no, events, link FROM segment_rows WHERE no = ?")?;
         let mut runs = transaction.prepare(
-            "SELECT coalesce(sum(rows), 0), coalesce(sum(CASE WHEN verdicts & ? THEN rows END), 0) FROM run_rows WHERE segment = ?",
+            "SELECT total(rows), total(CASE WHEN verdicts & ? THEN rows END) FROM run_rows WHERE segment = ?",
         )?;
         let mut refusals =
             transaction.prepare("SELECT count(*) FROM refusal_rows WHERE no BETWEEN ? AND ?")?;
@@ -439,20 +442,27 @@ impl Check<'_> {
             let rows = i64::try_from(manifest.rows).unwrap_or(i64::MAX);
             let row: Option<(i64, i64, i64, Hash)> = entered
                 .query_row([no], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                    Ok((
+                        number_in(row, 0)?,
+                        number_in(row, 1)?,
+                        number_in(row, 2)?,
+                        seal::hash_in(row, 3)?,
+                    ))
                 })
                 .optional()?;
             let told = row == Some((first, last, rows, manifest.link));
-            let (held, unrefused): (i64, i64) =
-                runs.query_row(params![allowed, no], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let (held, unrefused) = runs.query_row(params![allowed, no], |row| {
+                Ok((number_in(row, 0)?, number_in(row, 1)?))
+            })?;
             let refused: i64 = refusals.query_row([first, last], |row| row.get(0))?;
-            if !told || held != rows || refused != rows - unrefused {
+            let not_allowed = rows.saturating_sub(unrefused);
+            if !told || held != rows || refused != not_allowed {
                 findings.push((
                     no,
                     format!(
                         "the tables do not tell of all {rows} events of segment {no}: they know {held}, and {refused} refused ones of {}; \
                          questions are answered without the rest",
-                        rows - unrefused
+                        not_allowed
                     ),
                 ));
             }
@@ -481,13 +491,14 @@ impl Check<'_> {
         let mut statement = transaction
             .prepare("SELECT no, events, previous, hash, frame FROM tail_rows ORDER BY no")?;
         let mut rows = statement.query([])?;
-        let mut next = sealed.map(|(last, _)| last + 1);
+        let mut next = sealed.map(|(last, _)| last.saturating_add(1));
         let mut hash: Option<Hash> = sealed.map(|(_, tail)| tail);
         let mut findings = Vec::new();
-        let mut unsealed = 0;
+        let mut unsealed = 0u64;
         while let Some(row) = rows.next()? {
-            let (no, events): (i64, i64) = (row.get(0)?, row.get(1)?);
-            // Whatever type somebody has written there: it is compared as bytes.
+            // Whatever somebody has written there: it is compared as numbers, and as bytes.
+            let (no, events) = (number_in(row, 0)?, number_in(row, 1)?);
+            let last = no.saturating_add(events).saturating_sub(1);
             let (previous, stored) = (seal::hash_in(row, 2)?, seal::hash_in(row, 3)?);
             let frame = seal::bytes_in(row, 4)?;
             if let Some(next) = next
@@ -495,37 +506,37 @@ impl Check<'_> {
             {
                 findings.push((
                     "removed",
-                    format!("unsealed events {next} to {} are gone", no - 1),
+                    format!(
+                        "unsealed events {next} to {} are gone",
+                        no.saturating_sub(1)
+                    ),
                 ));
             }
             if hash.is_some_and(|hash| hash != previous) {
                 findings.push((
                     "reordered",
                     format!(
-                        "the unsealed batch of events {no} to {} does not follow the one before it",
-                        no + events - 1
+                        "the unsealed batch of events {no} to {last} does not follow the one before it"
                     ),
                 ));
             }
             if chain::batch(&previous, frame) == stored {
-                unsealed += u64::try_from(events).unwrap_or(0);
+                unsealed = u64::try_from(events)
+                    .map_or(unsealed, |events| unsealed.saturating_add(events));
             } else {
                 findings.push((
                     "changed",
-                    format!(
-                        "the unsealed batch of events {no} to {} was changed",
-                        no + events - 1
-                    ),
+                    format!("the unsealed batch of events {no} to {last} was changed"),
                 ));
             }
-            (next, hash) = (Some(no + events), Some(stored));
+            (next, hash) = (Some(last.saturating_add(1)), Some(stored));
         }
-        if next.is_some_and(|next| next != head.newest + 1) {
+        if next.is_some_and(|next| next != head.newest.saturating_add(1)) {
             findings.push((
                 "cut",
                 format!(
                     "events up to {} are there, and the head of the chain says {}",
-                    next.unwrap_or(1) - 1,
+                    next.unwrap_or(1).saturating_sub(1),
                     head.newest
                 ),
             ));
@@ -543,6 +554,17 @@ impl Check<'_> {
         }
         Ok(())
     }
+}
+
+/// A number as it is stored, 0 where somebody has made it something else.
+fn number_in(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<i64> {
+    use rusqlite::types::ValueRef;
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(number) => number,
+        // Of a sum, which may be too large for an integer.
+        ValueRef::Real(number) => number as i64,
+        _ => 0,
+    })
 }
 
 /// The number in a segment's file name.

@@ -467,3 +467,105 @@ fn a_segment_of_another_history_is_not_entered() {
     store.enter(&sealed).expect_err("it was entered");
     assert!(checked(directory.path()).findings.is_empty());
 }
+
+/// Writes a field of a file of JSON anew.
+fn set(path: &Path, field: &str, value: impl Into<serde_json::Value>) {
+    let text = std::fs::read_to_string(path).expect("a file");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    json[field] = value.into();
+    std::fs::write(path, json.to_string()).expect("written");
+}
+
+#[test]
+fn numbers_beyond_reason_are_findings() {
+    let (directory, store) = chained();
+    drop(store);
+    let manifest = super::super::seal::manifest_path(directory.path(), 2);
+    // Each event of it is looked at for itself.
+    rewritten(directory.path(), 2, |rows| {
+        rows[3].0 = i64::MAX;
+        rows[4].0 = i64::MIN;
+    });
+    let whole = std::fs::read(&manifest).expect("a manifest");
+    for (field, numbers) in [
+        ("first_no", vec![i64::MIN, -1, i64::MAX]),
+        ("last_no", vec![i64::MIN, -1, i64::MAX]),
+        ("rows", vec![0, i64::MAX]),
+        ("group_rows", vec![0, 1, i64::MAX]),
+    ] {
+        for number in numbers {
+            set(&manifest, field, number);
+            let report = checked(directory.path());
+            found(&report, "signature", 2, "the manifest of segment 2");
+            found(&report, "added", 2, " added to segment 2");
+            std::fs::write(&manifest, &whole).expect("written");
+        }
+    }
+    let report = checked(directory.path());
+    found(
+        &report,
+        "removed",
+        2,
+        "2 events were removed of segment 2: ",
+    );
+
+    // In the tables of a history.
+    let connection =
+        rusqlite::Connection::open(directory.path().join(super::super::FILE)).expect("opened");
+    for table in ["tail_rows", "segment_rows", "run_rows"] {
+        let columns: Vec<String> = connection
+            .prepare(&format!("SELECT name FROM pragma_table_info('{table}')"))
+            .and_then(|mut names| names.query_map([], |row| row.get(0))?.collect())
+            .expect("its columns");
+        for column in columns {
+            for value in [
+                "9223372036854775807",
+                "-9223372036854775808",
+                "'x'",
+                "x'00'",
+            ] {
+                connection.execute_batch("SAVEPOINT before").expect("begun");
+                // What the table itself refuses needs no finding.
+                let written = connection.execute(
+                    &format!("UPDATE {table} SET {column} = {value} WHERE rowid = (SELECT max(rowid) FROM {table})"),
+                    [],
+                );
+                connection.execute_batch("RELEASE before").expect("ended");
+                if written.is_ok() {
+                    assert!(!checked(directory.path()).findings.is_empty());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_footer_cannot_tell_of_billions() {
+    use parquet::{
+        data_type::Int64Type, file::writer::SerializedFileWriter,
+        schema::parser::parse_message_type,
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("0000000001.parquet");
+    let schema = parse_message_type("message event { optional int64 no; }").expect("a schema");
+    let file = std::fs::File::create(&path).expect("created");
+    let mut writer =
+        SerializedFileWriter::new(file, schema.into(), Default::default()).expect("a writer");
+    let mut group = writer.next_row_group().expect("a group");
+    let mut column = group
+        .next_column()
+        .expect("a column")
+        .expect("the only one");
+    // Nothing but what is absent, which takes no room.
+    column
+        .typed::<Int64Type>()
+        .write_batch(&[], Some(&vec![0; 1 << 21]), None)
+        .expect("written");
+    column.close().expect("closed");
+    group.close().expect("closed");
+    writer.close().expect("closed");
+    assert!(std::fs::metadata(&path).expect("there").len() < 10_000);
+    let error = super::super::segment::Segment::open(&path).map(drop);
+    let error = error.expect_err("it is no segment").to_string();
+    assert!(error.contains("2097152 rows"), "{error}");
+}

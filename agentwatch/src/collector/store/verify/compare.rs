@@ -1,6 +1,6 @@
 //! What differs in a segment that is not the one that was signed, down to a few rows.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use super::{
     super::{
@@ -11,7 +11,10 @@ use super::{
     },
     Check,
 };
-use crate::collector::chain::{self, Manifest};
+use crate::{
+    collector::chain::{self, Manifest},
+    event::account::Numbers,
+};
 
 /// Events that a finding names one by one.
 const NAMED: usize = 10;
@@ -41,7 +44,7 @@ impl Check<'_> {
         let segment = Segment::open(path)?;
         let rows = segment.rows();
         let mut groups = Groups::default();
-        let mut named: Vec<Named> = Vec::with_capacity(rows);
+        let mut named: Vec<Named> = Vec::new();
         let mut from = 0;
         while from < rows {
             let to = rows.min(from + 8192);
@@ -60,86 +63,82 @@ impl Check<'_> {
             }
             from = to;
         }
+        // Whatever numbers somebody has written: they are counted in runs. The first event of a history is number 1.
+        let (first, last) = (manifest.first_no.max(1), manifest.last_no);
+        let (mut held, mut strange, mut strangers) = (Numbers::default(), Numbers::default(), 0);
+        for row in &named {
+            let number = row.no.cast_unsigned();
+            let belongs = (first..=last).contains(&row.no);
+            if !belongs || held.insert(number..=number) == 0 {
+                strange.insert(number..=number);
+                strangers += 1;
+            }
+        }
+        let gone = if first <= last {
+            held.gaps(first.cast_unsigned(), last.cast_unsigned())
+        } else {
+            Vec::new()
+        };
+        let (mut disordered, mut out_of_order) = (Numbers::default(), 0);
+        for pair in named.windows(2) {
+            let (before, after) = (&pair[0], &pair[1]);
+            if before.allowed == after.allowed
+                && before.session == after.session
+                && before.boot == after.boot
+                && (before.ktime, before.no) > (after.ktime, after.no)
+            {
+                let number = after.no.cast_unsigned();
+                disordered.insert(number..=number);
+                out_of_order += 1;
+            }
+        }
+        let missing = gone
+            .iter()
+            .map(|run| (run.end() - run.start()).saturating_add(1))
+            .fold(0, u64::saturating_add);
         let no = manifest.segment;
-        let mut numbers: Vec<i64> = named.iter().map(|row| row.no).collect();
-        numbers.sort_unstable();
-        let mut gone: Vec<i64> = Vec::new();
-        let mut next = manifest.first_no;
-        for number in &numbers {
-            gone.extend(next.max(manifest.first_no)..(*number).min(manifest.last_no + 1));
-            next = next.max(number + 1);
-        }
-        gone.extend(next..=manifest.last_no);
-        if !gone.is_empty() {
-            self.find(
+        for (what, events, one, many, runs) in [
+            (
                 "removed",
-                no,
-                format!(
-                    "{} of segment {no}: {}",
-                    count(gone.len(), "event was removed", "events were removed"),
-                    listed(&gone)
-                ),
-            );
-        }
-        let strange: Vec<i64> = numbers
-            .windows(2)
-            .filter(|pair| pair[0] == pair[1])
-            .map(|pair| pair[0])
-            .chain(
-                numbers
-                    .iter()
-                    .copied()
-                    .filter(|number| !(manifest.first_no..=manifest.last_no).contains(number)),
-            )
-            .collect();
-        if !strange.is_empty() {
-            self.find(
+                missing,
+                "event was removed of",
+                "events were removed of",
+                listed(gone.iter().cloned()),
+            ),
+            (
                 "added",
-                no,
-                format!(
-                    "{} to segment {no}: {}",
-                    count(strange.len(), "event was added", "events were added"),
-                    listed(&strange)
-                ),
-            );
-        }
-        let disordered: Vec<i64> = named
-            .windows(2)
-            .filter(|pair| {
-                let (first, second) = (&pair[0], &pair[1]);
-                first.allowed == second.allowed
-                    && first.session == second.session
-                    && first.boot == second.boot
-                    && (first.ktime, first.no) > (second.ktime, second.no)
-            })
-            .map(|pair| pair[1].no)
-            .collect();
-        if !disordered.is_empty() {
-            self.find(
+                strangers,
+                "event was added to",
+                "events were added to",
+                listed(strange.runs()),
+            ),
+            (
                 "reordered",
-                no,
-                format!(
-                    "{} in segment {no}: {}",
-                    count(
-                        disordered.len(),
-                        "event is out of its order",
-                        "events are out of their order"
-                    ),
-                    listed(&disordered)
-                ),
-            );
+                out_of_order,
+                "event is out of its order in",
+                "events are out of their order in",
+                listed(disordered.runs()),
+            ),
+        ] {
+            if events > 0 {
+                let said = if events == 1 { one } else { many };
+                self.find(what, no, format!("{events} {said} segment {no}: {runs}"));
+            }
         }
         // With all rows in their places, the group hashes say where one was changed.
-        if gone.is_empty() && strange.is_empty() && manifest.v == chain::VERSION {
+        if missing == 0 && strangers == 0 && manifest.v == chain::VERSION {
             let found = groups.finish();
             let (was, is) = (manifest.groups.as_bytes(), found.as_bytes());
             for (index, (was, is)) in was.chunks(64).zip(is.chunks(64)).enumerate() {
                 if was == is {
                     continue;
                 }
-                let first = index * manifest.group_rows.max(1);
+                let first = index.saturating_mul(manifest.group_rows.max(1));
                 let of: Vec<&Named> = named.iter().skip(first).take(manifest.group_rows).collect();
-                let numbers: Vec<i64> = of.iter().map(|row| row.no).collect();
+                let mut numbers = Numbers::default();
+                for row in &of {
+                    numbers.insert(row.no.cast_unsigned()..=row.no.cast_unsigned());
+                }
                 let sessions: BTreeMap<&str, (i64, i64)> =
                     of.iter().fold(BTreeMap::new(), |mut all, row| {
                         let range = all
@@ -159,8 +158,8 @@ impl Check<'_> {
                     no,
                     format!(
                         "rows {first} to {} of segment {no} were changed: one or more of events {} ({})",
-                        first + of.len().saturating_sub(1),
-                        listed(&numbers),
+                        first.saturating_add(of.len().saturating_sub(1)),
+                        listed(numbers.runs()),
                         sessions.join("; ")
                     ),
                 );
@@ -179,34 +178,22 @@ struct Named {
     allowed: bool,
 }
 
-fn count(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
-/// Numbers as ranges, the first few of them.
-fn listed(numbers: &[i64]) -> String {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
-    let mut ranges: Vec<(i64, i64)> = Vec::new();
-    for number in sorted {
-        match ranges.last_mut() {
-            Some((_, last)) if number <= *last + 1 => *last = number,
-            _ => ranges.push((number, number)),
+/// Runs of numbers, the first few of them.
+fn listed(runs: impl Iterator<Item = RangeInclusive<u64>>) -> String {
+    let mut text: Vec<String> = Vec::new();
+    let mut more = 0;
+    for run in runs {
+        let (first, last) = run.into_inner();
+        if text.len() == NAMED {
+            more += 1;
+        } else if first == last {
+            text.push(first.to_string());
+        } else {
+            text.push(format!("{first} to {last}"));
         }
     }
-    let mut text: Vec<String> = ranges
-        .iter()
-        .take(NAMED)
-        .map(|(first, last)| {
-            if first == last {
-                first.to_string()
-            } else {
-                format!("{first} to {last}")
-            }
-        })
-        .collect();
-    if ranges.len() > NAMED {
-        text.push(format!("and {} more", ranges.len() - NAMED));
+    if more > 0 {
+        text.push(format!("and {more} more"));
     }
     text.join(", ")
 }
