@@ -234,7 +234,7 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     // The end of the connect has nothing to add.
     // SAFETY: as above.
     unsafe { (*subject.tag).denied = TOLD };
-    // As in `file::refusal`.
+    // As in `file::answer::refusal`.
     let (errno, _) = subject.forget(errno as u32, 0);
     if errno as i32 == RESTART {
         answer(true, RESTART)
