@@ -127,6 +127,21 @@ pub struct Scratch {
     pub busy: u64,
     pub record: Record,
     pub data: [u8; limits::DATA],
+    pub way: Way,
+}
+
+/// The names of a directory and of those around it, as they stand in a record: the next record of a file in it need not read them again.
+#[repr(C)]
+pub struct Way {
+    /// What tells the directory from any other.
+    pub of: [u64; 5],
+    /// The same of the one that is asked for: written here, an address is a number to the verifier of older kernels too.
+    pub asked: [u64; 5],
+    /// The kernel's counter of moves when they were read.
+    pub moves: u32,
+    /// Bytes of the names, 0 while there are none.
+    pub len: u32,
+    pub names: [u8; limits::WAY],
 }
 
 /// What makes two actions the same for folding.

@@ -9,6 +9,7 @@ pub mod event;
 pub mod hold;
 pub mod limits;
 pub mod offsets;
+pub mod opens;
 pub mod policy;
 pub mod stats;
 

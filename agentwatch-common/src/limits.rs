@@ -34,6 +34,8 @@ pub const MISSING: usize = 8;
 pub const OBJECTS: usize = 1 << 16;
 /// Files whose events sessions have had told to somebody.
 pub const OWNERS: usize = 1 << 16;
+/// Opens that io_uring has in hand at the same time, of all sessions.
+pub const URING_OPENS: usize = 4096;
 /// Tasks that wait for a person at the same time.
 pub const HOLDS: usize = 1 << 14;
 /// What people have granted.
@@ -46,6 +48,8 @@ pub const COMMAND_RULE: usize = 112;
 pub const ARGV: usize = 4096;
 /// Path components that are recorded, in bytes.
 pub const PATH: usize = 4096;
+/// Bytes of the names of directories that are kept from one record to the next; a power of two.
+pub const WAY: usize = 256;
 /// Longest file name, with its NUL (`NAME_MAX` in linux/limits.h).
 pub const NAME: usize = 256;
 /// Bytes of the variable part of a record: arguments and two paths, and room for the last name of a full path.
@@ -55,6 +59,6 @@ pub const VERDICT_RING: usize = 1 << 21;
 /// Bytes of the ring for everything else.
 pub const BULK_RING: usize = 1 << 22;
 
-const _: () = assert!(SESSIONS.is_power_of_two());
+const _: () = assert!(SESSIONS.is_power_of_two() && WAY.is_power_of_two());
 // bpf_ringbuf_output takes the size from a bounded register: the mask in emit.rs needs a power of two.
-const _: () = assert!(DATA.is_power_of_two() && ARGV + 2 * (PATH + NAME) <= DATA);
+const _: () = assert!(DATA.is_power_of_two() && ARGV + 2 * (PATH + 2 * NAME) <= DATA);

@@ -77,6 +77,8 @@ macro_rules! with_members {
             TASK_CRED = "task_struct": "cred";
             TASK_STATUS = "task_struct": "thread_info.status" | "";
             PT_REGS_SYSCALL = "pt_regs": "orig_ax" | "syscallno";
+            PT_REGS_ARGUMENT = "pt_regs": "di" | "";
+            PT_REGS_COMPAT_ARGUMENT = "pt_regs": "bx" | "";
             VM_FILE = "vm_area_struct": "vm_file";
             IATTR_IA_VALID = "iattr": "ia_valid";
             KEY_SERIAL = "key": "serial";
@@ -131,6 +133,11 @@ macro_rules! with_members {
             BINPRM_INTERP = "linux_binprm": "interp";
             TASK_PTRACE = "task_struct": "ptrace";
             FILENAME_NAME = "filename": "name";
+            IO_KIOCB_CMD = "io_kiocb": "cmd" | "";
+            IO_KIOCB_RES = "io_kiocb": "cqe.res" | "";
+            IO_OPEN_FILENAME = "io_open": "filename" | "";
+            IO_OPEN_DFD = "io_open": "dfd" | "";
+            IO_OPEN_FLAGS = "io_open": "how.flags" | "";
             OPEN_FLAGS_OPEN_FLAG = "open_flags": "open_flag";
             SOCKET_TYPE = "socket": "type";
             SOCKET_SK = "socket": "sk";

@@ -190,7 +190,7 @@ pub struct Tag {
     /// What that was found for.
     pub held_of: HeldOf,
 }
-const _: () = assert!(size_of::<Tag>() == 328);
+const _: () = assert!(size_of::<Tag>() == 336);
 
 /// Device of a [`PlaceKey`] whose inode is a file system's magic number: what holds at the root of the host's file system of
 /// that kind holds for one that a session mounts. Such file systems (proc, sysfs …) show the host.
@@ -236,6 +236,21 @@ pub struct PlaceKey {
 }
 const _: () = assert!(size_of::<PlaceKey>() == 16);
 
+impl PlaceKey {
+    /// What is kept of a directory is found by this, because the kernel hashes it with half the instructions; of two with one digest
+    /// the one that was asked for last is kept.
+    #[inline(always)]
+    pub fn digest(&self) -> u64 {
+        /// Odd, and without a pattern (the golden ratio's digits).
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let first = u64::from(self.policy) << 32 | u64::from(self.dev);
+        first
+            .wrapping_mul(FACTOR)
+            .wrapping_add(self.inode)
+            .wrapping_mul(FACTOR)
+    }
+}
+
 /// Bits of [`Place::flags`].
 pub mod place {
     /// A protected place lies below: this directory is not renamed or removed, although what is in it may be written.
@@ -265,8 +280,17 @@ pub struct Place {
     pub socket_rule: u32,
     /// Generation of the inode, where it is known: the number of a removed file is given to another.
     pub generation: u32,
+    /// Lengths of the names below that have rules although nothing has them yet, a bit each: see [`length`].
+    pub lengths: u32,
 }
-const _: () = assert!(size_of::<Place>() == 28);
+const _: () = assert!(size_of::<Place>() == 32);
+
+/// The bit of [`Place::lengths`] for a name of so many bytes: most names are of a length that none has that is waited for, and need not
+/// be looked up.
+#[inline(always)]
+pub const fn length(bytes: u32) -> u32 {
+    1 << (bytes % u32::BITS)
+}
 
 /// The value of [`Held::found`].
 pub mod found {
@@ -289,14 +313,15 @@ pub struct Held {
     pub place: Place,
     /// How it came to hold: see [`found`].
     pub found: u32,
+    /// How far above the file it was found.
+    pub steps: u32,
     /// Where `place` has [`place::CHILDREN`]: what the names below are entered under.
     pub number: u64,
     pub inode: u64,
     pub dev: u32,
-    /// How far above the file it was found.
-    pub steps: u32,
+    pub _pad: u32,
 }
-const _: () = assert!(size_of::<Held>() == 56);
+const _: () = assert!(size_of::<Held>() == 64);
 
 /// What something was found for: it holds for the same again.
 #[repr(C)]
@@ -361,8 +386,9 @@ pub struct Child {
     /// Whether `place` holds from here on; otherwise only names below have rules.
     pub decides: u32,
     pub place: Place,
+    pub _pad: u32,
 }
-const _: () = assert!(size_of::<Child>() == 40);
+const _: () = assert!(size_of::<Child>() == 48);
 
 /// The same with the name, filled up with zeroes.
 #[repr(C)]

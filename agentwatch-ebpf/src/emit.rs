@@ -24,7 +24,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel::{Entry, Task},
+    kernel::{self, Entry, Task},
     maps::{BULK, FOLDS, SCRATCH, VERDICTS, count},
     memory,
     session::{Subject, add64, swap64},
@@ -227,9 +227,69 @@ impl Draft {
     }
 }
 
-/// Writes path components, leaf first, at `offset` of the data. Gives back their length, and state bits above bit 32.
+/// Writes path components, leaf first, at `offset` of the data: those of the directory as they were written last, where it is the same.
+/// Gives back their length, and state bits above bit 32.
 #[inline(never)]
 fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
+    if !E::IS_DISTINCT {
+        return climb(scratch, dentry, offset);
+    }
+    let directory = dentry.parent();
+    let moves = kernel::moves().unwrap_or(1);
+    if moves & 1 != 0 || directory.address() == dentry.address() {
+        return climb(scratch, dentry, offset);
+    }
+    let data = unsafe { &raw mut (*scratch).data }.cast::<u8>();
+    let offset = u64::from(offset);
+    if offset > (limits::DATA - limits::NAME) as u64 {
+        return u64::from(state::PATH_TRUNCATED) << 32;
+    }
+    // SAFETY: at most NAME bytes below the end of the data.
+    let len = unsafe { component(data.add(offset as usize), dentry) };
+    // The verifier is to see both limits.
+    let begin = black_box(offset + len as u64);
+    if len <= 0 || len > limits::NAME as i64 || begin > (limits::DATA - limits::WAY) as u64 {
+        count(stats::READ_FAILED);
+        return u64::from(state::PATH_TRUNCATED) << 32;
+    }
+    // SAFETY: the slot is ours.
+    let way = unsafe { &mut (*scratch).way };
+    let mut difference = u64::from(way.moves ^ moves);
+    for (word, asked) in directory.distinction().into_iter().enumerate() {
+        // SAFETY: words of the slot.
+        unsafe {
+            (&raw mut way.asked[word]).write_volatile(asked);
+            difference |= (&raw const way.asked[word]).read_volatile() ^ way.of[word];
+        }
+    }
+    let known = way.len & (limits::WAY - 1) as u32;
+    if difference == 0 && known != 0 {
+        // SAFETY: at most WAY bytes below the end of the data.
+        unsafe {
+            let to = data.add(begin as usize);
+            bpf_probe_read_kernel(to.cast(), known, (&raw const way.names).cast());
+        }
+        return len as u64 + u64::from(known);
+    }
+    let rest = climb(scratch, directory, begin as u32);
+    // Nothing was left out, and nothing was moved meanwhile.
+    if rest < limits::WAY as u64 && kernel::moves() == Some(moves) {
+        way.of = way.asked;
+        way.moves = moves;
+        way.len = rest as u32;
+        // SAFETY: at most WAY bytes of both.
+        unsafe {
+            let from = data.add(begin as usize);
+            let to = (&raw mut way.names).cast();
+            bpf_probe_read_kernel(to, rest as u32 & (limits::WAY - 1) as u32, from.cast());
+        }
+    }
+    len as u64 + rest
+}
+
+/// Writes path components from an entry up to the root of its file system.
+#[inline(always)]
+fn climb<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
     let data = unsafe { &raw mut (*scratch).data }.cast::<u8>();
     let mut entry = dentry;
     let mut at = u64::from(offset);

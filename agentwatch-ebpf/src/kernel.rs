@@ -234,3 +234,51 @@ pub fn filename(address: u64) -> u64 {
 pub fn open_flag(address: u64) -> u32 {
     member(address, &OPEN_FLAGS_OPEN_FLAG)
 }
+
+/// Whether there is a `struct filename` at an address, and the name begins with these bytes.
+#[inline(always)]
+pub fn begins(address: u64, with: u64) -> bool {
+    let name = try_read(address.wrapping_add(FILENAME_NAME.load()));
+    name.and_then(try_read) == Some(with)
+}
+
+/// A word at an address that may be none.
+#[inline(always)]
+fn try_read(address: u64) -> Option<u64> {
+    let mut word = 0u64;
+    // SAFETY: the helper checks the address and writes only `word`.
+    let error =
+        unsafe { bpf_probe_read_kernel((&raw mut word).cast(), 8, address as *const c_void) };
+    (error == 0).then_some(word)
+}
+
+/// A `struct io_open` by address: what io_uring is to open.
+#[derive(Clone, Copy)]
+pub struct IoOpenAt(u64);
+
+impl IoOpenAt {
+    /// Of a request (`struct io_kiocb`) by address.
+    #[inline(always)]
+    pub fn of(request: u64) -> Self {
+        Self(request + IO_KIOCB_CMD.load())
+    }
+    #[inline(always)]
+    pub fn fd(self) -> i32 {
+        member(self.0, &IO_OPEN_DFD)
+    }
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        member::<u64, _>(self.0, &IO_OPEN_FLAGS) as u32
+    }
+    /// Address of the name.
+    #[inline(always)]
+    pub fn name(self) -> u64 {
+        filename(member(self.0, &IO_OPEN_FILENAME))
+    }
+}
+
+/// What came of an io_uring request.
+#[inline(always)]
+pub fn uring_result(request: u64) -> i32 {
+    member(request, &IO_KIOCB_RES)
+}

@@ -4,6 +4,7 @@ use agentwatch_common::{
     event::{Fold, Scratch},
     hold::{Grant, GrantKey, Hold},
     limits,
+    opens::{Opens, UringOpen},
     policy::{
         Binding, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, NamedChild, Place,
         PlaceKey, Policy, Prefix, PrefixKey, Session, Tag,
@@ -85,9 +86,9 @@ pub static HOLDS: HashMap<u32, Hold, { limits::HOLDS }, { BPF_F_NO_PREALLOC as u
 pub static GRANTS: HashMap<GrantKey, Grant, { limits::GRANTS }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// What was found to hold in directories, those that were asked for last.
+/// What was found to hold in directories, those that were asked for last, by the digests of their places.
 #[btf_map]
-pub static DIRECTORIES: LruHashMap<PlaceKey, Kept, { limits::DIRECTORIES }> = LruHashMap::new();
+pub static DIRECTORIES: LruHashMap<u64, Kept, { limits::DIRECTORIES }> = LruHashMap::new();
 /// Sessions by the sockets that they made.
 #[btf_map]
 pub static SOCKETS: SocketStorage<u32> = SocketStorage::new();
@@ -100,6 +101,17 @@ pub static OBJECTS: HashMap<u64, u32, { limits::OBJECTS }, { BPF_F_NO_PREALLOC a
 #[btf_map]
 pub static OWNERS: HashMap<u64, u32, { limits::OWNERS }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+/// Where a failed open keeps what it was about.
+#[btf_map]
+pub static OPENS: Array<Opens, 1> = Array::new();
+/// What io_uring is opening, by thread.
+#[btf_map]
+pub static URING_OPENS: HashMap<
+    u64,
+    UringOpen,
+    { limits::URING_OPENS },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 /// What is known of the host.
 #[btf_map]
 pub static HOST: Array<Host, 1> = Array::new();

@@ -1,6 +1,7 @@
 //! Files, where the kernel takes BPF LSM programs: each operation is decided on the identity of what it acts on.
 
 mod answer;
+mod failed;
 
 use core::ffi::c_void;
 
@@ -10,10 +11,7 @@ use agentwatch_common::{
     policy::{flags, guard},
 };
 use aya_ebpf::{
-    EbpfContext as _,
-    helpers::bpf_get_current_pid_tgid,
-    macros::{fexit, lsm},
-    programs::{FExitContext, LsmContext},
+    EbpfContext as _, helpers::bpf_get_current_pid_tgid, macros::lsm, programs::LsmContext,
 };
 
 use crate::{
@@ -458,48 +456,6 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
         return 0;
     }
     answer(&subject, kind::OPEN, dentry, access::WATCH, 0, decision)
-}
-
-/// The end of every path look-up that was to open a file. Success and denial have been recorded by `file_open`;
-/// what is left are the attempts that failed before. Every open of the host passes here: the rest is a function of its own, for its
-/// registers.
-#[fexit(function = "do_filp_open")]
-pub fn do_filp_open(ctx: FExitContext) -> i32 {
-    match kernel::error_of(ctx.arg::<u64>(3)) {
-        Some(errno) => found_nothing(ctx.as_ptr(), errno),
-        None => 0,
-    }
-}
-
-#[inline(never)]
-fn found_nothing(ctx: *mut c_void, errno: i32) -> i32 {
-    let ctx = FExitContext::new(ctx);
-    let Some(subject) = Subject::current() else {
-        return 0;
-    };
-    // SAFETY: the subject was found by its tag.
-    let denied = unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) };
-    if denied == DENIED || errno == RESTART {
-        return 0;
-    }
-    let flags = kernel::open_flag(ctx.arg(2));
-    let (what, bits) = if flags & kernel::OPEN_EXEC != 0 {
-        (kind::EXEC, access::EXEC)
-    } else {
-        (kind::OPEN, super::syscall::access_of(flags))
-    };
-    let task = Task::current();
-    let Some(mut draft) = emit::begin(what, &subject, task) else {
-        return 0;
-    };
-    draft.name_from_kernel(kernel::filename(ctx.arg(1)));
-    base(&mut draft, task, ctx.arg::<u64>(0) as i32);
-    let record = draft.record();
-    record.errno = errno;
-    record.access = bits;
-    record.flags = flags;
-    draft.submit(&subject);
-    0
 }
 
 /// Adds the directory that a name starts at.

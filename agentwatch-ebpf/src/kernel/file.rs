@@ -17,6 +17,7 @@ const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
 /// `__FMODE_EXEC`, in `f_flags` when a file is opened to be executed.
 pub const OPEN_EXEC: u32 = 0x20;
 pub const O_TRUNC: u32 = 0o1000;
+pub const O_LARGEFILE: u32 = 0o100_000;
 pub const AT_FDCWD: i32 = -100;
 /// `SB_NOUSER`: a file system that nobody can mount (pipes, sockets, memory files).
 const SB_NOUSER: u64 = 1 << 31;
@@ -157,6 +158,10 @@ pub trait Entry: Copy {
     fn device(self) -> u32;
     /// Generation of its inode.
     fn generation(self) -> u32;
+    /// Whether it is found out for less than its name is read what tells it from any other.
+    const IS_DISTINCT: bool;
+    /// What does, as long as nothing is moved.
+    fn distinction(self) -> [u64; 5];
 }
 
 /// A directory entry that the verifier knows.
@@ -199,6 +204,18 @@ impl Entry for Dentry {
     #[inline(always)]
     fn generation(self) -> u32 {
         self.file().map_or(0, Inode::generation)
+    }
+    const IS_DISTINCT: bool = true;
+    #[inline(always)]
+    fn distinction(self) -> [u64; 5] {
+        let (inode, generation) = self.identity();
+        [
+            self.address(),
+            self.parent().address(),
+            inode,
+            generation.into(),
+            self.name_hash(),
+        ]
     }
 }
 
@@ -296,6 +313,11 @@ impl Entry for DentryAt {
         } else {
             member(inode, &INODE_I_GENERATION)
         }
+    }
+    const IS_DISTINCT: bool = false;
+    #[inline(always)]
+    fn distinction(self) -> [u64; 5] {
+        [0; 5]
     }
 }
 

@@ -13,6 +13,10 @@ use super::*;
 const TS_COMPAT: u32 = 2;
 /// Of a system call of the 32-bit kind, whose numbers mean something else.
 pub const COMPAT_SYSCALL: u64 = u64::MAX;
+/// `openat` and `openat2`; the first has another number among system calls of the 32-bit kind (arch/x86/entry/syscalls).
+const OPENAT: u64 = 257;
+const COMPAT_OPENAT: u64 = 295;
+const OPENAT2: u64 = 437;
 /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// include/linux/sched.h.
@@ -243,4 +247,27 @@ pub fn system_call() -> u64 {
     // SAFETY: the current task.
     let registers = unsafe { bpf_task_pt_regs(task.0) };
     u64::from(member::<u64, _>(registers as u64, &PT_REGS_SYSCALL) as u32) & !X32_SYSCALL
+}
+
+/// The directory's descriptor that the name starts at which the current task's system call opens. The registers are the kernel's own
+/// copy.
+#[inline(always)]
+pub fn open_directory() -> i32 {
+    let task = Task::current();
+    // SAFETY: the current task.
+    let registers = unsafe { bpf_task_pt_regs(task.0) } as u64;
+    let compat = TASK_STATUS.load() != 0 && task.field::<u32, _>(&TASK_STATUS) & TS_COMPAT != 0;
+    let call = u64::from(member::<u64, _>(registers, &PT_REGS_SYSCALL) as u32) & !X32_SYSCALL;
+    let first: u64 = if compat {
+        if call != COMPAT_OPENAT && call != OPENAT2 {
+            return AT_FDCWD;
+        }
+        member(registers, &PT_REGS_COMPAT_ARGUMENT)
+    } else {
+        if call != OPENAT && call != OPENAT2 {
+            return AT_FDCWD;
+        }
+        member(registers, &PT_REGS_ARGUMENT)
+    };
+    first as i32
 }

@@ -59,6 +59,7 @@ pub(super) fn child(policy: u32, dentry: u64, held: &mut Held) -> u32 {
             held.place.flags = held.place.flags & !(place::PINNED | place::SOCKET)
                 | found.place.flags & place::PINNED;
             held.place.pin_rule = found.place.pin_rule;
+            held.place.lengths = found.place.lengths;
             held.found = found::ABOVE;
         }
         held.place.flags = held.place.flags & !place::CHILDREN | flags;

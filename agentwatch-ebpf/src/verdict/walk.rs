@@ -80,6 +80,9 @@ pub(super) fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut He
     // What is pinned is the directory.
     held.place.flags &= !place::PINNED;
     held.steps = NAMELESS;
+    // Whether a name of this length is waited for at all; without a branch, for the verifier.
+    let waits = held.place.lengths >> (dentry.name_len() % u32::BITS) & 1;
+    held.place.flags &= !place::CHILDREN | waits as u8 * place::CHILDREN;
     if has(held, place::CHILDREN) {
         child(policy, dentry.address(), held);
     }
@@ -183,7 +186,7 @@ fn kept(dentry: Dentry, policy: u32, generation: u32, moves: u32, held: &mut Hel
         dev: dentry.device(),
         inode,
     };
-    let Some(kept) = DIRECTORIES.get_ptr(of) else {
+    let Some(kept) = DIRECTORIES.get_ptr(of.digest()) else {
         return 0;
     };
     // SAFETY: a map's value, which another processor may be writing: it is read between two looks at its ends.
@@ -234,7 +237,7 @@ fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &
         seal: version,
     };
     // Without room the answer is found again the next time.
-    let _ = DIRECTORIES.insert(of, kept, 0);
+    let _ = DIRECTORIES.insert(of.digest(), kept, 0);
     0
 }
 
@@ -285,6 +288,7 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         pin_rule: 0,
         socket_rule: rule::OWN,
         generation: 0,
+        lengths: 0,
     };
     held.found = found::ABOVE;
     1

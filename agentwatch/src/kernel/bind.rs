@@ -13,7 +13,7 @@ use std::{
 
 use agentwatch_common::{
     limits,
-    policy::{BY_MAGIC, Child, Place, effect, place, right, rule},
+    policy::{BY_MAGIC, Child, Place, effect, length, place, right, rule},
 };
 use anyhow::Result;
 
@@ -113,6 +113,7 @@ pub fn entries(
     }
     entries.pin_ancestors(policy, &mut looked);
     entries.protect(&mut looked, own);
+    entries.measure();
     Ok(entries)
 }
 
@@ -451,6 +452,22 @@ impl Entries {
         }
     }
 
+    /// Says of each directory that names are waited for in, and of each such name that others are below, how long they are.
+    fn measure(&mut self) {
+        let mut lengths: HashMap<PlaceAt, u32> = HashMap::new();
+        for at in self.children.keys() {
+            let bytes = u32::try_from(at.name.len()).unwrap_or_default();
+            *lengths.entry((at.dev, at.inode)).or_default() |= length(bytes);
+        }
+        let of = |at: &PlaceAt| lengths.get(at).copied().unwrap_or_default();
+        for (at, place) in &mut self.places {
+            place.lengths = of(at);
+        }
+        for child in self.children.values_mut().filter(|child| child.number != 0) {
+            child.place.lengths = of(&(0, child.number));
+        }
+    }
+
     /// Closes what is ours to everyone in a session, but for the socket that they may ask on.
     fn protect(&mut self, looked: &mut Looked<'_>, own: &Own) {
         let closed = Place {
@@ -535,6 +552,7 @@ pub(super) fn place_of(policy: &Compiled, decisions: &[Decision; 3]) -> Place {
 pub(super) fn stricter(a: Place, b: Place) -> Place {
     let mut value = a;
     value.flags |= b.flags;
+    value.lengths |= b.lengths;
     for right in 0..3 {
         let rank = |effect| match effect {
             effect::DENY => 0,

@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{MapInfo, PerCpuArray, RingBuf},
+    maps::{Array, MapInfo, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Lsm, ProgramError, TracePoint,
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, FExit, Iter, KProbe, Lsm,
+        ProgramError, TracePoint,
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -21,6 +22,7 @@ use crate::policy::model::Compiled;
 use super::{
     btf,
     maps::{Bound, Maps},
+    opens,
     pin::{Attached, Links, Pins},
     probe::{self, Check, State},
     relocate::relocate,
@@ -142,10 +144,20 @@ const LSM: [(&[&str], &str); 68] = [
     (&["inode_file_setattr", "?"], "inode_file_setattr"),
 ];
 
-/// Outcomes of look-ups and connects, where LSM programs work: the program, and the function's names, newest first.
-const FEXIT: [(&str, &[&str]); 4] = [
-    // Renamed between 6.12 and 7.2.
-    ("do_filp_open", &["do_file_open", "do_filp_open"]),
+/// The outcome of every look-up, for kernels where an open that failed does not show what it was about: the program, and the function's
+/// names, newest first. Renamed between 6.12 and 7.2.
+const LOOK_UP: (&str, &[&str]) = ("do_filp_open", &["do_file_open", "do_filp_open"]);
+
+/// What shows a failed open, and the outcomes of what does not pass it.
+const FAILED_OPEN: &str = "put_unused_fd";
+const FAILED: [(&str, &[&str]); 2] = [
+    ("do_open_execat", &["do_open_execat"]),
+    ("io_openat2_end", &["io_openat2"]),
+];
+const URING_OPEN: &str = "io_openat2";
+
+/// Outcomes of connects and the like, where LSM programs work.
+const FEXIT: [(&str, &[&str]); 3] = [
     ("sys_connect_file", &["__sys_connect_file"]),
     ("udp_sendmsg", &["udp_sendmsg"]),
     ("udpv6_sendmsg", &["udpv6_sendmsg"]),
@@ -199,7 +211,7 @@ const CGROUP: [&str; 6] = [
 ];
 
 /// Maps that are pinned: all of them, so that programs of one daemon and the maps of the next are never strangers.
-const PINNED: [&str; 25] = [
+const PINNED: [&str; 27] = [
     "VERDICTS",
     "BULK",
     "SESSIONS",
@@ -222,12 +234,21 @@ const PINNED: [&str; 25] = [
     "OWNERS",
     "HOST",
     "IDENTIFIED",
+    "OPENS",
+    "URING_OPENS",
     "FOLDS",
     "SCRATCH",
     "STATS",
 ];
 /// Maps that hold nothing of a session: programs of another version get new ones where theirs differ.
-const RENEWED: [&str; 4] = ["SCRATCH", "STATS", "DIRECTORIES", "IDENTIFIED"];
+const RENEWED: [&str; 6] = [
+    "SCRATCH",
+    "STATS",
+    "DIRECTORIES",
+    "IDENTIFIED",
+    "OPENS",
+    "URING_OPENS",
+];
 
 /// How the programs came to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -645,6 +666,7 @@ fn attach(
                 State::Active,
                 "LSM programs load and are called",
             ));
+            checks.push(attach_failed(ebpf, btf, links)?);
             Backend::BpfLsm
         }
         Some(check) => {
@@ -764,26 +786,93 @@ fn attach_lsm(ebpf: &mut Ebpf, btf: &Btf, links: &mut Option<Links>) -> Result<(
         }
     }
     for (name, functions) in FEXIT {
-        let program: &mut FExit = program(ebpf, name)?;
-        let mut loaded = Err(anyhow::anyhow!(
-            "this kernel has no function {}",
-            functions.join(" or ")
-        ));
-        for function in functions {
-            match program.load(function, btf) {
-                // No function of that name.
-                Err(ProgramError::Btf(_)) => {}
-                result => {
-                    loaded = result.map_err(verifier);
-                    break;
-                }
-            }
-        }
-        loaded.with_context(|| format!("load {name}"))?;
-        let link = program.attach().with_context(|| format!("attach {name}"))?;
-        keep!(links, name, program, link);
+        attach_fexit(ebpf, btf, name, functions, links)?;
     }
     Ok(())
+}
+
+/// Loads a program for the end of a function, by the first of its names that this kernel has.
+fn load_fexit(ebpf: &mut Ebpf, btf: &Btf, name: &str, functions: &[&str]) -> Result<()> {
+    let program: &mut FExit = program(ebpf, name)?;
+    for function in functions {
+        match program.load(function, btf) {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => return Ok(()),
+            // No function of that name.
+            Err(ProgramError::Btf(_)) => {}
+            Err(error) => return Err(verifier(error)).with_context(|| format!("load {name}")),
+        }
+    }
+    anyhow::bail!("this kernel has no function {}", functions.join(" or "))
+}
+
+fn attach_fexit(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    name: &str,
+    functions: &[&str],
+    links: &mut Option<Links>,
+) -> Result<()> {
+    load_fexit(ebpf, btf, name, functions)?;
+    let program: &mut FExit = program(ebpf, name)?;
+    let link = program.attach().with_context(|| format!("attach {name}"))?;
+    keep!(links, name, program, link);
+    Ok(())
+}
+
+/// Attaches what records opens that fail before there is a file: where only those pass that fail, if this kernel shows there what they
+/// were about.
+fn attach_failed(ebpf: &mut Ebpf, btf: &Btf, links: &mut Option<Links>) -> Result<Check> {
+    const NAME: &str = "failed-opens";
+    match learn_failed(ebpf, btf) {
+        Ok(()) => {
+            let kprobe: &mut KProbe = program(ebpf, FAILED_OPEN)?;
+            let link = kprobe
+                .attach(FAILED_OPEN, 0)
+                .with_context(|| format!("attach {FAILED_OPEN}"))?;
+            keep!(links, FAILED_OPEN, kprobe, link);
+            let fentry: &mut FEntry = program(ebpf, URING_OPEN)?;
+            let link = fentry
+                .attach()
+                .with_context(|| format!("attach {URING_OPEN}"))?;
+            keep!(links, URING_OPEN, fentry, link);
+            for (name, functions) in FAILED {
+                attach_fexit(ebpf, btf, name, functions, links)?;
+            }
+            let detail = "looked at where an open has failed";
+            Ok(Check::new(NAME, State::Active, detail))
+        }
+        Err(error) => {
+            let (name, functions) = LOOK_UP;
+            attach_fexit(ebpf, btf, name, functions, links)?;
+            let detail = format!("looked at where any open of the host ends, because {error:#}");
+            Ok(Check::new(NAME, State::Active, detail))
+        }
+    }
+}
+
+/// Loads what looks at failed opens alone, and lets it find out where they keep what they are about.
+fn learn_failed(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+    let fentry: &mut FEntry = program(ebpf, URING_OPEN)?;
+    fentry
+        .load(URING_OPEN, btf)
+        .map_err(verifier)
+        .with_context(|| format!("load {URING_OPEN}"))?;
+    for (name, functions) in FAILED {
+        load_fexit(ebpf, btf, name, functions)?;
+    }
+    let kprobe: &mut KProbe = program(ebpf, FAILED_OPEN)?;
+    kprobe
+        .load()
+        .map_err(verifier)
+        .with_context(|| format!("load {FAILED_OPEN}"))?;
+    let link = kprobe
+        .attach(FAILED_OPEN, 0)
+        .with_context(|| format!("attach {FAILED_OPEN}"))?;
+    let map = ebpf.map_mut("OPENS").context("map OPENS")?;
+    let learned = opens::learn(&mut Array::try_from(map)?);
+    let kprobe: &mut KProbe = program(ebpf, FAILED_OPEN)?;
+    kprobe.detach(link)?;
+    learned
 }
 
 fn attach_syscalls(ebpf: &mut Ebpf, links: &mut Option<Links>) -> Result<()> {

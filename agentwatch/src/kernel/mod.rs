@@ -8,6 +8,7 @@ pub mod container;
 pub mod files;
 pub mod load;
 pub mod maps;
+mod opens;
 pub mod pin;
 pub mod probe;
 mod relocate;

@@ -85,6 +85,38 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: openat2,
     },
     Operation {
+        name: "open-by-open",
+        usage: "PATH (for reading, by the system call open, which no library makes any more)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            sys!(libc::syscall(
+                libc::SYS_open,
+                path.as_ptr(),
+                libc::O_RDONLY,
+                0
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "open-by-creat",
+        usage: "PATH (by the system call creat)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            sys!(libc::syscall(libc::SYS_creat, path.as_ptr(), 0o644)).map(drop)
+        },
+    },
+    Operation {
+        name: "open-below",
+        usage: "DIR NAME (for reading, by a descriptor of DIR)",
+        run: |args| {
+            let [dir, name] = arguments(args)?;
+            let dir = std::fs::File::open(dir)?;
+            nix::fcntl::openat(&dir, name, OFlag::O_RDONLY, nix::sys::stat::Mode::empty())?;
+            Ok(())
+        },
+    },
+    Operation {
         name: "open-dot-dot",
         usage: "DIR NAME (opens DIR/../NAME by a descriptor of DIR)",
         run: open_dot_dot,

@@ -34,6 +34,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "io_uring-open-direct",
+        usage: "PATH (for reading, into a slot of the ring and no descriptor)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let mut ring = IoUring::new(2)?;
+            ring.submitter().register_files_sparse(1)?;
+            let slot = types::DestinationSlot::auto_target();
+            let entry = opcode::OpenAt::new(CWD, path.as_ptr())
+                .flags(libc::O_RDONLY)
+                .file_index(Some(slot))
+                .build();
+            submit_to(&mut ring, &entry).map(drop)
+        },
+    },
+    Operation {
         name: "io_uring-as-stored",
         usage: "PATH (for reading, under credentials that were registered before)",
         run: |args| {
