@@ -31,7 +31,7 @@ const _: () = assert!(size_of::<Site>() == 24);
 #[derive(Clone, Copy, Debug)]
 pub struct Opens {
     pub site: Site,
-    /// The process whose opens are shown; 0 for none.
+    /// The thread whose opens are shown; 0 for none.
     pub learner: u32,
     /// How many were.
     pub shown: u32,

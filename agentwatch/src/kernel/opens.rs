@@ -112,7 +112,7 @@ impl Trial {
             *to = *from;
         }
         let ask = Opens {
-            learner: std::process::id(),
+            learner: nix::unistd::gettid().as_raw().cast_unsigned(),
             expected: u64::from_le_bytes(expected),
             ..nobody()
         };

@@ -122,7 +122,7 @@ fn show(context: *mut c_void) -> u32 {
     };
     // SAFETY: a slot of an array map.
     let opens = unsafe { &mut *opens };
-    if opens.learner != (bpf_get_current_pid_tgid() >> 32) as u32 {
+    if opens.learner != bpf_get_current_pid_tgid() as u32 {
         return 0;
     }
     if !words(context, (&raw mut opens.words).cast()) {
