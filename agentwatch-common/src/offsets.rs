@@ -53,6 +53,7 @@ macro_rules! with_members {
             SUPER_BLOCK_S_ROOT = "super_block": "s_root";
             SUPER_BLOCK_S_TYPE = "super_block": "s_type";
             FILE_SYSTEM_TYPE_FS_FLAGS = "file_system_type": "fs_flags";
+            FILE_SYSTEM_TYPE_NAME = "file_system_type": "name";
             PATH_DENTRY = "path": "dentry";
             PATH_MNT = "path": "mnt";
             MOUNT_MNT = "mount": "mnt";

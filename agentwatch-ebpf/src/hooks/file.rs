@@ -32,6 +32,10 @@ const DENIED: u64 = 1;
 /// `ATTR_SIZE` (include/linux/fs.h).
 const ATTR_SIZE: u32 = 1 << 3;
 const PROT_EXEC: u64 = 4;
+/// include/linux/fsnotify_backend.h.
+const FSNOTIFY_OBJ_TYPE_INODE: u32 = 0;
+/// include/uapi/linux/capability.h.
+const CAP_SYS_ADMIN: u32 = 21;
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
 /// What changes a file, a directory or its file system by any descriptor: `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the
@@ -451,6 +455,13 @@ pub fn path_notify(ctx: LsmContext) -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
+    // A whole file system, mount or mount namespace: since 6.16 the kernel asks for no capability that tells it from one file.
+    let watched: u32 = ctx.arg(2);
+    if watched != FSNOTIFY_OBJ_TYPE_INODE
+        && !policy::is_own(dentry.super_block().at(), subject.number)
+    {
+        return super::guard::refuse(guard::CAPABILITY, 0, u64::from(CAP_SYS_ADMIN));
+    }
     let decision = policy::file(&subject, dentry, policy::READ);
     if decision.allows() {
         return 0;

@@ -199,7 +199,10 @@ pub fn fs_context_parse_param(ctx: LsmContext) -> i32 {
     if call != MOUNT && call != FSCONFIG && call != kernel::COMPAT_SYSCALL {
         return 0;
     }
-    if kernel::will_be_harmless(context) || !kernel::is_source(parameter) {
+    // Controllers go to a new hierarchy before the mount is asked about.
+    if kernel::will_be_harmless(context)
+        || !(kernel::is_source(parameter) || kernel::will_be_cgroup1(context))
+    {
         return 0;
     }
     // What may be is recorded when it is mounted.

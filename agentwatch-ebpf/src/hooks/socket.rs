@@ -458,8 +458,8 @@ fn unix(peer: Sock, socket_type: u32) -> i32 {
     let decision = if dentry.0 != 0 {
         let held = policy::everything_at(&subject, dentry.0);
         policy::socket_file(held)
-    } else if len > 1 {
-        // An abstract name: a NUL stands before it.
+    } else if len != 0 {
+        // An abstract name: a NUL stands before it, and that may be all of it.
         policy::abstract_name(&subject, name + 1, len - 1)
     } else {
         // One that has no name was handed over by somebody.

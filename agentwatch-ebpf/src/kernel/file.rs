@@ -400,13 +400,27 @@ impl SuperBlockAt {
 
 #[inline(always)]
 fn is_harmless(kind: u64) -> bool {
-    member::<u32, _>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0
+    member::<u32, _>(kind, &FILE_SYSTEM_TYPE_FS_FLAGS) & FS_USERNS_MOUNT != 0 && !is_cgroup1(kind)
+}
+
+/// The first version of cgroups: mounting a hierarchy makes one for the whole host, takes the controllers that it names from where they
+/// were, and may name a program for the kernel to start.
+#[inline(always)]
+fn is_cgroup1(kind: u64) -> bool {
+    let name: u64 = member(kind, &FILE_SYSTEM_TYPE_NAME);
+    read::<u64>(name) << 8 == u64::from_le_bytes(*b"\0cgroup\0")
 }
 
 /// Whether a file system that is being set up (`struct fs_context`) is of such a kind.
 #[inline(always)]
 pub fn will_be_harmless(context: u64) -> bool {
     is_harmless(member(context, &FS_CONTEXT_FS_TYPE))
+}
+
+/// Whether it is a hierarchy of cgroups of the first version.
+#[inline(always)]
+pub fn will_be_cgroup1(context: u64) -> bool {
+    is_cgroup1(member(context, &FS_CONTEXT_FS_TYPE))
 }
 
 /// Whether a parameter of it (`struct fs_parameter`) says where it comes from.

@@ -212,6 +212,24 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "watch-file-system",
+        usage: "PATH (fanotify: opens in all of its file system)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID | libc::FAN_CLOEXEC;
+            let fd = sys!(libc::fanotify_init(flags, 0))?;
+            let add = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+            sys!(libc::fanotify_mark(
+                fd,
+                add,
+                libc::FAN_OPEN,
+                libc::AT_FDCWD,
+                path.as_ptr()
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
         name: "getxattr-list",
         usage: "PATH",
         run: |args| {

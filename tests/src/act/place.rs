@@ -129,6 +129,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "mount-hierarchy",
+        usage: "NAME DIR (of cgroups, version 1, without controllers)",
+        run: |args| {
+            let [name, dir] = arguments(args)?;
+            let options = format!("none,name={name}");
+            mount(
+                Some("none"),
+                dir,
+                Some("cgroup"),
+                MsFlags::empty(),
+                Some(options.as_str()),
+            )
+        },
+    },
+    Operation {
         name: "mount-device",
         usage: "KIND DEVICE DIR",
         run: |args| {
