@@ -27,7 +27,7 @@ impl DoctorArgs {
                 "doctor loads programs into the kernel to see whether it takes them: it must be root; hint: sudo agentwatch doctor"
             );
         }
-        let (backends, checks, verified) = match Kernel::load(None) {
+        let (backends, checks, verified) = match Kernel::load(None, None) {
             Ok((kernel, _)) => (kernel.backends(), kernel.checks.clone(), kernel.verified()),
             Err(error) => {
                 let check = Check::new("programs", State::Absent, format!("{error:#}"));

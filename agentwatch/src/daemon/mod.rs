@@ -41,7 +41,7 @@ use tokio::{
 use crate::{
     allocator,
     event::redact::Redactor,
-    kernel::{Kernel, pin::Pins},
+    kernel::{self, Kernel, pin::Pins},
 };
 use config::Config;
 pub use release::release;
@@ -98,7 +98,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         }
     };
     let pinned = pins.as_ref().map(|pins| pins.dir().to_owned());
-    let (mut kernel, rings) = Kernel::load(pins)?;
+    let (mut kernel, rings) = Kernel::load(pins, Some(&paths.state.join(kernel::facts::FILE)))?;
     kernel.maps.protect(crate::kernel::bind::Own {
         directories: [
             Some(paths.state.clone()),

@@ -9,8 +9,8 @@ use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation, TypeVariant}
 use super::relocate::Facts;
 
 /// What gives an address a type, since 6.2, and the type that it gives to a counter of moves.
-const CAST: &str = "bpf_rdonly_cast";
-const COUNTER: &str = "seqcount";
+pub(super) const CAST: &str = "bpf_rdonly_cast";
+pub(super) const COUNTER: &str = "seqcount";
 
 /// Where a kernel shows its own types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -48,16 +48,18 @@ pub fn facts(path: &Path) -> Result<Facts> {
     });
     Ok(Facts {
         offsets,
-        cast: function
-            .zip(structs.get(COUNTER).copied())
-            .filter(|_| is_compiled()),
+        cast: function.zip(structs.get(COUNTER).copied()),
     })
 }
 
-/// Whether the kernel compiles programs: only those may call its functions.
-fn is_compiled() -> bool {
-    std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
-        .map_or(true, |enabled| enabled.trim() != "0")
+/// Opens a file of types.
+pub(super) fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| {
+        format!(
+            "open {}; hint: the kernel must be built with CONFIG_DEBUG_INFO_BTF",
+            path.display()
+        )
+    })
 }
 
 fn offset(types: &TypeInformation, structs: &HashMap<String, u32>, member: &Member) -> Result<u64> {
@@ -79,12 +81,7 @@ struct BtfFile(Vec<u8>);
 
 impl BtfFile {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| {
-            format!(
-                "open {}; hint: the kernel must be built with CONFIG_DEBUG_INFO_BTF",
-                path.display()
-            )
-        })?;
+        let file = open(path)?;
         // One sequential read: the file is served by the kernel and has no other cost.
         let len = file
             .metadata()

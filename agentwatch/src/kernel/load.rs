@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::policy::model::Compiled;
 
 use super::{
-    btf,
+    btf, facts,
     maps::{Bound, Maps},
     opens,
     pin::{Attached, Links, Pins},
@@ -297,9 +297,9 @@ pub struct Rings {
 
 impl Kernel {
     /// Loads and attaches everything that is not a session's own. With pins it takes over what the daemon before has left,
-    /// and leaves it in its turn.
-    pub fn load(pins: Option<Pins>) -> Result<(Self, Rings)> {
-        match Self::load_on(pins.as_ref()) {
+    /// and leaves it in its turn. `kept` is a file for what the kernel's types say, so that they are not read each time.
+    pub fn load(pins: Option<Pins>, kept: Option<&Path>) -> Result<(Self, Rings)> {
+        match Self::load_on(pins.as_ref(), kept) {
             Ok((mut kernel, rings)) => {
                 kernel.pins = pins;
                 Ok((kernel, rings))
@@ -316,13 +316,11 @@ impl Kernel {
         }
     }
 
-    fn load_on(pins: Option<&Pins>) -> Result<(Self, Rings)> {
+    fn load_on(pins: Option<&Pins>, kept: Option<&Path>) -> Result<(Self, Rings)> {
         let cgroup_root = probe::cgroup2().context(
             "no cgroup2 is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified beside version 1)",
         )?;
-        // One after the other: each holds all of the kernel's types while it is at work.
-        let object = relocate(OBJECT, &btf::facts(Path::new(btf::VMLINUX))?)?;
-        let btf = kernel_types()?;
+        let object = relocate(OBJECT, &facts::facts(Path::new(btf::VMLINUX), kept)?)?;
         // What is written into the programs is part of them: another version of this may write it otherwise.
         let digest = hex::encode(Sha256::digest(&object));
         let before = match pins {
@@ -332,10 +330,12 @@ impl Kernel {
         if let (Some(pins), Some(before)) = (pins, &before)
             && before.object != digest
         {
-            check_layout(pins, &object, &btf)?;
+            check_layout(pins, &object)?;
         }
         let place = pins.map(|pins| |name: &str| pins.map(name));
-        let mut ebpf = load_object(&object, &btf, place)?;
+        let mut ebpf = load_object(&object, place)?;
+        // One after the other: each who reads the kernel's types holds all of them while it is at work.
+        let btf = kernel_types()?;
         let mut checks = vec![Check::new(
             "cgroup",
             State::Active,
@@ -413,6 +413,7 @@ impl Kernel {
             .hint("add landlock to lsm= on the kernel's command line")
         });
 
+        drop(btf);
         let verdicts = ring(&mut ebpf, "VERDICTS")?;
         let bulk = ring(&mut ebpf, "BULK")?;
         let maps = Maps::take(&mut ebpf, file_backend == Backend::BpfLsm)?;
@@ -569,10 +570,11 @@ impl Drop for Kernel {
 }
 
 /// `place` says where each map is pinned; one that is there already is used as it is.
-fn load_object(object: &[u8], btf: &Btf, place: Option<impl Fn(&str) -> PathBuf>) -> Result<Ebpf> {
+fn load_object(object: &[u8], place: Option<impl Fn(&str) -> PathBuf>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
-        .btf(Some(btf))
+        // It has read the kernel's types, for relocations of which the object has none.
+        .btf(None)
         .allow_unsupported_maps()
         .verifier_log_level(VerifierLogLevel::STATS);
     let rename_lock = probe::symbol("rename_lock");
@@ -596,9 +598,9 @@ fn load_object(object: &[u8], btf: &Btf, place: Option<impl Fn(&str) -> PathBuf>
 }
 
 /// Makes sure that our programs can work on the maps of other ones.
-fn check_layout(pins: &Pins, object: &[u8], btf: &Btf) -> Result<()> {
+fn check_layout(pins: &Pins, object: &[u8]) -> Result<()> {
     let trial = pins.trial()?;
-    load_object(object, btf, Some(|name: &str| trial.map(name)))?;
+    load_object(object, Some(|name: &str| trial.map(name)))?;
     let shape = |path: PathBuf| {
         let info = MapInfo::from_pin(&path)
             .with_context(|| format!("look at the map {}", path.display()))?;

@@ -5,6 +5,7 @@
 pub mod bind;
 pub mod btf;
 pub mod container;
+pub mod facts;
 pub mod files;
 pub mod load;
 pub mod maps;

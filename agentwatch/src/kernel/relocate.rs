@@ -4,6 +4,7 @@
 use agentwatch_common::offsets::{CALL_CAST, CAST_TYPE, HAS_CAST, LOAD, MEMBERS, Member, OFFSET};
 use anyhow::{Context as _, Result};
 use object::{Endianness, Object as _, ObjectSection as _, SectionKind, read::elf::ElfFile64};
+use serde::{Deserialize, Serialize};
 
 /// Bytes of an instruction.
 const LEN: usize = 8;
@@ -21,6 +22,7 @@ const MODE_MEMORY: u8 = 0x60;
 const KERNEL_FUNCTION: u8 = 2 << 4;
 
 /// What the running kernel says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// In the order of `MEMBERS`.
     pub offsets: Vec<u64>,
