@@ -100,6 +100,7 @@ pub(super) fn serve(
         let ingest = UnixListener::from_std(ingest).context("listen for events")?;
         let query = UnixListener::from_std(query).context("listen for questions")?;
         tracing::info!(state = %state.display(), sockets = %sockets.display(), "the collector listens");
+        allocator::give_back_code();
         tokio::spawn(look(jobs.downgrade()));
         tokio::join!(
             accept_senders(ingest, own, limits.ingest, jobs, stopping.clone()),

@@ -70,7 +70,7 @@ pub(super) fn start(
             for order in waiting {
                 let sealed = sealer.build(&order);
                 // It took tens of megabytes that nothing needs until the next one.
-                allocator::give_back();
+                allocator::give_back_code();
                 if built.send(sealed).is_err() {
                     return;
                 }

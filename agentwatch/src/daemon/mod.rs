@@ -157,6 +157,7 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     let engine = tokio::spawn(engine.run(orders, found, opinions, stopped.clone()));
     let control = tokio::spawn(control::serve(listener, commands));
     tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
+    allocator::give_back_code();
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;

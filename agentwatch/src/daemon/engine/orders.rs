@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use super::{Engine, live::Live, policies, refused::Refusals, stray::Strays};
 use crate::{
+    allocator,
     approval::metrics::Metrics,
     daemon::{
         control::{Asker, Peer},
@@ -449,6 +450,8 @@ impl Engine {
         });
         self.outbox.tell(event.clone());
         tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
+        // Policies are compiled and bound by much code that events do not need.
+        allocator::give_back_code();
         let live = Live {
             number,
             uid: plan.uid,
