@@ -100,6 +100,7 @@ macro_rules! with_members {
             DENTRY_D_NAME_HASH = "dentry": "d_name.hash" | "__d_name.hash";
             DENTRY_D_NAME_LEN = "dentry": "d_name.len" | "__d_name.len";
             TASK_FLAGS = "task_struct": "flags";
+            TASK_IO_URING = "task_struct": "io_uring" | "";
             TASK_SELF_EXEC_ID = "task_struct": "self_exec_id";
             TASK_PID = "task_struct": "pid";
             TASK_COMM = "task_struct": "comm";

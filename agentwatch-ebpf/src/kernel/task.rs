@@ -65,6 +65,12 @@ impl Task {
     pub fn can_stop(self) -> bool {
         self.field::<u32, _>(&TASK_FLAGS) & (PF_EXITING | PF_IO_WORKER | PF_KTHREAD) == 0
     }
+    /// Whether it has a ring of io_uring's, or works for one: then what it does may be another's request, whatever system call it is in.
+    #[inline(always)]
+    pub fn may_act_for_a_ring(self) -> bool {
+        self.field::<u32, _>(&TASK_FLAGS) & PF_IO_WORKER != 0
+            || (TASK_IO_URING.load() != 0 && self.field::<u64, _>(&TASK_IO_URING) != 0)
+    }
     /// Whether another process traces it, and decides which signals reach it.
     #[inline(always)]
     pub fn is_traced(self) -> bool {

@@ -501,7 +501,7 @@ impl Engine {
             return;
         };
         self.kernel.maps.remove_cgroups(number);
-        self.kernel.maps.remove_owners(number);
+        self.kernel.maps.remove_objects(number);
         self.kernel.maps.remove_policy(&live.bound);
         for (_, bound) in &live.retiring {
             self.kernel.maps.remove_policy(bound);

@@ -47,6 +47,7 @@ pub struct Maps {
     cgroups: HashMap<MapData, u64, u32>,
     processes: HashMap<MapData, u32, u32>,
     owners: HashMap<MapData, u64, u32>,
+    objects: HashMap<MapData, u64, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
     children: HashMap<MapData, ChildKey, NamedChild>,
     names: LpmTrie<MapData, NameKey, Name>,
@@ -163,6 +164,7 @@ impl Maps {
             cgroups: map("CGROUPS")?.try_into()?,
             processes: map("PROCESSES")?.try_into()?,
             owners: map("OWNERS")?.try_into()?,
+            objects: map("OBJECTS")?.try_into()?,
             places: map("PLACES")?.try_into()?,
             prefixes: map("PREFIXES")?.try_into()?,
             folds: map("FOLDS")?.try_into()?,
@@ -499,9 +501,10 @@ impl Maps {
         remove_all_of(&mut self.cgroups, session);
     }
 
-    /// What it said of files: nobody is told of them in its name any more.
-    pub fn remove_owners(&mut self, session: u32) {
+    /// What it said of files, and what it made: nobody is told of the ones in its name any more, and the others are nobody's.
+    pub fn remove_objects(&mut self, session: u32) {
         remove_all_of(&mut self.owners, session);
+        remove_all_of(&mut self.objects, session);
     }
 
     /// Waits until no program goes by what was read before.

@@ -1,6 +1,11 @@
 //! Operations that go through io_uring: the same acts without the system calls that usually carry them.
 
-use std::{ffi::CString, os::fd::FromRawFd, os::fd::OwnedFd};
+use std::{
+    ffi::CString,
+    io::Write as _,
+    os::fd::{AsRawFd as _, FromRawFd, OwnedFd},
+    time::Duration,
+};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
@@ -46,6 +51,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
                 .file_index(Some(slot))
                 .build();
             submit_to(&mut ring, &entry).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-message-of-init",
+        usage: "(a message that says that process 1 sent it, when another request is done)",
+        run: |args| {
+            arguments::<0>(args)?;
+            message_of_init()
         },
     },
     Operation {
@@ -145,6 +158,9 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
 ];
 
+/// Marks the second of two requests.
+const SECOND: u64 = 2;
+
 const CWD: types::Fd = types::Fd(libc::AT_FDCWD);
 
 fn address(args: &[String]) -> Result<libc::sockaddr_in, Failure> {
@@ -178,6 +194,67 @@ fn unlink(args: &[String]) -> Outcome {
     let [path] = arguments(args)?;
     let path = CString::new(path).map_err(|error| Failure::Usage(error.to_string()))?;
     submit(&opcode::UnlinkAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build()).map(drop)
+}
+
+/// The request waits for a pipe, and runs when the task is in another system call, or leaves one.
+fn message_of_init() -> Outcome {
+    let (from, _to) = std::os::unix::net::UnixDatagram::pair()?;
+    let (reader, mut writer) = std::io::pipe()?;
+    let credentials = libc::ucred {
+        pid: 1,
+        uid: nix::unistd::getuid().as_raw(),
+        gid: nix::unistd::getgid().as_raw(),
+    };
+    let mut bytes = libc::iovec {
+        iov_base: c"x".as_ptr().cast_mut().cast(),
+        iov_len: 1,
+    };
+    // As much as CMSG_SPACE says, aligned.
+    let mut control = [0u64; 8];
+    // SAFETY: plain data, all zeroes are a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: the buffer has room for a header and the credentials.
+    unsafe {
+        message.msg_controllen = libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) as usize;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_CREDENTIALS;
+        (*header).cmsg_len = libc::CMSG_LEN(size_of::<libc::ucred>() as u32) as usize;
+        libc::CMSG_DATA(header)
+            .cast::<libc::ucred>()
+            .write_unaligned(credentials);
+    }
+    let mut ring = IoUring::new(4)?;
+    let wait = opcode::PollAdd::new(types::Fd(reader.as_raw_fd()), libc::POLLIN as u32)
+        .build()
+        .flags(squeue::Flags::IO_LINK);
+    let send = opcode::SendMsg::new(types::Fd(from.as_raw_fd()), &raw const message)
+        .build()
+        .user_data(SECOND);
+    for entry in [&wait, &send] {
+        // SAFETY: what the entries point to lives until this function returns, and it returns after the last completion.
+        unsafe { ring.submission().push(entry) }
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+    }
+    ring.submit()?;
+    let waker = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        writer.write_all(b"x")
+    });
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(100));
+        let done = ring.completion().find(|done| done.user_data() == SECOND);
+        if let Some(done) = done {
+            let _ = waker.join();
+            return Errno::result(done.result().max(-1))
+                .map(drop)
+                .map_err(|_| Errno::from_raw(-done.result()).into());
+        }
+    }
+    Err(Failure::Usage("the message was never sent".to_owned()))
 }
 
 /// Submits one entry and waits for its result. What the entry points to must outlive the call.

@@ -78,6 +78,10 @@ fn words(context: *mut c_void, to: *mut u32) -> bool {
 
 #[inline(never)]
 fn given_back(subject: &Subject, context: *mut c_void) -> u32 {
+    // SAFETY: the subject was found by its tag.
+    if unsafe { core::mem::replace(&mut (*subject.tag).denied, 0) } == DENIED {
+        return 0;
+    }
     let Some(opens) = OPENS.get_ptr(0) else {
         return 0;
     };

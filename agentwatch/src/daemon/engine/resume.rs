@@ -457,7 +457,7 @@ impl Engine {
             return;
         }
         self.kernel.maps.remove_cgroups(number);
-        self.kernel.maps.remove_owners(number);
+        self.kernel.maps.remove_objects(number);
         self.kernel.maps.remove_folds(number);
         self.kernel.maps.remove_policy_number(policy);
         tracing::info!(number, "a session of which nothing is known has ended");
