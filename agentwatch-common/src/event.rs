@@ -125,9 +125,10 @@ const _: () = assert!(size_of::<Record>() == 184 && align_of::<Record>() == 8);
 pub struct Scratch {
     /// Nonzero while a program uses it.
     pub busy: u64,
+    pub way: Way,
+    /// The strings stand behind it: both go out as one.
     pub record: Record,
     pub data: [u8; limits::DATA],
-    pub way: Way,
 }
 
 /// The names of a directory and of those around it, as they stand in a record: the next record of a file in it need not read them again.
