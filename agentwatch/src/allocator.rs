@@ -16,12 +16,14 @@ pub fn be_small() {
     }
 }
 
-/// For a process with a thread for each question.
+/// For a process with a thread for each question. What is large goes back to the kernel when it is freed: without a word, glibc comes to
+/// keep ever larger blocks.
 pub fn share_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: as above.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
     }
 }
 

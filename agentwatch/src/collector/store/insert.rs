@@ -126,6 +126,47 @@ struct Uses {
     last_ns: i64,
 }
 
+/// A batch of the tail, but for its frame.
+pub(super) struct InTail<'a> {
+    pub(super) last_no: i64,
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+    pub(super) sessions: &'a [u8],
+}
+
+/// Looks at the batches of the tail in their order, as long as it is told to.
+pub(super) fn each_unsealed(
+    connection: &Connection,
+    mut look: impl FnMut(&InTail<'_>) -> bool,
+) -> Result<(), StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT no, events, length(frame), sessions FROM tail_rows ORDER BY no")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (no, events, bytes): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let size = |number| usize::try_from(number).unwrap_or(0);
+        let batch = InTail {
+            last_no: no.saturating_add(events).saturating_sub(1),
+            events: size(events),
+            bytes: size(bytes),
+            sessions: super::seal::bytes_in(row, 3)?,
+        };
+        if !look(&batch) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of the sessions that a batch of the tail has something of.
+pub(super) fn sessions_of(stored: &[u8]) -> impl ExactSizeIterator<Item = i64> {
+    stored.chunks_exact(8).map(|bytes| {
+        let mut number = [0; 8];
+        number.copy_from_slice(bytes);
+        i64::from_le_bytes(number)
+    })
+}
+
 /// The sessions of a batch by their places in it: number, boot.
 type Places = Vec<(Option<i64>, i64)>;
 
@@ -201,8 +242,9 @@ impl Group {
             ])?;
         head.tail = hash;
         head.newest += batch.records.len() as i64;
-        known.unsealed.events += batch.records.len();
-        known.unsealed.bytes += frame.len();
+        known
+            .unsealed
+            .add(batch.records.len(), frame.len(), &sessions);
         known
             .unsealed_since
             .get_or_insert_with(std::time::Instant::now);

@@ -152,12 +152,31 @@ struct Known {
     unsealed_since: Option<std::time::Instant>,
 }
 
-/// What is in the tail.
-#[derive(Clone, Copy, Default)]
+/// What is in the tail, or in a part of it.
+#[derive(Default)]
 struct Unsealed {
     events: usize,
     /// Of their batches.
     bytes: usize,
+    /// Events by session, of batches with several sessions as many of each.
+    sessions: HashMap<i64, usize>,
+    /// Events of the session that has most.
+    longest: usize,
+}
+
+impl Unsealed {
+    /// Another batch: how many events and bytes it has, and of which sessions, as the tail has them.
+    fn add(&mut self, events: usize, bytes: usize, sessions: &[u8]) {
+        self.events += events;
+        self.bytes += bytes;
+        let numbers = insert::sessions_of(sessions);
+        let each = events / numbers.len().max(1);
+        for number in numbers {
+            let of_session = self.sessions.entry(number).or_default();
+            *of_session += each;
+            self.longest = self.longest.max(*of_session);
+        }
+    }
 }
 
 impl Known {
@@ -233,15 +252,13 @@ impl Store {
     }
 
     fn recount(&mut self) -> Result<(), StoreError> {
-        let (events, bytes): (i64, i64) = self.connection.query_row(
-            "SELECT coalesce(sum(events), 0), coalesce(sum(length(frame)), 0) FROM tail_rows",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
-        self.known.unsealed = Unsealed {
-            events: usize::try_from(events).unwrap_or(0),
-            bytes: usize::try_from(bytes).unwrap_or(0),
-        };
+        let mut unsealed = Unsealed::default();
+        insert::each_unsealed(&self.connection, |batch| {
+            unsealed.add(batch.events, batch.bytes, batch.sessions);
+            true
+        })?;
+        let events = unsealed.events;
+        self.known.unsealed = unsealed;
         self.known.unsealed_since = (events > 0).then(|| {
             self.known
                 .unsealed_since

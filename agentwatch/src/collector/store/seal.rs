@@ -28,6 +28,9 @@ use crate::{
 
 /// Events of a segment.
 pub const SEGMENT_EVENTS: usize = 1 << 17;
+/// Events of one session that are a segment, whatever others there are: to wait for more of them would make nothing shorter and no answer
+/// quicker, but take memory to seal.
+const SESSION_EVENTS: usize = 1 << 14;
 /// Bytes of batches that a segment is made of at the most, give or take one batch: they are in memory together.
 const SEGMENT_BYTES: usize = 32 << 20;
 /// What a manifest says of batches that were not as they had come.
@@ -93,25 +96,20 @@ impl Store {
             .unsealed_since
             .is_some_and(|since| since.elapsed() > OLDEST_UNSEALED);
         let is_full = |held: &super::Unsealed| {
-            held.events >= self.segment_events || held.bytes >= SEGMENT_BYTES
+            held.events >= self.segment_events
+                || held.bytes >= SEGMENT_BYTES
+                || held.longest >= SESSION_EVENTS
         };
-        let unsealed = self.known.unsealed;
-        if unsealed.events == 0 || !(is_full(&unsealed) || all || old) {
+        let unsealed = &self.known.unsealed;
+        if unsealed.events == 0 || !(is_full(unsealed) || all || old) {
             return Ok(None);
         }
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT no, events, length(frame) FROM tail_rows ORDER BY no")?;
-        let mut rows = statement.query([])?;
         let (mut held, mut last_no) = (super::Unsealed::default(), 0i64);
-        while !is_full(&held)
-            && let Some(row) = rows.next()?
-        {
-            let (no, count, bytes): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            held.events += usize::try_from(count).unwrap_or(0);
-            held.bytes += usize::try_from(bytes).unwrap_or(0);
-            last_no = no + count - 1;
-        }
+        insert::each_unsealed(&self.connection, |batch| {
+            held.add(batch.events, batch.bytes, batch.sessions);
+            last_no = batch.last_no;
+            !is_full(&held)
+        })?;
         let head = insert::head(&self.connection)?;
         Ok((held.events > 0).then(|| Order {
             directory: self.directory.clone(),
@@ -368,10 +366,7 @@ fn forget_sessions(transaction: &Connection) -> Result<(), StoreError> {
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let held: Vec<u8> = row.get(0)?;
-        unsealed.extend(
-            held.chunks_exact(8)
-                .filter_map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))),
-        );
+        unsealed.extend(insert::sessions_of(&held));
     }
     let mut statement = transaction.prepare(
         "SELECT no FROM session_rows s
