@@ -79,7 +79,8 @@ struct Storm {
     seconds: f64,
     did: u64,
     denied: u64,
-    memory_mib: u64,
+    resident_mib: u64,
+    proportional_mib: u64,
     counts: Counts,
 }
 
@@ -348,7 +349,8 @@ fn storm_rows(storms: &[Storm]) -> Table {
         "folded",
         "lost",
         "denied, all seen",
-        "resident",
+        "RSS",
+        "PSS",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -372,7 +374,8 @@ fn storm_rows(storms: &[Storm]) -> Table {
                 ]
                 .map(|number| number.to_string()),
             );
-            row.push(format!("{} MiB", storm.memory_mib));
+            row.push(format!("{} MiB", storm.resident_mib));
+            row.push(format!("{} MiB", storm.proportional_mib));
             row
         })
         .collect();
@@ -413,8 +416,10 @@ fn storm_section(place: &str, storms: &Table) -> String {
     format!(
         "Each storm is one session on two processors, one after the other under the same daemon and collector; 100 denied opens are strewn among the opens. Checked for each: \
          made = delivered + folded + lost, the history has as many events, repetitions and losses as the account says, and the events \
-         tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. Resident is what daemon and collector have together, at the most; \
-         where 131 072 events have come together, the collector seals a segment, which takes most of it. Kernel: {place}.\n\n{}",
+         tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. RSS is what daemon and collector \
+         have resident, added up, at the most: the code that they share counts twice there, and so do the rings, which are mapped twice; \
+         PSS counts each page once. Where 16 384 events of one session have come together, or 131 072 of all, the collector seals a segment, \
+         which takes most of it. Kernel: {place}.\n\n{}",
         table::markdown(&storms.0, &storms.1)
     )
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sys::personality::{self, Persona};
 
 use super::{DENIED, DIR, POLICY};
 use crate::harness::agentwatch::Daemon;
@@ -28,6 +29,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// All configurations in one boot, so that they share a kernel and its state.
 pub fn all(tools: &Tools) -> Result<()> {
     let own = std::env::current_exe()?;
+    // Or processes differ by the page tables that their addresses need, which is more than what is measured of an execution.
+    personality::set(personality::get()? | Persona::ADDR_NO_RANDOMIZE)?;
     fs::create_dir_all(DIR)?;
     fs::write(Path::new(DIR).join(DENIED), "x")?;
     // What a fresh boot still does in the background would count as the first configuration's.

@@ -214,15 +214,16 @@ impl Storms {
         self.trouble(trouble, &mut run)?;
         let status = run.wait()?;
         let seconds = started.elapsed().as_secs_f64();
-        let memory_mib = memory.most() >> 20;
-        ensure!(memory_mib > 0, "the daemon's memory cannot be seen");
+        let memory = memory.most();
+        ensure!(memory.resident > 0, "the daemon's memory cannot be seen");
         ensure!(status.success(), "the session ended with {status}");
         let (counts, denied) = self.account(&session, load)?;
         println!(
             "{MARK} {}",
             json!({
                 "name": load.name(), "trouble": trouble.name(), "seconds": seconds, "did": load.count(), "denied": denied,
-                "memory_mib": memory_mib, "counts": counts
+                "resident_mib": memory.resident >> 20, "proportional_mib": memory.proportional >> 20,
+                "counts": counts
             })
         );
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,10 +14,28 @@ use std::{
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What both have together, in bytes.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Memory {
+    /// Resident in each, added up: what they share counts twice, and so does what one has mapped twice, as a ring buffer is.
+    pub(super) resident: u64,
+    /// Each page once (`Pss`).
+    pub(super) proportional: u64,
+}
+
+impl Memory {
+    fn most(self, other: Self) -> Self {
+        Self {
+            resident: self.resident.max(other.resident),
+            proportional: self.proportional.max(other.proportional),
+        }
+    }
+}
+
 /// Looks until it is asked.
 pub(super) struct Watch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
+    thread: JoinHandle<Memory>,
 }
 
 impl Watch {
@@ -27,9 +45,9 @@ impl Watch {
         let stopped = Arc::clone(&stop);
         let runtime_dir = runtime_dir.to_owned();
         let thread = thread::spawn(move || {
-            let mut most = 0;
+            let mut most = Memory::default();
             while !stopped.load(Ordering::Relaxed) {
-                most = most.max(resident(&runtime_dir));
+                most = most.most(memory(&runtime_dir));
                 thread::sleep(PAUSE);
             }
             most
@@ -37,22 +55,28 @@ impl Watch {
         Self { stop, thread }
     }
 
-    /// The most bytes that both had resident at a time.
-    pub(super) fn most(self) -> u64 {
+    /// The most that both had at a time.
+    pub(super) fn most(self) -> Memory {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_default()
     }
 }
 
-fn resident(runtime_dir: &Path) -> u64 {
+fn memory(runtime_dir: &Path) -> Memory {
     let Ok(processes) = fs::read_dir("/proc") else {
-        return 0;
+        return Memory::default();
     };
-    processes
+    let ours = processes
         .flatten()
-        .filter(|process| is_ours(&process.path(), runtime_dir))
-        .filter_map(|process| status(process.path().join("status")))
-        .sum()
+        .map(|process| process.path())
+        .filter(|process| is_ours(process, runtime_dir));
+    ours.fold(Memory::default(), |sum, process| {
+        let text = fs::read_to_string(process.join("smaps_rollup")).unwrap_or_default();
+        Memory {
+            resident: sum.resident + figure(&text, "Rss:"),
+            proportional: sum.proportional + figure(&text, "Pss:"),
+        }
+    })
 }
 
 /// Whether a process is `agentwatch daemon` or `agentwatch collector` of this runtime directory.
@@ -66,10 +90,10 @@ fn is_ours(process: &Path, runtime_dir: &Path) -> bool {
         && arguments.any(|argument| argument == runtime_dir.as_os_str().as_encoded_bytes())
 }
 
-/// `VmRSS`, in bytes.
-fn status(path: PathBuf) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes << 10)
+/// A figure of the kernel's, in bytes.
+fn figure(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kibibytes =
+        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kibibytes.unwrap_or_default() << 10
 }
