@@ -167,17 +167,22 @@ const _: () = assert!(size_of::<FoldKey>() == 48);
 impl FoldKey {
     const WORDS: usize = size_of::<Self>() / 8;
 
-    /// What the kernel finds it by, and hashes once more: to hash all of it there costs some hundred instructions more. Two actions of
-    /// one digest are told apart by their [`difference`](Self::difference), and the second is not folded.
+    /// Where it is looked for. Two actions with one mark in one group are told apart by their [`difference`](Self::difference), and the
+    /// second is not folded.
     #[inline(always)]
-    pub fn digest(&self) -> u64 {
+    pub fn spot(&self) -> FoldSpot {
         /// Odd, and without a pattern (the golden ratio's digits).
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut digest = 0u64;
         for word in 0..Self::WORDS {
             digest = digest.wrapping_add(self.word(word)).wrapping_mul(FACTOR);
         }
-        digest
+        // The upper bits are the better ones.
+        const GROUP: u32 = u64::BITS - limits::FOLD_GROUPS.ilog2();
+        FoldSpot {
+            group: (digest >> GROUP) as u32,
+            mark: (digest >> (GROUP - u32::BITS)) as u32 | fold_mark::LEAST,
+        }
     }
 
     /// 0 where they are equal. What the compiler makes of `==` calls a function that kernel programs do not have, or branches at each
@@ -196,6 +201,25 @@ impl FoldKey {
         // SAFETY: aligned, and inside the value, which has no padding.
         unsafe { (&raw const *self).cast::<u64>().add(index).read() }
     }
+}
+
+/// A place in the table of folds: a group, and what marks an action among the [`limits::FOLD_GROUP`] of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoldSpot {
+    pub group: u32,
+    pub mark: u32,
+}
+
+/// Marks of the folds of a group, in the order of the folds. User space takes a fold away by freeing its mark.
+pub type FoldMarks = [u32; limits::FOLD_GROUP];
+
+/// Values of a mark that stand for no action.
+pub mod fold_mark {
+    pub const FREE: u32 = 0;
+    /// The fold is being written.
+    pub const TAKEN: u32 = 1;
+    /// Every action's mark has this bit.
+    pub const LEAST: u32 = 2;
 }
 
 /// How often it happened.

@@ -18,8 +18,10 @@ pub const NAMES: usize = 1 << 14;
 pub const NAME_RULE: usize = 120;
 /// Policies in force at the same time: each session's, and those that are being exchanged.
 pub const POLICIES: usize = 4096;
-/// Distinct actions that are being folded.
-pub const FOLDS: usize = 1 << 16;
+/// Distinct actions that are being folded: so many groups of those whose digests say the same group, and so many in each.
+pub const FOLD_GROUPS: usize = 1 << 14;
+pub const FOLD_GROUP: usize = 8;
+pub const FOLDS: usize = FOLD_GROUPS * FOLD_GROUP;
 /// Cgroups that belong to sessions.
 pub const CGROUPS: usize = 1 << 16;
 /// Processes of all sessions.
@@ -34,6 +36,8 @@ pub const MISSING: usize = 8;
 pub const OBJECTS: usize = 1 << 16;
 /// Files whose events sessions have had told to somebody.
 pub const OWNERS: usize = 1 << 16;
+/// Of both, what one session has at the most: what it would have beyond is refused to it, and other sessions' share is left.
+pub const SHARE: u32 = 1 << 13;
 /// Opens that io_uring has in hand at the same time, of all sessions.
 pub const URING_OPENS: usize = 4096;
 /// Tasks that wait for a person at the same time.

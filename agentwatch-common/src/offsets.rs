@@ -69,7 +69,8 @@ macro_rules! with_members {
             KEY_TYPE_NAME = "key_type": "name";
             PROC_INODE_PID = "proc_inode": "pid";
             PROC_INODE_VFS_INODE = "proc_inode": "vfs_inode";
-            PID_NUMBERS = "pid": "numbers";
+            PID_TASKS = "pid": "tasks";
+            TASK_PID_LINKS = "task_struct": "pid_links";
             USER_NAMESPACE_LEVEL = "user_namespace": "level";
             MNT_NAMESPACE_USER_NS = "mnt_namespace": "user_ns";
             MNT_NAMESPACE_INUM = "mnt_namespace": "ns.inum";

@@ -134,8 +134,11 @@ pub struct Session {
     pub folded: u64,
     /// Events that a full ring refused.
     pub dropped: u64,
+    /// What it has of the tables that all sessions share: objects of the kernel that it made, and files with an owner for signals.
+    pub objects: u32,
+    pub owners: u32,
 }
-const _: () = assert!(size_of::<Session>() == 40);
+const _: () = assert!(size_of::<Session>() == 48);
 
 /// A task's membership; lives in task storage.
 #[repr(C)]
@@ -162,7 +165,7 @@ pub struct Tag {
     pub socket_type: u32,
     /// Whether no open like the one in hand is being folded yet.
     pub unseen: u32,
-    /// Whether CAP_SYS_ADMIN is asked for next in place of a capability that was refused.
+    /// The system call, and one more, in which CAP_SYS_ADMIN may be asked for in place of a capability that was refused; 0 is none.
     pub stands_in: u32,
     /// The file that the execution in hand began with, which is a script where another one is run in the end.
     pub script_inode: u64,
@@ -264,8 +267,6 @@ pub mod place {
     pub const SOCKET: u8 = 1 << 3;
     /// A layer of an overlay that the host mounted: what the overlay itself does here has been decided already.
     pub const LAYER: u8 = 1 << 4;
-    /// A rule names this very file.
-    pub const NAMED: u8 = 1 << 5;
 }
 
 /// What holds from a file downwards; indexed by [`right`].

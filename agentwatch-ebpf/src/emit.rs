@@ -2,18 +2,16 @@
 //!
 //! Nothing is dropped silently: a record that finds no room has taken a sequence number, which user space misses.
 
-use core::{hint::black_box, mem::MaybeUninit};
+use core::{hint::black_box, ptr};
 
 use agentwatch_common::{
-    event::{Fold, FoldKey, Record, Scratch, kind, state, verdict},
+    event::{Fold, FoldKey, FoldSpot, Record, Scratch, fold_mark, kind, state, verdict},
     limits,
     policy::{Session, flags},
     stats,
 };
 use aya_ebpf::{
-    bindings::{
-        BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, task_struct,
-    },
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, task_struct},
     helpers::{
         bpf_ktime_get_boot_ns,
         generated::{
@@ -25,12 +23,11 @@ use aya_ebpf::{
 
 use crate::{
     kernel::{self, Entry, Task},
-    maps::{BULK, FOLDS, SCRATCH, VERDICTS, count},
+    maps::{BULK, FOLD_MARKS, FOLDS, SCRATCH, VERDICTS, count},
     memory,
-    session::{Subject, add64, swap64},
+    session::{Subject, add64, replace32, swap32, swap64},
 };
 
-const EEXIST: i32 = 17;
 /// Bytes of the ring of all that is not urgent; and behind each, how far records wake who reads it: several, because other processors
 /// write meanwhile.
 const EIGHTH: u64 = limits::BULK_RING as u64 / 8;
@@ -223,7 +220,7 @@ impl Draft {
     /// A record that is not an event: not numbered, and in no session's account.
     #[inline(always)]
     pub fn submit_unnumbered(self) {
-        put(self.0, core::ptr::null_mut());
+        put(self.0, ptr::null_mut());
     }
 }
 
@@ -356,7 +353,7 @@ fn put(scratch: *mut Scratch, session: *mut Session) -> u64 {
         || record.verdict == verdict::HELD
         || record.verdict == verdict::AUDITED
         || record.verdict == verdict::UNDECIDED;
-    let pointer = core::ptr::from_mut(record).cast();
+    let pointer = ptr::from_mut(record).cast();
     let full = if urgent {
         let ring = (&raw const VERDICTS).cast_mut().cast();
         (unsafe { bpf_ringbuf_output(ring, pointer, size, 0) } != 0)
@@ -415,12 +412,36 @@ pub fn fold(subject: &Subject, key: &FoldKey, seal: u64) -> bool {
     fold_into(subject.session, key, seal) != 0
 }
 
+/// The fold that stands at a spot, null where none does.
+#[inline(always)]
+fn find(spot: FoldSpot) -> *mut Fold {
+    let Some(marks) = FOLD_MARKS.get_ptr(spot.group) else {
+        return ptr::null_mut();
+    };
+    for place in 0..limits::FOLD_GROUP as u32 {
+        // SAFETY: inside the group.
+        let mark = unsafe { marks.cast::<u32>().add(place as usize).read_volatile() };
+        if mark == spot.mark {
+            return entry(spot.group, place);
+        }
+    }
+    ptr::null_mut()
+}
+
+#[inline(always)]
+fn entry(group: u32, place: u32) -> *mut Fold {
+    FOLDS
+        .get_ptr_mut(group * limits::FOLD_GROUP as u32 + place)
+        .unwrap_or(ptr::null_mut())
+}
+
 /// A function of its own: what comes behind it is verified once, and not for each way through it.
 #[inline(never)]
 fn fold_into(session: *mut Session, key: &FoldKey, seal: u64) -> u32 {
-    let Some(entry) = FOLDS.get_ptr_mut(key.digest()) else {
+    let entry = find(key.spot());
+    if entry.is_null() {
         return 0;
-    };
+    }
     // SAFETY: an entry of a map.
     unsafe {
         if (*entry).key.difference(key) != 0 {
@@ -447,9 +468,10 @@ pub mod before {
 /// Counts an action where one like it was allowed and nothing has changed since.
 #[inline(always)]
 pub fn fold_as_before(subject: &Subject, key: &FoldKey, seal: u64) -> u32 {
-    let Some(entry) = FOLDS.get_ptr_mut(key.digest()) else {
+    let entry = find(key.spot());
+    if entry.is_null() {
         return before::NEVER;
-    };
+    }
     // SAFETY: an entry of a map.
     let (difference, kept) = unsafe {
         (
@@ -477,25 +499,41 @@ fn add(session: *mut Session, entry: *mut Fold) {
 /// Lets further actions like this one be folded into the event `seq`. A function of its own, for its share of the stack.
 #[inline(never)]
 fn remember(key: &FoldKey, seq: u64, seal: u64, at_ns: u64) -> u32 {
-    let mut entry = MaybeUninit::<Fold>::uninit();
-    let fold = entry.as_mut_ptr();
-    // SAFETY: all of it is written.
-    let entry = unsafe {
-        memory::copy(key, &raw mut (*fold).key);
-        (*fold).count = 0;
-        (*fold).at_ns = at_ns;
-        (*fold).at_tick = bpf_jiffies64();
-        (*fold).last_tick = (*fold).at_tick;
-        (*fold).seq = seq;
-        (*fold).seal = seal;
-        entry.assume_init_ref()
-    };
-    // Another processor may have been first, or an action of the same digest: then this event stands beside it, and nothing is lost.
-    if seq != 0
-        && let Err(error) = FOLDS.insert(key.digest(), entry, u64::from(BPF_NOEXIST))
-        && error != -EEXIST
-    {
-        count(stats::FOLD_FULL);
+    if seq == 0 {
+        return 0;
     }
+    let spot = key.spot();
+    let Some(marks) = FOLD_MARKS.get_ptr_mut(spot.group) else {
+        return 0;
+    };
+    for place in 0..limits::FOLD_GROUP as u32 {
+        // SAFETY: inside the group.
+        let mark = unsafe { marks.cast::<u32>().add(place as usize) };
+        let found = unsafe { mark.read_volatile() };
+        // Another processor was first, or an action of the same mark: then this event stands beside it, and nothing is lost.
+        if found == spot.mark {
+            return 0;
+        }
+        if found == fold_mark::FREE && replace32(mark, fold_mark::FREE, fold_mark::TAKEN) {
+            let entry = entry(spot.group, place);
+            if entry.is_null() {
+                return 0;
+            }
+            // SAFETY: an entry of a map, which is nobody else's before it has its mark.
+            unsafe {
+                memory::copy(key, &raw mut (*entry).key);
+                let now = bpf_jiffies64();
+                (*entry).count = 0;
+                (*entry).at_ns = at_ns;
+                (*entry).at_tick = now;
+                (*entry).last_tick = now;
+                (*entry).seq = seq;
+                (*entry).seal = seal;
+            }
+            swap32(mark, spot.mark);
+            return 0;
+        }
+    }
+    count(stats::FOLD_FULL);
     0
 }

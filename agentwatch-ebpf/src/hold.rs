@@ -14,15 +14,18 @@ use agentwatch_common::{
     policy::{effect, right},
     stats,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user,
-    bpf_probe_read_user_str, bpf_send_signal, bpf_send_signal_thread,
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid,
+    generated::{
+        bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user,
+        bpf_probe_read_user_str, bpf_send_signal, bpf_send_signal_thread,
+    },
 };
 
 use crate::{
     emit,
     kernel::{self, DentryAt, Entry as _, Task},
-    maps::{GRANTS, HOLDS, count},
+    maps::{GRANTS, HOLDS, URING_OPENS, count},
     memory,
     session::{Subject, add64},
 };
@@ -98,7 +101,7 @@ pub fn file(subject: &Subject, request: &Request, dentry: u64) -> u32 {
         word = heard(hold, 1 << request.what, request.last);
     }
     if word == UNHEARD {
-        word = if request.repeatable && is_repeatable() {
+        word = if request.repeatable && is_repeatable() != 0 {
             park(hold)
         } else {
             count(stats::NOT_PARKED);
@@ -375,10 +378,16 @@ unsafe fn is_same(a: *const Hold, b: *const Hold) -> bool {
 }
 
 /// Whether the system call in hand gives its error to the kernel's signal handling, which does it once more. A request of io_uring's
-/// would end with the error.
-#[inline(always)]
-fn is_repeatable() -> bool {
-    Task::current().can_stop() && kernel::system_call() != SYS_IO_URING_ENTER
+/// would end with the error, and one that waited for another runs on the way out of any system call.
+/// A function of its own, for the verifier.
+#[inline(never)]
+fn is_repeatable() -> u32 {
+    u32::from(
+        Task::current().can_stop()
+            && kernel::system_call() != SYS_IO_URING_ENTER
+            // SAFETY: only looked at whether it is there.
+            && unsafe { URING_OPENS.get(bpf_get_current_pid_tgid()) }.is_none(),
+    )
 }
 
 /// The same of what connects and sends; of `sendmmsg` a part may have been sent.

@@ -1,7 +1,7 @@
 //! Every map, in one place. What lives in them is defined in `agentwatch_common`.
 
 use agentwatch_common::{
-    event::{Fold, Scratch},
+    event::{Fold, FoldMarks, Scratch},
     hold::{Grant, GrantKey, Hold},
     limits,
     opens::{Opens, UringOpen},
@@ -119,9 +119,14 @@ pub static HOST: Array<Host, 1> = Array::new();
 #[btf_map]
 pub static IDENTIFIED: Array<Identified, 1> = Array::new();
 
-/// Actions that happened before, by the digests of their keys.
+/// Actions that happened before, by group and place in it. An array and not a hash map, because to enter something into one of those costs
+/// some four hundred instructions.
 #[btf_map]
-pub static FOLDS: HashMap<u64, Fold, { limits::FOLDS }> = HashMap::new();
+pub static FOLDS: Array<Fold, { limits::FOLDS }> = Array::new();
+/// What marks them, by group. User space maps it into its memory, to take them away.
+#[btf_map]
+pub static FOLD_MARKS: Array<FoldMarks, { limits::FOLD_GROUPS }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 /// Where records are built. Several a processor, because a program can be preempted by another one.
 #[btf_map]

@@ -2,7 +2,7 @@
 
 use core::{
     hint::black_box,
-    intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg},
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg},
 };
 
 use agentwatch_common::{
@@ -293,4 +293,22 @@ pub fn add64(place: *mut u64, n: u64) -> u64 {
 pub fn swap64(place: *mut u64, value: u64) -> u64 {
     // SAFETY: as above.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, value) }
+}
+
+/// Puts a value where `expected` stands. Whether it stood there.
+#[inline(always)]
+pub fn replace32(place: *mut u32, expected: u32, value: u32) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            place, expected, value,
+        )
+        .1
+    }
+}
+
+#[inline(always)]
+pub fn swap32(place: *mut u32, value: u32) -> u32 {
+    // SAFETY: as above.
+    unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(place, value) }
 }

@@ -17,7 +17,7 @@ pub use self::{
     walk::Kept,
 };
 use crate::{
-    kernel::{self, Dentry, Entry as _, InodeAt, SuperBlockAt},
+    kernel::{self, Dentry, Entry as _, InodeAt, S_IFBLK, SuperBlockAt, is_device},
     maps::{HOST, OBJECTS, PROCESSES},
     session::Subject,
 };
@@ -98,17 +98,16 @@ pub fn file_sealed(
     }
     look(subject.policy, subject.flags, dentry.0, subject.tag, seal);
     close_behind(subject.tag);
-    close_device(subject.tag, dentry.inode_address());
+    // What is to be made has none, and the verifier would ask for a look at that.
+    let inode = subject.forget_all(dentry.inode_address());
+    close_device(subject.tag, inode);
     // SAFETY: as in `everything`.
     let decision = of(unsafe { &(*subject.tag).held }, rights);
     if decision.allows() || rights & EXEC != 0 {
         return decision;
     }
-    if is_own_process(
-        dentry.super_block().at(),
-        dentry.inode_address(),
-        subject.number,
-    ) {
+    let super_block = subject.forget_all(dentry.super_block().at().0);
+    if is_own_process(super_block, inode, subject.number) != 0 {
         return Decision {
             effect: effect::ALLOW,
             rule: rule::OWN,
@@ -144,20 +143,28 @@ fn close_behind(tag: *mut Tag) -> u32 {
     0
 }
 
-/// Closes a device in a file system that the session mounted: an overlay, or a server of files of its own, shows the devices of the
-/// host, and nothing is opened behind them that could be decided on. Terminals are in a file system of their own.
+/// Closes a block device that no rule names: what lies on it is in no file that rules on files hold. And any device in a file system that
+/// the session mounted: an overlay, or a server of files of its own, shows the devices of the host, and nothing is opened behind them that
+/// could be decided on. Terminals are in a file system of their own.
 #[inline(never)]
 fn close_device(tag: *mut Tag, inode: u64) -> u32 {
     // SAFETY: the caller found the task by it.
     let tag = unsafe { &mut *tag };
-    // What is to be made has no inode yet.
-    if tag.held.place.rules[right::READ] != rule::OWN || inode == 0 {
+    let inode = InodeAt(inode);
+    // What is to be made has no inode yet, and is of no kind. To ask whether that is 0 would split all that the verifier follows.
+    let kind = inode.kind();
+    if !is_device(kind) {
         return 0;
     }
-    let inode = InodeAt(inode);
-    if inode.is_device() && inode.super_block().magic() != DEVPTS_SUPER_MAGIC {
+    if tag.held.place.rules[right::READ] == rule::OWN {
+        if inode.super_block().magic() != DEVPTS_SUPER_MAGIC {
+            tag.held_of.seal = 0;
+            tag.held.place.effects = [effect::DENY; 3];
+        }
+    } else if kind == S_IFBLK && tag.held.found == found::ABOVE {
         tag.held_of.seal = 0;
         tag.held.place.effects = [effect::DENY; 3];
+        tag.held.place.rules = [rule::FILES_DEFAULT; 3];
     }
     0
 }
@@ -296,15 +303,16 @@ pub fn is_own(super_block: SuperBlockAt, session: u32) -> bool {
     unsafe { OBJECTS.get(super_block.0) }.is_some_and(|owner| *owner == session)
 }
 
-/// A file of procfs about a process of the session.
-#[inline(always)]
-fn is_own_process(super_block: SuperBlockAt, inode: u64, session: u32) -> bool {
-    if super_block.magic() != PROC_SUPER_MAGIC || inode == 0 {
-        return false;
+/// Whether it is a file of procfs about a process of the session, not 0 then. A function of its own: each of its reads may fail, and the
+/// verifier would follow all that comes behind for each.
+#[inline(never)]
+fn is_own_process(super_block: u64, inode: u64, session: u32) -> u32 {
+    if SuperBlockAt(super_block).magic() != PROC_SUPER_MAGIC || inode == 0 {
+        return 0;
     }
     let pid = kernel::process_of(inode);
     // SAFETY: entries are replaced whole.
-    pid != 0 && unsafe { PROCESSES.get(pid) }.is_some_and(|number| *number == session)
+    u32::from(pid != 0 && unsafe { PROCESSES.get(pid) }.is_some_and(|number| *number == session))
 }
 
 /// The strictest decision among the rights that are asked for.

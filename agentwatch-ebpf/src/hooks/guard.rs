@@ -3,10 +3,13 @@
 
 use agentwatch_common::{
     event::{kind, verdict},
+    limits,
     policy::{guard, rule},
+    stats,
 };
 use aya_ebpf::{
-    bindings::task_struct,
+    bindings::{BPF_F_NO_PREALLOC, task_struct},
+    btf_maps::HashMap,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_send_signal},
     macros::lsm,
     programs::LsmContext,
@@ -17,7 +20,7 @@ use crate::{
     emit, hold,
     kernel::{self, DentryAt, Entry as _, SuperBlockAt, Task},
     maps::{HOST, OBJECTS, OWNERS, POLICIES},
-    session::{Subject, answer, of_task},
+    session::{Subject, add32, answer, of_task},
 };
 
 const EPERM: i32 = 1;
@@ -155,6 +158,12 @@ pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
     )
 }
 
+/// A process that asks its parent to trace it: what traces it from outside would stop it, and who waits for it would not know why.
+#[lsm(hook = "ptrace_traceme")]
+pub fn ptrace_traceme(ctx: LsmContext) -> i32 {
+    outside(guard::PTRACE, ctx.arg(0), 0, true)
+}
+
 /// A command that waits for a person goes on when the daemon says so, and not when another process does.
 #[lsm(hook = "task_kill")]
 pub fn task_kill_held(ctx: LsmContext) -> i32 {
@@ -226,19 +235,59 @@ pub fn file_set_fowner(ctx: LsmContext) -> i32 {
     let owner = kernel::file_owner(ctx.arg(0));
     match Subject::current() {
         Some(subject) => {
-            if OWNERS.insert(owner, subject.number, 0).is_err() {
-                crate::maps::count(agentwatch_common::stats::OBJECTS_FULL);
+            // SAFETY: a field of a map's value.
+            let share = unsafe { &raw mut (*subject.session).owners };
+            if !take_in(&OWNERS, owner, &subject, share) && !subject.monitors() {
                 // SAFETY: no requirements.
                 unsafe { bpf_send_signal(SIGKILL) };
             }
         }
-        // SAFETY: only looked at whether it is there.
-        None if unsafe { OWNERS.get(owner) }.is_some() => {
-            let _ = OWNERS.remove(owner);
+        None => {
+            let before = take_out(&OWNERS, owner);
+            if let Some(subject) = Subject::of_session(before) {
+                // SAFETY: as above.
+                add32(unsafe { &raw mut (*subject.session).owners }, u32::MAX);
+            }
         }
-        None => {}
     }
     0
+}
+
+/// A table of whose something is, by its address.
+type Owned<const LEN: usize> = HashMap<u64, u32, LEN, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Enters that something is the session's, whose share of the table is counted. Whether there was room.
+#[inline(always)]
+fn take_in<const LEN: usize>(
+    table: &Owned<LEN>,
+    object: u64,
+    subject: &Subject,
+    share: *mut u32,
+) -> bool {
+    // SAFETY: entries are replaced whole.
+    if unsafe { table.get(object) }.is_some_and(|owner| *owner == subject.number) {
+        return true;
+    }
+    // SAFETY: a field of a map's value.
+    let is_within = unsafe { share.read_volatile() } < limits::SHARE;
+    if is_within && table.insert(object, subject.number, 0).is_ok() {
+        add32(share, 1);
+        return true;
+    }
+    crate::maps::count(stats::OBJECTS_FULL);
+    false
+}
+
+/// What stood there is gone; whose it was, 0 for nobody's.
+#[inline(always)]
+fn take_out<const LEN: usize>(table: &Owned<LEN>, object: u64) -> u32 {
+    // SAFETY: entries are replaced whole.
+    let Some(owner) = (unsafe { table.get(object) }) else {
+        return 0;
+    };
+    let owner = *owner;
+    let _ = table.remove(object);
+    owner
 }
 
 #[lsm(hook = "task_setnice")]
@@ -350,15 +399,17 @@ pub fn capable(ctx: LsmContext) -> i32 {
         return 0;
     }
     let mut operation = guard::CAPABILITY;
-    // Where one of these is refused the kernel asks for CAP_SYS_ADMIN in its place.
+    // Where one of these is refused the kernel may ask for CAP_SYS_ADMIN in its place.
+    let call = (kernel::system_call() as u32).wrapping_add(1);
+    let is_split_off = capability < 64 && SPLIT_OFF & 1 << (capability & 63) != 0;
     // SAFETY: the subject was found by its tag.
-    let stands_in = unsafe {
+    let stood_in = unsafe {
         core::mem::replace(
             &mut (*subject.tag).stands_in,
-            u32::from(capability < 64 && SPLIT_OFF & 1 << (capability & 63) != 0),
+            if is_split_off { call } else { 0 },
         )
     };
-    if capability == CAP_SYS_ADMIN && stands_in == 0 {
+    if capability == CAP_SYS_ADMIN && stood_in != call {
         operation = administers();
         if operation == guard::COUNT as u32 {
             return 0;
@@ -405,24 +456,30 @@ fn administers() -> u32 {
 // Objects by the session that made them.
 
 #[inline(always)]
-fn made(object: u64) -> i32 {
+fn made(operation: u32, object: u64) -> i32 {
     match Subject::current() {
         Some(subject) => {
-            if OBJECTS.insert(object, subject.number, 0).is_err() {
-                crate::maps::count(agentwatch_common::stats::OBJECTS_FULL);
+            // SAFETY: a field of a map's value.
+            let share = unsafe { &raw mut (*subject.session).objects };
+            if take_in(&OBJECTS, object, &subject, share) {
+                0
+            } else {
+                decide(&subject, operation, 0, 0, 0, true)
             }
         }
         // What stood at the same address before is gone.
-        None => gone(object),
+        None => {
+            gone(object);
+            0
+        }
     }
-    0
 }
 
 #[inline(always)]
 fn gone(object: u64) {
-    // SAFETY: only looked at whether it is there.
-    if unsafe { OBJECTS.get(object) }.is_some() {
-        let _ = OBJECTS.remove(object);
+    if let Some(subject) = Subject::of_session(take_out(&OBJECTS, object)) {
+        // SAFETY: a field of a map's value.
+        add32(unsafe { &raw mut (*subject.session).objects }, u32::MAX);
     }
 }
 
@@ -447,7 +504,7 @@ pub fn owner(super_block: SuperBlockAt) -> u32 {
 
 #[lsm(hook = "sb_alloc_security")]
 pub fn sb_alloc_security(ctx: LsmContext) -> i32 {
-    made(ctx.arg(0))
+    made(guard::MOUNT, ctx.arg(0))
 }
 
 #[lsm(hook = "sb_free_security")]
@@ -460,13 +517,22 @@ pub fn sb_free_security(ctx: LsmContext) -> i32 {
 pub fn key_alloc(ctx: LsmContext) -> i32 {
     const REQUEST_KEY: u64 = 249;
     let key: u64 = ctx.arg(0);
-    made(key);
+    let refusal = made(guard::KEYRING, key);
+    if refusal != 0 {
+        return refusal;
+    }
     // The kernel would start a program of the host's, outside the session, and hand it what the session asks for. What the kernel asks
     // for by itself (a network file system's names) is its own affair.
     let call = kernel::system_call();
     if kernel::is_key_request(key) && (call == REQUEST_KEY || call == kernel::COMPAT_SYSCALL) {
         return refuse(guard::KEYRING, 0, 0);
     }
+    0
+}
+
+#[lsm(hook = "key_free")]
+pub fn key_free(ctx: LsmContext) -> i32 {
+    gone(kernel::raw_argument(aya_ebpf::EbpfContext::as_ptr(&ctx), 0));
     0
 }
 
@@ -480,17 +546,35 @@ pub fn key_permission(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "shm_alloc_security")]
 pub fn shm_alloc_security(ctx: LsmContext) -> i32 {
-    made(ctx.arg(0))
+    made(guard::IPC, ctx.arg(0))
 }
 
 #[lsm(hook = "sem_alloc_security")]
 pub fn sem_alloc_security(ctx: LsmContext) -> i32 {
-    made(ctx.arg(0))
+    made(guard::IPC, ctx.arg(0))
 }
 
 #[lsm(hook = "msg_queue_alloc_security")]
 pub fn msg_queue_alloc_security(ctx: LsmContext) -> i32 {
-    made(ctx.arg(0))
+    made(guard::IPC, ctx.arg(0))
+}
+
+#[lsm(hook = "shm_free_security")]
+pub fn shm_free_security(ctx: LsmContext) -> i32 {
+    gone(ctx.arg(0));
+    0
+}
+
+#[lsm(hook = "sem_free_security")]
+pub fn sem_free_security(ctx: LsmContext) -> i32 {
+    gone(ctx.arg(0));
+    0
+}
+
+#[lsm(hook = "msg_queue_free_security")]
+pub fn msg_queue_free_security(ctx: LsmContext) -> i32 {
+    gone(ctx.arg(0));
+    0
 }
 
 /// The kernel makes `EACCES` of what is refused here.

@@ -28,7 +28,7 @@ const SB_KERNMOUNT: u64 = 1 << 22;
 const S_IFMT: u16 = 0o170000;
 const S_IFDIR: u16 = 0o040000;
 const S_IFCHR: u16 = 0o020_000;
-const S_IFBLK: u16 = 0o060_000;
+pub const S_IFBLK: u16 = 0o060_000;
 const S_IFSOCK: u16 = 0o140000;
 
 /// An open file that the verifier knows.
@@ -435,10 +435,10 @@ pub fn is_source(parameter: u64) -> bool {
 pub struct InodeAt(pub u64);
 
 impl InodeAt {
+    /// What it is, as the bits `S_IFMT` of its mode say.
     #[inline(always)]
-    pub fn is_device(self) -> bool {
-        let kind = member::<u16, _>(self.0, &INODE_I_MODE) & S_IFMT;
-        kind == S_IFCHR || kind == S_IFBLK
+    pub fn kind(self) -> u16 {
+        member::<u16, _>(self.0, &INODE_I_MODE) & S_IFMT
     }
     #[inline(always)]
     pub fn super_block(self) -> SuperBlockAt {
@@ -446,7 +446,15 @@ impl InodeAt {
     }
 }
 
-/// The process that a file of procfs is about, by its number on the host; 0 where it is about none.
+/// Whether a file of this kind is a device.
+#[inline(always)]
+pub fn is_device(kind: u16) -> bool {
+    const _: () = assert!(S_IFCHR | 0x4000 == S_IFBLK);
+    // One branch for both.
+    kind & !0x4000 == S_IFCHR
+}
+
+/// The process that a file of procfs is about, or about a thread of, by its number on the host; 0 where it is about none, or it is gone.
 #[inline(always)]
 pub fn process_of(inode: u64) -> u32 {
     let proc = inode
@@ -456,7 +464,10 @@ pub fn process_of(inode: u64) -> u32 {
     if pid == 0 {
         0
     } else {
-        member(pid, &PID_NUMBERS)
+        // Of the tasks that have the number, those of its own kind come first (PIDTYPE_PID), and are one. Where it is gone, nothing can be
+        // read.
+        let link: u64 = member(pid, &PID_TASKS);
+        member(link.wrapping_sub(TASK_PID_LINKS.load()), &TASK_TGID)
     }
 }
 

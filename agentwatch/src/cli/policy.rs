@@ -27,7 +27,7 @@ use crate::{
         default,
         diagnostic::{Severity, Visible, quote},
         expect::{self, Question},
-        explain::Answer,
+        explain::{self, Answer},
         model::{Access, Compiled, Context, Effect, NetOp},
         path::clean,
         sources::{self, Sources},
@@ -349,7 +349,13 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
             return Ok(unusable(&error));
         }
     };
-    let answer = question.answer(&compiled);
+    let answer = match &question {
+        // The kernel asks for a rule that names it.
+        Question::File(_, path) if is_block_device(path) && !explain::is_named(&compiled, path) => {
+            explain::explain_unnamed_device(&compiled)
+        }
+        _ => question.answer(&compiled),
+    };
     let (action, object) = (question.action(), question.object());
     let difference = policy::without_lsm::difference(&compiled, &question);
     let text = if args.source.json {
@@ -373,6 +379,11 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> 
     };
     print(out, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
 fn answer_text(compiled: &Compiled, action: &str, object: &str, answer: &Answer<'_>) -> String {

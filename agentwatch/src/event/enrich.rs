@@ -182,7 +182,12 @@ impl Enricher {
             Kind::Guard => {
                 event.guard = Some(guard_of(record));
                 if record.flags == agentwatch_common::event::GUARD_SOCKET {
-                    event.net = Some(net_of(decoded, &process));
+                    // It was to be made, and has no address.
+                    event.net = Some(Net {
+                        addr: None,
+                        port: None,
+                        ..net_of(decoded, &process)
+                    });
                 } else if record.path_len > 0 || record.dev != 0 {
                     event.file = Some(File {
                         path: self

@@ -6,7 +6,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
+    fs,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
@@ -22,7 +23,7 @@ use super::{
     files::{self, Found, Identifier, Identity},
 };
 use crate::policy::{
-    explain,
+    explain::{self, UnixPeer},
     model::{Access, Compiled, Decision, Effect, UnixTarget},
 };
 
@@ -76,8 +77,17 @@ pub fn entries(
     };
     let mut entries = Entries::default();
     for (index, place) in policy.places.iter().enumerate() {
-        let value = place_of(policy, &place.decisions);
+        let own = place_of(policy, &place.decisions);
+        let led = Led::by_links(policy, &place.path);
+        let value = led.as_ref().map_or(own, |led| led.limit(policy, own));
+        if let Some(led) = led.as_ref().filter(|_| value.effects != own.effects) {
+            entries.notes.push(led.told(&place.path));
+        }
         match looked.at(&place.path) {
+            Ok(Some(_)) if led != Led::by_links(policy, &place.path) => entries.gaps.push(format!(
+                "{}: a link on the way was changed while it was looked at",
+                place.path.display()
+            )),
             Ok(Some(identity)) => entries.enter(&place.path, identity, value),
             Ok(None) => entries.missing.push(index),
             Err(error) => entries.gaps.push(format!(
@@ -85,7 +95,10 @@ pub fn entries(
                 place.path.display()
             )),
         }
-        entries.wait_for(policy, &mut looked, &place.path, value);
+        // By its name it is what the rule says, where the directory is the one that is meant.
+        let above = place.path.parent();
+        let by_name = above.map_or(own, |above| Led::limited(policy, above, own));
+        entries.wait_for(policy, &mut looked, &place.path, by_name);
     }
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
@@ -94,7 +107,13 @@ pub fn entries(
     entries.private(policy, identifier, private);
     for target in &policy.unix {
         if let UnixTarget::Path(path) = &target.target {
-            let mut value = place_of(policy, &inherited(policy, path));
+            if let Some(led) = Led::by_links(policy, path)
+                && explain::decide_unix(policy, UnixPeer::Path(&led.to)).effect != Effect::Allow
+            {
+                entries.notes.push(led.told(path));
+                continue;
+            }
+            let mut value = Led::limited(policy, path, place_of(policy, &inherited(policy, path)));
             if target.decision.effect == Effect::Allow {
                 value.flags |= place::SOCKET;
             }
@@ -142,6 +161,73 @@ impl Looked<'_> {
     }
 }
 
+/// A path that leads elsewhere by a link that a session under the same policy could have made.
+#[derive(PartialEq, Eq)]
+struct Led {
+    link: PathBuf,
+    to: PathBuf,
+}
+
+impl Led {
+    /// Links that the kernel follows in one path (`MAXSYMLINKS`).
+    const MOST: usize = 40;
+
+    /// Follows a path as the kernel does. Where the last part of it does not exist, that is taken as it is.
+    fn by_links(policy: &Compiled, path: &Path) -> Option<Self> {
+        let parts = |path: &Path| -> Vec<OsString> {
+            let parts = path.components().rev();
+            parts.map(|part| part.as_os_str().to_owned()).collect()
+        };
+        let mut rest = parts(path);
+        let (mut to, mut link) = (PathBuf::from("/"), None);
+        let mut followed = 0;
+        while let Some(part) = rest.pop() {
+            match part.as_encoded_bytes() {
+                b"." => continue,
+                b".." => {
+                    to.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            // That of an absolute path is the root.
+            let next = to.join(&part);
+            match fs::read_link(&next) {
+                Ok(target) if followed < Self::MOST => {
+                    followed += 1;
+                    let may_write = explain::decide_file(policy, Access::Write, &next).effect;
+                    if link.is_none() && may_write != Effect::Deny {
+                        link = Some(next);
+                    }
+                    rest.extend(parts(&target));
+                }
+                _ => to = next,
+            }
+        }
+        link.map(|link| Self { link, to })
+    }
+
+    /// What a rule gives through it: no more than the policy does where it leads.
+    fn limit(&self, policy: &Compiled, value: Place) -> Place {
+        stricter(value, place_of(policy, &inherited(policy, &self.to)))
+    }
+
+    /// The same of any path: as it is, where no such link is on the way.
+    fn limited(policy: &Compiled, path: &Path, value: Place) -> Place {
+        Self::by_links(policy, path).map_or(value, |led| led.limit(policy, value))
+    }
+
+    fn told(&self, path: &Path) -> String {
+        format!(
+            "{}: {} is a link that a session under this policy could have made; the rule gives no more than what the policy says of {}; \
+             hint: name that",
+            path.display(),
+            self.link.display(),
+            self.to.display()
+        )
+    }
+}
+
 impl Entries {
     fn enter(&mut self, path: &Path, identity: Identity, mut value: Place) {
         value.generation = identity.generation;
@@ -173,7 +259,7 @@ impl Entries {
             .entry((identity.dev, identity.inode))
             .or_insert_with(|| Place {
                 generation: identity.generation,
-                ..place_of(policy, &inherited(policy, path))
+                ..Led::limited(policy, path, place_of(policy, &inherited(policy, path)))
             });
         entry.flags |= flag;
         entry

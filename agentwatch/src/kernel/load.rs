@@ -71,7 +71,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 68] = [
+const LSM: [(&[&str], &str); 73] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -101,6 +101,7 @@ const LSM: [(&[&str], &str); 68] = [
     (&["unix_stream_connect"], "unix_stream_connect"),
     (&["unix_may_send"], "unix_may_send"),
     (&["ptrace_access_check"], "ptrace_access_check"),
+    (&["ptrace_traceme"], "ptrace_traceme"),
     (&["task_kill"], "task_kill"),
     (&["task_kill_held"], "task_kill"),
     (&["ptrace_held"], "ptrace_access_check"),
@@ -128,10 +129,15 @@ const LSM: [(&[&str], &str); 68] = [
     (&["sb_alloc_security"], "sb_alloc_security"),
     (&["sb_free_security"], "sb_free_security"),
     (&["key_alloc"], "key_alloc"),
+    // Since 6.13 there is none: what stands for a key that is gone means nothing until there is another at its place.
+    (&["key_free", "?"], "key_free"),
     (&["key_permission"], "key_permission"),
     (&["shm_alloc_security"], "shm_alloc_security"),
     (&["sem_alloc_security"], "sem_alloc_security"),
     (&["msg_queue_alloc_security"], "msg_queue_alloc_security"),
+    (&["shm_free_security"], "shm_free_security"),
+    (&["sem_free_security"], "sem_free_security"),
+    (&["msg_queue_free_security"], "msg_queue_free_security"),
     (&["ipc_permission"], "ipc_permission"),
     (&["shm_shmctl"], "shm_shmctl"),
     (&["sem_semctl"], "sem_semctl"),
@@ -211,7 +217,7 @@ const CGROUP: [&str; 6] = [
 ];
 
 /// Maps that are pinned: all of them, so that programs of one daemon and the maps of the next are never strangers.
-const PINNED: [&str; 27] = [
+const PINNED: [&str; 28] = [
     "VERDICTS",
     "BULK",
     "SESSIONS",
@@ -237,6 +243,7 @@ const PINNED: [&str; 27] = [
     "OPENS",
     "URING_OPENS",
     "FOLDS",
+    "FOLD_MARKS",
     "SCRATCH",
     "STATS",
 ];

@@ -1,19 +1,17 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
+mod folds;
 mod hold;
 mod resume;
+mod shared;
 
 use std::{
     collections::{BTreeMap, HashMap as StdMap, HashSet},
     net::IpAddr,
-    num::NonZeroUsize,
     path::Path,
-    ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use agentwatch_common::{
-    event::{Fold, FoldKey},
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
@@ -25,11 +23,11 @@ use agentwatch_common::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key},
 };
 use ipnet::IpNet;
-use nix::sys::mman::{MapFlags, ProtFlags};
 
+use self::{folds::Folds, shared::Bindings};
 use super::{
     bind::{self, ChildAt, Own, PlaceAt},
     container::Private,
@@ -56,52 +54,10 @@ pub struct Maps {
     identifier: Identifier,
     own: Own,
     prefixes: LpmTrie<MapData, PrefixKey, Prefix>,
-    folds: HashMap<MapData, u64, Fold>,
+    folds: Folds,
     commands: LpmTrie<MapData, CommandKey, Command>,
     holds: HashMap<MapData, u32, Hold>,
     grants: HashMap<MapData, GrantKey, Grant>,
-}
-
-/// What is in force for each session, in memory that the kernel reads too: a store is seen whole or not at all.
-struct Bindings {
-    /// Keeps the map.
-    _map: Map,
-    words: NonNull<AtomicU64>,
-}
-
-// SAFETY: the words are atomics in memory that lives as long as the process.
-unsafe impl Send for Bindings {}
-
-impl Bindings {
-    fn map(map: Map) -> Result<Self> {
-        let Map::Array(data) = &map else {
-            anyhow::bail!("map BINDINGS is not an array");
-        };
-        let length = NonZeroUsize::new(limits::SESSIONS * size_of::<Binding>())
-            .context("there are sessions")?;
-        // SAFETY: a shared mapping of the whole map, which nothing else in this process refers to; it is never unmapped.
-        let words = unsafe {
-            nix::sys::mman::mmap(
-                None,
-                length,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                data.fd(),
-                0,
-            )
-        }
-        .context("map the sessions' policies")?;
-        Ok(Self {
-            _map: map,
-            words: words.cast(),
-        })
-    }
-
-    fn set(&self, slot: u32, binding: Binding) {
-        let word = u64::from(binding.policy) | u64::from(binding.flags) << 32;
-        // SAFETY: a slot is below the number of sessions, and the mapping has a word for each.
-        unsafe { self.words.add(slot as usize).as_ref() }.store(word, Ordering::Release);
-    }
 }
 
 /// A policy as the kernel has it, so that it can be taken out again.
@@ -157,7 +113,7 @@ impl Maps {
             host,
             identifier: Identifier::new(map("IDENTIFIED")?.try_into()?, asks)?,
             own: Own::default(),
-            bindings: Bindings::map(map("BINDINGS")?)?,
+            bindings: Bindings::of_sessions(map("BINDINGS")?)?,
             policies: map("POLICIES")?.try_into()?,
             sessions: map("SESSIONS")?.try_into()?,
             census: map("CENSUS")?.try_into()?,
@@ -167,7 +123,7 @@ impl Maps {
             objects: map("OBJECTS")?.try_into()?,
             places: map("PLACES")?.try_into()?,
             prefixes: map("PREFIXES")?.try_into()?,
-            folds: map("FOLDS")?.try_into()?,
+            folds: Folds::new(map("FOLD_MARKS")?, map("FOLDS")?)?,
             commands: map("COMMANDS")?.try_into()?,
             holds: map("HOLDS")?.try_into()?,
             grants: map("GRANTS")?.try_into()?,
@@ -530,39 +486,6 @@ impl Maps {
             .filter(|(_, owner)| *owner == session)
             .map(|(pid, _)| pid)
             .collect()
-    }
-
-    /// What has been folded so far. Counts only grow while a session lives.
-    pub fn folds(&self) -> impl Iterator<Item = Fold> + '_ {
-        self.folds.iter().flatten().map(|(_, fold)| fold)
-    }
-
-    pub fn remove_folds(&mut self, session: u32) {
-        self.remove_folds_where(|key| key.session == session);
-    }
-
-    /// Of a policy that is no longer in force.
-    pub fn remove_folds_of(&mut self, policy: u32) {
-        self.remove_folds_where(|key| key.policy == policy);
-    }
-
-    pub fn remove_folds_of_other_epochs(&mut self, session: u32, epoch: u32) {
-        self.remove_folds_where(|key| key.session == session && key.epoch != epoch);
-    }
-
-    fn remove_folds_where(&mut self, which: impl Fn(&FoldKey) -> bool) {
-        let digests: Vec<u64> = self
-            .folds
-            .iter()
-            .flatten()
-            .filter(|(_, fold)| which(&fold.key))
-            .map(|(digest, _)| digest)
-            .collect();
-        for digest in digests {
-            if let Err(error) = self.folds.remove(&digest) {
-                tracing::warn!(%error, "a fold of an ended session stays in the kernel");
-            }
-        }
     }
 }
 

@@ -268,6 +268,24 @@ pub fn explain_file<'a>(compiled: &'a Compiled, access: Access, path: &Path) -> 
     }
 }
 
+/// Whether a rule is about this very path, and not only about what is around it.
+pub fn is_named(compiled: &Compiled, path: &Path) -> bool {
+    find_place(compiled, path).is_some_and(|place| place.path == path)
+        || path
+            .file_name()
+            .is_some_and(|name| at_name(&compiled.names, name.as_encoded_bytes()).is_some())
+}
+
+/// Explains opening a block device that no rule names.
+pub fn explain_unnamed_device(compiled: &Compiled) -> Answer<'_> {
+    let mut chain = Chain::new(compiled);
+    chain.push(NOTHING, None);
+    Answer {
+        decision: NOTHING,
+        chain: chain.links,
+    }
+}
+
 /// Explains executing a program with arguments; see [`command::decide_command`].
 pub fn explain_command<'a, S: AsRef<str>>(
     compiled: &'a Compiled,

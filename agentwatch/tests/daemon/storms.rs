@@ -188,16 +188,16 @@ fn a_storm_is_accounted_for_when_the_daemon_is_killed() {
     daemon.stop();
 }
 
-/// The kernel finds what it folds by a digest: of two actions that share one, the second is recorded each time, and counted for itself.
+/// The kernel finds what it folds by a mark: of two actions that share one, the second is recorded each time, and counted for itself.
 #[test]
-fn addresses_of_one_digest_are_told_apart() {
+fn addresses_of_one_mark_are_told_apart() {
     const TIMES: u64 = 5;
     if !possible() || UdpSocket::bind("[::1]:0").is_err() {
         return;
     }
     let one: Ipv6Addr = "2001:db8::1".parse().expect("an address");
     let other: Ipv6Addr = "2001:db8:100::eb83:b581".parse().expect("an address");
-    let digest = |address: Ipv6Addr| {
+    let spot = |address: Ipv6Addr| {
         let word = |at: usize| {
             u64::from_ne_bytes(
                 address.octets()[at..at + 8]
@@ -211,9 +211,9 @@ fn addresses_of_one_digest_are_told_apart() {
             object: [word(0), word(8), 53],
             ..FoldKey::default()
         }
-        .digest()
+        .spot()
     };
-    assert_eq!(digest(one), digest(other));
+    assert_eq!(spot(one), spot(other));
     let place = Place::new();
     let _daemon = place.daemon();
     let script = format!(

@@ -186,6 +186,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |_| sys!(libc::klogctl(5, std::ptr::null_mut(), 0)).map(drop),
     },
     Operation {
+        name: "syslog-clear-then-unshare",
+        usage: "(what comes of the first; the second has to work)",
+        run: |_| {
+            let cleared = sys!(libc::klogctl(5, std::ptr::null_mut(), 0)).map(drop);
+            sys!(libc::unshare(libc::CLONE_NEWUTS))
+                .map_err(|_| Failure::Usage("no namespace could be made then".to_owned()))?;
+            cleared
+        },
+    },
+    Operation {
         name: "acct-off",
         usage: "",
         run: |_| sys!(libc::acct(std::ptr::null())).map(drop),

@@ -106,6 +106,22 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "msg-many",
+        usage: "N (queues at the same time)",
+        run: |args| {
+            let count: usize = number(arguments::<1>(args)?[0])?;
+            let mut made = Vec::new();
+            let mut result = Ok(());
+            while made.len() < count && result.is_ok() {
+                result = sys!(libc::msgget(libc::IPC_PRIVATE, 0o600)).map(|id| made.push(id));
+            }
+            for id in made {
+                sys!(libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()))?;
+            }
+            result
+        },
+    },
+    Operation {
         name: "key-read",
         usage: "ID",
         run: |args| {

@@ -120,6 +120,23 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "ptrace-me",
+        usage: "(by the parent)",
+        run: |_| Ok(nix::sys::ptrace::traceme()?),
+    },
+    Operation {
+        name: "thread-comm",
+        usage: "(a thread that is not the first names itself, by its file)",
+        run: |_| {
+            let name_itself = || -> Outcome {
+                let path = format!("/proc/self/task/{}/comm", nix::unistd::gettid());
+                Ok(std::fs::write(path, "named")?)
+            };
+            std::thread::scope(|scope| scope.spawn(name_itself).join())
+                .unwrap_or_else(|_| Err(Failure::Usage("the thread ended early".to_owned())))
+        },
+    },
+    Operation {
         name: "setpriority",
         usage: "PID",
         run: |args| {

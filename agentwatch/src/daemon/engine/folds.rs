@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use agentwatch_common::{event::Fold, limits};
+use agentwatch_common::event::Fold;
 
 use super::{Engine, live::Live};
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// First events that are kept, so that what continues them can be told in full.
-const FIRSTS: usize = limits::FOLDS;
+const FIRSTS: usize = 1 << 16;
 /// First events that are packed together. What they have in common, which is most of each, stands once then; but all of
 /// them are read to get at one.
 const TOGETHER: usize = 16;

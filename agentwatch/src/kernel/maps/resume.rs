@@ -1,10 +1,7 @@
 //! What the maps hold of a daemon that is gone: sessions, and the rules of their policies. Whatever belongs to nobody is
 //! removed; nothing that a session stands on is.
 
-use std::{
-    collections::{BTreeSet, HashMap as StdMap},
-    sync::atomic::Ordering,
-};
+use std::collections::{BTreeSet, HashMap as StdMap};
 
 use agentwatch_common::policy::{Binding, Session};
 
@@ -165,17 +162,6 @@ fn entry<'a>(
         number,
         ..Bound::default()
     })
-}
-
-impl super::Bindings {
-    fn get(&self, slot: u32) -> Binding {
-        // SAFETY: as for `set`.
-        let word = unsafe { self.words.add(slot as usize).as_ref() }.load(Ordering::Acquire);
-        Binding {
-            policy: word as u32,
-            flags: (word >> 32) as u32,
-        }
-    }
 }
 
 impl Bound {
