@@ -24,8 +24,9 @@ pub const FOLD_GROUP: usize = 8;
 pub const FOLDS: usize = FOLD_GROUPS * FOLD_GROUP;
 /// Cgroups that belong to sessions.
 pub const CGROUPS: usize = 1 << 16;
-/// Processes of all sessions.
-pub const PROCESSES: usize = 1 << 16;
+/// Numbers that processes can have, `PID_MAX_LIMIT` of the kernel's: so many groups of so many.
+pub const PROCESS_GROUPS: usize = 1 << 12;
+pub const PROCESS_GROUP: usize = 1 << 10;
 /// Directories between a file and the root of its file system that a decision walks by direct loads, and that are recorded.
 pub const DEPTH: usize = 64;
 /// Directories that a decision walks at all; deeper is denied.
@@ -64,5 +65,6 @@ pub const VERDICT_RING: usize = 1 << 21;
 pub const BULK_RING: usize = 1 << 22;
 
 const _: () = assert!(SESSIONS.is_power_of_two() && WAY.is_power_of_two());
+const _: () = assert!(PROCESS_GROUP.is_power_of_two() && PROCESS_GROUPS * PROCESS_GROUP == 4 << 20);
 // bpf_ringbuf_output takes the size from a bounded register: the mask in emit.rs needs a power of two.
 const _: () = assert!(DATA.is_power_of_two() && ARGV + 2 * (PATH + 2 * NAME) <= DATA);

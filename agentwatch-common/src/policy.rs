@@ -140,6 +140,9 @@ pub struct Session {
 }
 const _: () = assert!(size_of::<Session>() == 48);
 
+/// The sessions of processes whose numbers follow each other, 0 for none.
+pub type ProcessGroup = [u32; limits::PROCESS_GROUP];
+
 /// A task's membership; lives in task storage.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -299,7 +302,7 @@ pub mod found {
     pub const NOTHING: u32 = 0;
     /// A place of the file itself.
     pub const HERE: u32 = 1;
-    /// A rule on its name, or a name that was waited for.
+    /// A place of its name, which was waited for.
     pub const NAME: u32 = 2;
     /// The same of something above it.
     pub const ABOVE: u32 = 3;

@@ -20,7 +20,6 @@ counters! {
     TAG_FAILED = "tag_failed",
     FOLD_FULL = "fold_full",
     CGROUP_FULL = "cgroup_map_full",
-    PROCESS_FULL = "process_map_full",
     READ_FAILED = "read_failed",
     OBJECTS_FULL = "objects_map_full",
     TOO_DEEP = "too_deep",

@@ -7,7 +7,7 @@ use agentwatch_common::{
     opens::{Opens, UringOpen},
     policy::{
         Binding, ChildKey, Command, CommandKey, Host, Identified, Name, NameKey, NamedChild, Place,
-        PlaceKey, Policy, Prefix, PrefixKey, Session, Tag,
+        PlaceKey, Policy, Prefix, PrefixKey, ProcessGroup, Session, Tag,
     },
     stats,
 };
@@ -46,10 +46,11 @@ pub static CENSUS: Array<u32, { limits::SESSIONS }> = Array::new();
 /// Sessions by the id of a cgroup, every cgroup below a session's own included.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, u32, { limits::CGROUPS }> = HashMap::new();
-/// Sessions by process id, for programs that cannot read task storage. An entry lives from a process's first tagged task
-/// to its last.
+/// Sessions by process id, for programs that cannot read task storage; 0 where there is none. An entry lives from a process's first
+/// tagged task to its last. There is one for every number that a process can have (16 MiB): nothing can fill the table, and neither a
+/// fork nor an end pays for a hash map's.
 #[btf_map]
-pub static PROCESSES: HashMap<u32, u32, { limits::PROCESSES }> = HashMap::new();
+pub static PROCESSES: Array<ProcessGroup, { limits::PROCESS_GROUPS }> = Array::new();
 /// Sessions by task: what a decision starts from.
 #[btf_map]
 pub static TAGS: TaskStorage<Tag> = TaskStorage::new();

@@ -64,10 +64,9 @@ impl Subject {
     #[inline(always)]
     pub fn by_process() -> Option<Self> {
         let task = Task::current();
-        // SAFETY: entries are replaced whole.
-        let number = match unsafe { PROCESSES.get(task.pid()) } {
-            Some(number) => *number,
-            None => of_cgroup(task.cgroup()),
+        let number = match of_process(task.pid()) {
+            0 => of_cgroup(task.cgroup()),
+            number => number,
         };
         Self::of(number, core::ptr::null_mut())
     }
@@ -162,7 +161,7 @@ pub fn of_cgroup(id: u64) -> u32 {
 #[inline(always)]
 pub fn tag(task: *mut task_struct, number: u32, image: u64) {
     if let Some(number) = inherit(task, number, image) {
-        let _ = known_by_process(task, number);
+        set_process(Task(task), number);
     }
 }
 
@@ -200,35 +199,48 @@ pub fn inherit(task: *mut task_struct, number: u32, image: u64) -> Option<u32> {
     Some(number)
 }
 
-/// Lets programs that cannot read task storage know of a process. False where there is no room for it.
+/// Where the session of a process stands, null for a number that none can have.
 #[inline(always)]
-fn known_by_process(task: *mut task_struct, number: u32) -> bool {
-    let known = PROCESSES.insert(Task(task).pid(), number, 0).is_ok();
-    if !known {
-        count(stats::PROCESS_FULL);
+fn place_of_process(pid: u32) -> *mut u32 {
+    const GROUP: u32 = limits::PROCESS_GROUP as u32;
+    match PROCESSES.get_ptr_mut(pid / GROUP) {
+        // SAFETY: inside the group.
+        Some(group) => unsafe { group.cast::<u32>().add((pid % GROUP) as usize) },
+        None => core::ptr::null_mut(),
     }
-    known
 }
 
-/// Whether they know of the current process, which has a socket to decide on.
+/// The session of a process, 0 for none.
 #[inline(always)]
-pub fn is_known_by_process(subject: &Subject) -> bool {
-    let task = Task::current();
-    // SAFETY: entries are replaced whole.
-    if unsafe { PROCESSES.get(task.pid()) }.is_some_and(|number| *number == subject.number) {
-        return true;
+pub fn of_process(pid: u32) -> u32 {
+    let place = place_of_process(pid);
+    if place.is_null() {
+        return 0;
     }
-    known_by_process(task.0, subject.number)
+    // SAFETY: an entry of a map.
+    unsafe { place.read_volatile() }
+}
+
+#[inline(always)]
+fn set_process(task: Task, number: u32) {
+    let place = place_of_process(task.pid());
+    if !place.is_null() {
+        // SAFETY: as above.
+        unsafe { place.write_volatile(number) }
+    }
+}
+
+/// Lets programs that cannot read task storage know of the current process, which has a socket to decide on. They do, unless the program
+/// that sees new tasks was left out when this one was made.
+#[inline(always)]
+pub fn make_known(subject: &Subject) {
+    set_process(Task::current(), subject.number);
 }
 
 /// A process of nobody's: what is left of an earlier one with its number means nothing.
 #[inline(always)]
 pub fn forget_process(task: Task) {
-    let pid = task.pid();
-    // SAFETY: only looked at whether it is there.
-    if unsafe { PROCESSES.get(pid) }.is_some() {
-        let _ = PROCESSES.remove(pid);
-    }
+    set_process(task, 0);
 }
 
 #[inline(always)]
@@ -260,7 +272,7 @@ pub fn count_in_census(task: *mut task_struct) {
 #[inline(always)]
 pub fn leave(subject: &Subject, task: Task, last: bool) {
     if last {
-        let _ = PROCESSES.remove(task.pid());
+        set_process(task, 0);
     }
     add32(unsafe { &raw mut (*subject.session).tasks }, u32::MAX);
 }

@@ -18,8 +18,8 @@ pub use self::{
 };
 use crate::{
     kernel::{self, Dentry, Entry as _, InodeAt, S_IFBLK, SuperBlockAt, is_device},
-    maps::{HOST, OBJECTS, PROCESSES},
-    session::Subject,
+    maps::{HOST, OBJECTS},
+    session::{self, Subject},
 };
 
 /// include/uapi/linux/magic.h.
@@ -311,8 +311,7 @@ fn is_own_process(super_block: u64, inode: u64, session: u32) -> u32 {
         return 0;
     }
     let pid = kernel::process_of(inode);
-    // SAFETY: entries are replaced whole.
-    u32::from(pid != 0 && unsafe { PROCESSES.get(pid) }.is_some_and(|number| *number == session))
+    u32::from(pid != 0 && session::of_process(pid) == session)
 }
 
 /// The strictest decision among the rights that are asked for.

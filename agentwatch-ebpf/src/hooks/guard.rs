@@ -4,7 +4,7 @@
 use agentwatch_common::{
     event::{kind, verdict},
     limits,
-    policy::{guard, rule},
+    policy::{Session, guard, rule},
     stats,
 };
 use aya_ebpf::{
@@ -235,20 +235,12 @@ pub fn file_set_fowner(ctx: LsmContext) -> i32 {
     let owner = kernel::file_owner(ctx.arg(0));
     match Subject::current() {
         Some(subject) => {
-            // SAFETY: a field of a map's value.
-            let share = unsafe { &raw mut (*subject.session).owners };
-            if !take_in(&OWNERS, owner, &subject, share) && !subject.monitors() {
+            if !take_in(&OWNERS, owner, &subject, owners) && !subject.monitors() {
                 // SAFETY: no requirements.
                 unsafe { bpf_send_signal(SIGKILL) };
             }
         }
-        None => {
-            let before = take_out(&OWNERS, owner);
-            if let Some(subject) = Subject::of_session(before) {
-                // SAFETY: as above.
-                add32(unsafe { &raw mut (*subject.session).owners }, u32::MAX);
-            }
-        }
+        None => take_out(&OWNERS, owner, owners),
     }
     0
 }
@@ -256,18 +248,36 @@ pub fn file_set_fowner(ctx: LsmContext) -> i32 {
 /// A table of whose something is, by its address.
 type Owned<const LEN: usize> = HashMap<u64, u32, LEN, { BPF_F_NO_PREALLOC as usize }>;
 
-/// Enters that something is the session's, whose share of the table is counted. Whether there was room.
+/// Where a session's share of such a table is counted.
+type Share = fn(*mut Session) -> *mut u32;
+
+#[inline(always)]
+fn objects(session: *mut Session) -> *mut u32 {
+    // SAFETY: a field of a map's value.
+    unsafe { &raw mut (*session).objects }
+}
+
+#[inline(always)]
+fn owners(session: *mut Session) -> *mut u32 {
+    // SAFETY: as above.
+    unsafe { &raw mut (*session).owners }
+}
+
+/// Enters that something is the session's. Whether there was room for it, in the table and in the session's share of it.
 #[inline(always)]
 fn take_in<const LEN: usize>(
     table: &Owned<LEN>,
     object: u64,
     subject: &Subject,
-    share: *mut u32,
+    share: Share,
 ) -> bool {
     // SAFETY: entries are replaced whole.
     if unsafe { table.get(object) }.is_some_and(|owner| *owner == subject.number) {
         return true;
     }
+    // What stood at the same address before may have been another session's.
+    take_out(table, object, share);
+    let share = share(subject.session);
     // SAFETY: a field of a map's value.
     let is_within = unsafe { share.read_volatile() } < limits::SHARE;
     if is_within && table.insert(object, subject.number, 0).is_ok() {
@@ -278,16 +288,18 @@ fn take_in<const LEN: usize>(
     false
 }
 
-/// What stood there is gone; whose it was, 0 for nobody's.
+/// What stood there is gone, from the share of whose it was too.
 #[inline(always)]
-fn take_out<const LEN: usize>(table: &Owned<LEN>, object: u64) -> u32 {
+fn take_out<const LEN: usize>(table: &Owned<LEN>, object: u64, share: Share) {
     // SAFETY: entries are replaced whole.
     let Some(owner) = (unsafe { table.get(object) }) else {
-        return 0;
+        return;
     };
     let owner = *owner;
     let _ = table.remove(object);
-    owner
+    if let Some(subject) = Subject::of_session(owner) {
+        add32(share(subject.session), u32::MAX);
+    }
 }
 
 #[lsm(hook = "task_setnice")]
@@ -459,9 +471,7 @@ fn administers() -> u32 {
 fn made(operation: u32, object: u64) -> i32 {
     match Subject::current() {
         Some(subject) => {
-            // SAFETY: a field of a map's value.
-            let share = unsafe { &raw mut (*subject.session).objects };
-            if take_in(&OBJECTS, object, &subject, share) {
+            if take_in(&OBJECTS, object, &subject, objects) {
                 0
             } else {
                 decide(&subject, operation, 0, 0, 0, true)
@@ -477,10 +487,7 @@ fn made(operation: u32, object: u64) -> i32 {
 
 #[inline(always)]
 fn gone(object: u64) {
-    if let Some(subject) = Subject::of_session(take_out(&OBJECTS, object)) {
-        // SAFETY: a field of a map's value.
-        add32(unsafe { &raw mut (*subject.session).objects }, u32::MAX);
-    }
+    take_out(&OBJECTS, object, objects);
 }
 
 #[inline(always)]

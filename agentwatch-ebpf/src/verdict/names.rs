@@ -242,7 +242,6 @@ fn take_away(said: &Name, held: &mut Held, told: u32) -> u32 {
         held.place.effects[right] = said.effects[right];
         held.place.rules[right] = said.rules[right];
         held.place.flags &= !place::SOCKET;
-        held.found = found::NAME;
         if right == right::EXEC && said.effects[right] == effect::DENY {
             held.place.flags |= place::EXEC_DENIED;
         }

@@ -95,7 +95,8 @@ pub(super) fn hold(policy: u32, flags: u32, dentry: *const c_void, held: &mut He
     if flags & flags::NAMES != 0 {
         named(policy, dentry.address(), held, 0);
     }
-    if held.found == found::HERE {
+    // HERE or NAME, in one branch.
+    if held.found.wrapping_sub(found::HERE) <= found::NAME - found::HERE {
         held.found = found::ABOVE;
     }
     0

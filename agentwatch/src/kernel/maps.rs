@@ -16,8 +16,8 @@ use agentwatch_common::{
     limits,
     policy::{
         Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, NamedChild,
-        OP_INET6, PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, Session, digest,
-        flags, name, net,
+        OP_INET6, PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, ProcessGroup,
+        Session, digest, flags, name, net,
     },
 };
 use anyhow::{Context as _, Result, ensure};
@@ -43,7 +43,7 @@ pub struct Maps {
     sessions: Array<MapData, Session>,
     census: Array<MapData, u32>,
     cgroups: HashMap<MapData, u64, u32>,
-    processes: HashMap<MapData, u32, u32>,
+    processes: Array<MapData, ProcessGroup>,
     owners: HashMap<MapData, u64, u32>,
     objects: HashMap<MapData, u64, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
@@ -79,6 +79,9 @@ pub struct Bound {
     /// How the host would name what only the session's processes had mounted when it was bound.
     pub private: Mounts,
 }
+
+/// Processes whose sessions stand side by side.
+const GROUP: u32 = limits::PROCESS_GROUP as u32;
 
 /// Removes what belongs to a session. Some of it may be gone meanwhile.
 fn remove_all_of(map: &mut HashMap<MapData, u64, u32>, session: u32) {
@@ -475,17 +478,28 @@ impl Maps {
 
     /// The session that a process belongs to, or belonged to.
     pub fn process_session(&self, pid: u32) -> Option<u32> {
-        self.processes.get(&pid, 0).ok()
+        let group = self.processes.get(&(pid / GROUP), 0).ok()?;
+        let number = group[(pid % GROUP) as usize];
+        (number != 0).then_some(number)
     }
 
     /// The processes that belong to a session.
     pub fn processes_of(&self, session: u32) -> Vec<u32> {
-        self.processes
-            .iter()
-            .flatten()
-            .filter(|(_, owner)| *owner == session)
-            .map(|(pid, _)| pid)
-            .collect()
+        let mut pids = Vec::new();
+        for (first, group) in (0..).step_by(GROUP as usize).zip(self.processes.iter()) {
+            match group {
+                Ok(group) => pids.extend(
+                    (first..)
+                        .zip(group)
+                        .filter(|(_, owner)| *owner == session)
+                        .map(|(pid, _)| pid),
+                ),
+                Err(error) => {
+                    tracing::error!(%error, first, "processes could not be read from the kernel");
+                }
+            }
+        }
+        pids
     }
 }
 

@@ -268,12 +268,9 @@ pub fn explain_file<'a>(compiled: &'a Compiled, access: Access, path: &Path) -> 
     }
 }
 
-/// Whether a rule is about this very path, and not only about what is around it.
+/// Whether a rule is about this very path, and not only about what is around it. One on names does not do: it only takes away.
 pub fn is_named(compiled: &Compiled, path: &Path) -> bool {
     find_place(compiled, path).is_some_and(|place| place.path == path)
-        || path
-            .file_name()
-            .is_some_and(|name| at_name(&compiled.names, name.as_encoded_bytes()).is_some())
 }
 
 /// Explains opening a block device that no rule names.

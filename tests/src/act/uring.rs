@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 
 use super::{Failure, Operation, Outcome, arguments, c_string};
@@ -16,12 +16,20 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "io_uring-openat",
         usage: "PATH (for reading)",
-        run: |args| openat(args, libc::O_RDONLY),
+        run: |args| openat(args, libc::O_RDONLY, submit),
+    },
+    Operation {
+        name: "io_uring-openat-linked",
+        usage: "PATH (for reading, when another request is done)",
+        run: |args| openat(args, libc::O_RDONLY, submit_linked),
     },
     Operation {
         name: "io_uring-creat",
         usage: "PATH",
-        run: |args| openat(args, libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC),
+        run: |args| {
+            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+            openat(args, flags, submit)
+        },
     },
     Operation {
         name: "io_uring-unlink",
@@ -177,7 +185,11 @@ fn address(args: &[String]) -> Result<libc::sockaddr_in, Failure> {
     Ok(address)
 }
 
-fn openat(args: &[String], flags: i32) -> Outcome {
+fn openat(
+    args: &[String],
+    flags: i32,
+    submit: impl FnOnce(&squeue::Entry) -> Result<i32, Failure>,
+) -> Outcome {
     let [path] = arguments(args)?;
     let path = CString::new(path).map_err(|error| Failure::Usage(error.to_string()))?;
     let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr())
@@ -196,10 +208,8 @@ fn unlink(args: &[String]) -> Outcome {
     submit(&opcode::UnlinkAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build()).map(drop)
 }
 
-/// The request waits for a pipe, and runs when the task is in another system call, or leaves one.
 fn message_of_init() -> Outcome {
     let (from, _to) = std::os::unix::net::UnixDatagram::pair()?;
-    let (reader, mut writer) = std::io::pipe()?;
     let credentials = libc::ucred {
         pid: 1,
         uid: nix::unistd::getuid().as_raw(),
@@ -227,16 +237,21 @@ fn message_of_init() -> Outcome {
             .cast::<libc::ucred>()
             .write_unaligned(credentials);
     }
+    let send = opcode::SendMsg::new(types::Fd(from.as_raw_fd()), &raw const message);
+    submit_linked(&send.build()).map(drop)
+}
+
+/// Submits an entry that waits for a pipe first, and so runs when the task is in another system call, or leaves one. What it points to
+/// must outlive the call.
+fn submit_linked(entry: &squeue::Entry) -> Result<i32, Failure> {
+    let (reader, mut writer) = std::io::pipe()?;
     let mut ring = IoUring::new(4)?;
     let wait = opcode::PollAdd::new(types::Fd(reader.as_raw_fd()), libc::POLLIN as u32)
         .build()
         .flags(squeue::Flags::IO_LINK);
-    let send = opcode::SendMsg::new(types::Fd(from.as_raw_fd()), &raw const message)
-        .build()
-        .user_data(SECOND);
-    for entry in [&wait, &send] {
-        // SAFETY: what the entries point to lives until this function returns, and it returns after the last completion.
-        unsafe { ring.submission().push(entry) }
+    for entry in [wait, entry.clone().user_data(SECOND)] {
+        // SAFETY: the callers keep what the entries point to until this function returns, and it returns after the last completion.
+        unsafe { ring.submission().push(&entry) }
             .map_err(|error| Failure::Usage(error.to_string()))?;
     }
     ring.submit()?;
@@ -249,12 +264,10 @@ fn message_of_init() -> Outcome {
         let done = ring.completion().find(|done| done.user_data() == SECOND);
         if let Some(done) = done {
             let _ = waker.join();
-            return Errno::result(done.result().max(-1))
-                .map(drop)
-                .map_err(|_| Errno::from_raw(-done.result()).into());
+            return result_of(&done);
         }
     }
-    Err(Failure::Usage("the message was never sent".to_owned()))
+    Err(Failure::Usage("the linked request never ended".to_owned()))
 }
 
 /// Submits one entry and waits for its result. What the entry points to must outlive the call.
@@ -272,6 +285,10 @@ fn submit_to(ring: &mut IoUring, entry: &squeue::Entry) -> Result<i32, Failure> 
             "io_uring ended the wait without a completion".to_owned(),
         ));
     };
+    result_of(&completion)
+}
+
+fn result_of(completion: &cqueue::Entry) -> Result<i32, Failure> {
     match completion.result() {
         result if result < 0 => Err(Errno::from_raw(-result).into()),
         result => Ok(result),

@@ -245,17 +245,23 @@ pub(crate) fn open_of_io_uring(place: &Place) -> Result<()> {
     let file = place.dir.path().join("secret");
     std::fs::write(&file, "content")?;
     let rule = format!("[files]\napprove = ['{}']\n", file.display());
-    let action = format!("act:io_uring-openat {}", file.display());
-    let doing = place.session("ring", &rule, &[&action])?;
-    doing.expect(0, "EACCES")?;
-    doing.end()?;
-    eventually("the record says that it could not wait", || {
-        let events = place.agentwatch.events("ring").ok()?;
-        events
-            .iter()
-            .any(|event| event["kind"] == "open" && event["approval"]["step"] == "unasked")
-            .then_some(())
-    })?;
+    // By itself, and when its task is in another system call.
+    for (name, operation) in [
+        ("ring", "io_uring-openat"),
+        ("linked", "io_uring-openat-linked"),
+    ] {
+        let action = format!("act:{operation} {}", file.display());
+        let doing = place.session(name, &rule, &[&action])?;
+        doing.expect(0, "EACCES")?;
+        doing.end()?;
+        eventually("the record says that it could not wait", || {
+            let events = place.agentwatch.events(name).ok()?;
+            events
+                .iter()
+                .any(|event| event["kind"] == "open" && event["approval"]["step"] == "unasked")
+                .then_some(())
+        })?;
+    }
     place.nothing_waits()
 }
 
