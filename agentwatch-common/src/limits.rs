@@ -36,7 +36,7 @@ pub const MISSING: usize = 8;
 /// Kernel objects (file systems, keys, System V objects) that sessions made.
 pub const OBJECTS: usize = 1 << 16;
 /// Files whose events sessions have had told to somebody.
-pub const OWNERS: usize = 1 << 16;
+pub const OWNERS: usize = 1 << 17;
 /// Of both, what one session has at the most: what it would have beyond is refused to it, and other sessions' share is left.
 pub const SHARE: u32 = 1 << 13;
 /// Opens that io_uring has in hand at the same time, of all sessions.

@@ -47,8 +47,10 @@ pub mod rule {
     pub const SELF: u32 = 5;
     /// What the session's own processes, and file systems that it mounted, hold.
     pub const OWN: u32 = 6;
+    /// Settings of the kernel's, which rules around them do not give.
+    pub const SETTINGS: u32 = 7;
     /// The rule of the first guard; the others follow in the order of [`super::guard`].
-    pub const GUARDS: u32 = 7;
+    pub const GUARDS: u32 = 8;
 }
 
 /// Operations on the host around a session, each refused unless the policy allows it.

@@ -110,6 +110,21 @@ fn member<T: Copy + Default, const N: usize>(address: u64, offset: &Offset<N>) -
     read(address + offset.load())
 }
 
+/// A member of what may not be there: zero then, and that is no failure.
+#[inline(always)]
+fn member_if_any<T: Copy + Default, const N: usize>(address: u64, offset: &Offset<N>) -> T {
+    let mut value = T::default();
+    // SAFETY: the helper checks the address and writes only `value`: zeroes where it cannot be read.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address.wrapping_add(offset.load()) as *const c_void,
+        )
+    };
+    value
+}
+
 /// Whether the kernel lets a program say what stands at an address (`bpf_rdonly_cast`, since 6.2): then it is read like what the
 /// verifier knows, for a tenth of what a helper's call costs.
 #[inline(always)]

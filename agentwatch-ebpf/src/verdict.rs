@@ -272,10 +272,15 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
     if dentry.is_internal() {
         return ALLOWED;
     }
-    let held = everything(subject, dentry);
+    look(subject.policy, subject.flags, dentry.0, subject.tag, 0);
+    let inode = subject.forget_all(dentry.inode_address());
+    // Under a name that a rule has it would be a device that a rule names.
+    close_device(subject.tag, inode);
+    // SAFETY: as in `everything`.
+    let held = unsafe { &(*subject.tag).held };
     let decision = of(held, WRITE);
     // A name without a file may become one.
-    let pinned = has(held, place::PINNED) && dentry.inode_address() != 0;
+    let pinned = has(held, place::PINNED) && inode != 0;
     if decision.effect != effect::DENY && pinned {
         return Decision {
             effect: effect::DENY,

@@ -38,6 +38,9 @@ const FSNOTIFY_OBJ_TYPE_INODE: u32 = 0;
 const CAP_SYS_ADMIN: u32 = 21;
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
+/// Who is told of a descriptor's events (include/uapi/asm-generic/sockios.h).
+const FIOSETOWN: u32 = 0x8901;
+const SIOCSPGRP: u32 = 0x8902;
 /// What changes a file, a directory or its file system by any descriptor: `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the
 /// same, ext4's own, the same, `FS_IOC_FSSETXATTR`, `FS_IOC_ENABLE_VERITY`, `EXT4_IOC_RESIZE_FS`; btrfs' `SNAP_CREATE`,
 /// `SUBVOL_CREATE`, `SNAP_DESTROY`, `SNAP_CREATE_V2`, `SUBVOL_CREATE_V2`, `SUBVOL_SETFLAGS`, `SNAP_DESTROY_V2`;
@@ -332,6 +335,9 @@ pub fn file_ioctl_compat(ctx: LsmContext) -> i32 {
 fn ioctl(file: File, command: u32) -> i32 {
     if command == TIOCSTI || command == TIOCLINUX {
         return super::guard::refuse(guard::TERMINAL, 0, u64::from(command));
+    }
+    if command == FIOSETOWN || command == SIOCSPGRP {
+        return super::guard::own();
     }
     if SET_ATTRIBUTES.contains(&command) {
         return change(kind::ATTR, access::ATTR, file.dentry());

@@ -8,7 +8,7 @@ use agentwatch_common::{
     stats,
 };
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, task_struct},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, task_struct},
     btf_maps::HashMap,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_send_signal},
     macros::lsm,
@@ -229,13 +229,38 @@ pub fn file_send_sigiotask(ctx: LsmContext) -> i32 {
     decide(&subject, guard::SIGNAL, pid, u64::from(signal), 0, true)
 }
 
-/// A descriptor's events are to be told to somebody. It cannot be refused here: who could not be remembered does not go on.
+/// Who a descriptor's events are told to is about to be set: refused to a session that has had enough of them remembered.
+#[lsm(hook = "file_fcntl")]
+pub fn file_fcntl(ctx: LsmContext) -> i32 {
+    /// F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY (include/uapi/linux/fcntl.h).
+    const SET_OWNER: [u32; 4] = [8, 15, 1024, 1026];
+    if SET_OWNER.contains(&ctx.arg::<u32>(1)) {
+        own()
+    } else {
+        0
+    }
+}
+
+/// Whether the session may have another descriptor's owner remembered.
+#[inline(always)]
+pub fn own() -> i32 {
+    let Some(subject) = Subject::current() else {
+        return 0;
+    };
+    // SAFETY: a field of a map's value.
+    if unsafe { owners(subject.session).read_volatile() } < limits::SHARE {
+        return 0;
+    }
+    decide(&subject, guard::SIGNAL, 0, 0, 0, true)
+}
+
+/// A descriptor's events are to be told to somebody. It cannot be refused here any more: who could not be remembered does not go on.
 #[lsm(hook = "file_set_fowner")]
 pub fn file_set_fowner(ctx: LsmContext) -> i32 {
     let owner = kernel::file_owner(ctx.arg(0));
     match Subject::current() {
         Some(subject) => {
-            if !take_in(&OWNERS, owner, &subject, owners) && !subject.monitors() {
+            if !take_in(&OWNERS, owner, &subject, owners, u32::MAX) && !subject.monitors() {
                 // SAFETY: no requirements.
                 unsafe { bpf_send_signal(SIGKILL) };
             }
@@ -263,13 +288,14 @@ fn owners(session: *mut Session) -> *mut u32 {
     unsafe { &raw mut (*session).owners }
 }
 
-/// Enters that something is the session's. Whether there was room for it, in the table and in the session's share of it.
+/// Enters that something is the session's. Whether there was room for it, in the table and in the session's share of it, of `most`.
 #[inline(always)]
 fn take_in<const LEN: usize>(
     table: &Owned<LEN>,
     object: u64,
     subject: &Subject,
     share: Share,
+    most: u32,
 ) -> bool {
     // SAFETY: entries are replaced whole.
     if unsafe { table.get(object) }.is_some_and(|owner| *owner == subject.number) {
@@ -279,8 +305,12 @@ fn take_in<const LEN: usize>(
     take_out(table, object, share);
     let share = share(subject.session);
     // SAFETY: a field of a map's value.
-    let is_within = unsafe { share.read_volatile() } < limits::SHARE;
-    if is_within && table.insert(object, subject.number, 0).is_ok() {
+    let is_within = unsafe { share.read_volatile() } < most;
+    if is_within
+        && table
+            .insert(object, subject.number, BPF_NOEXIST.into())
+            .is_ok()
+    {
         add32(share, 1);
         return true;
     }
@@ -296,8 +326,10 @@ fn take_out<const LEN: usize>(table: &Owned<LEN>, object: u64, share: Share) {
         return;
     };
     let owner = *owner;
-    let _ = table.remove(object);
-    if let Some(subject) = Subject::of_session(owner) {
+    // Another processor may have been first.
+    if table.remove(object).is_ok()
+        && let Some(subject) = Subject::of_session(owner)
+    {
         add32(share(subject.session), u32::MAX);
     }
 }
@@ -471,7 +503,7 @@ fn administers() -> u32 {
 fn made(operation: u32, object: u64) -> i32 {
     match Subject::current() {
         Some(subject) => {
-            if take_in(&OBJECTS, object, &subject, objects) {
+            if take_in(&OBJECTS, object, &subject, objects, limits::SHARE) {
                 0
             } else {
                 decide(&subject, operation, 0, 0, 0, true)
@@ -532,7 +564,12 @@ pub fn key_alloc(ctx: LsmContext) -> i32 {
     // for by itself (a network file system's names) is its own affair.
     let call = kernel::system_call();
     if kernel::is_key_request(key) && (call == REQUEST_KEY || call == kernel::COMPAT_SYSCALL) {
-        return refuse(guard::KEYRING, 0, 0);
+        let refusal = refuse(guard::KEYRING, 0, 0);
+        if refusal != 0 {
+            // It comes to nothing, and not to `key_free` either.
+            gone(key);
+        }
+        return refusal;
     }
     0
 }

@@ -435,10 +435,10 @@ pub fn is_source(parameter: u64) -> bool {
 pub struct InodeAt(pub u64);
 
 impl InodeAt {
-    /// What it is, as the bits `S_IFMT` of its mode say.
+    /// What it is, as the bits `S_IFMT` of its mode say; 0 where there is no inode.
     #[inline(always)]
     pub fn kind(self) -> u16 {
-        member::<u16, _>(self.0, &INODE_I_MODE) & S_IFMT
+        member_if_any::<u16, _>(self.0, &INODE_I_MODE) & S_IFMT
     }
     #[inline(always)]
     pub fn super_block(self) -> SuperBlockAt {
@@ -467,7 +467,7 @@ pub fn process_of(inode: u64) -> u32 {
         // Of the tasks that have the number, those of its own kind come first (PIDTYPE_PID), and are one. Where it is gone, nothing can be
         // read.
         let link: u64 = member(pid, &PID_TASKS);
-        member(link.wrapping_sub(TASK_PID_LINKS.load()), &TASK_TGID)
+        member_if_any(link.wrapping_sub(TASK_PID_LINKS.load()), &TASK_TGID)
     }
 }
 

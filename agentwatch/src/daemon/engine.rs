@@ -391,10 +391,10 @@ impl Engine {
         }
         if self.ticks.is_multiple_of(REBIND_TICKS) {
             for live in self.sessions.values_mut() {
-                if let Err(error) =
-                    self.kernel
-                        .maps
-                        .rebind(live.number, &live.subject.policy, &mut live.bound)
+                if let Err(error) = self
+                    .kernel
+                    .maps
+                    .rebind(&live.subject.policy, &mut live.bound)
                 {
                     tracing::warn!(
                         session = live.id(),

@@ -20,7 +20,7 @@ use anyhow::Result;
 
 use super::{
     container::Private,
-    files::{self, Found, Identifier, Identity},
+    files::{self, Identifier, Identity},
 };
 use crate::policy::{
     explain::{self, UnixPeer},
@@ -70,35 +70,39 @@ pub fn entries(
     own: &Own,
     private: &Private,
 ) -> Result<Entries> {
-    let mut looked = Looked {
-        identifier,
-        private: None,
-        known: HashMap::new(),
-    };
+    let mut looked = Looked::new(policy, identifier);
     let mut entries = Entries::default();
     for (index, place) in policy.places.iter().enumerate() {
         let own = place_of(policy, &place.decisions);
-        let led = Led::by_links(policy, &place.path);
-        let value = led.as_ref().map_or(own, |led| led.limit(policy, own));
-        if let Some(led) = led.as_ref().filter(|_| value.effects != own.effects) {
-            entries.notes.push(led.told(&place.path));
-        }
-        match looked.at(&place.path) {
-            Ok(Some(_)) if led != Led::by_links(policy, &place.path) => entries.gaps.push(format!(
-                "{}: a link on the way was changed while it was looked at",
-                place.path.display()
-            )),
-            Ok(Some(identity)) => entries.enter(&place.path, identity, value),
+        match looked.seen(&place.path) {
+            Ok(Some(seen)) => {
+                let value = limited(policy, seen.led.as_ref(), own);
+                entries.tell(&place.path, seen.led.as_ref(), own, value);
+                // Through such a link no rule names a device.
+                if !(seen.is_block_device && seen.led.is_some()) {
+                    entries.enter(&place.path, seen.identity, value);
+                }
+            }
             Ok(None) => entries.missing.push(index),
-            Err(error) => entries.gaps.push(format!(
-                "{} cannot be looked at: {error}",
-                place.path.display()
-            )),
+            Err(error) => {
+                let told = format!("{} cannot be looked at: {error:#}", place.path.display());
+                entries.miss(policy, &place.path, own, told);
+            }
         }
         // By its name it is what the rule says, where the directory is the one that is meant.
-        let above = place.path.parent();
-        let by_name = above.map_or(own, |above| Led::limited(policy, above, own));
-        entries.wait_for(policy, &mut looked, &place.path, by_name);
+        match looked.leads_by_name(&place.path) {
+            Ok(led) => {
+                let value = limited(policy, led.as_ref(), own);
+                entries.tell(&place.path, led.as_ref(), own, value);
+                entries.wait_for(policy, &mut looked, &place.path, value);
+            }
+            // The name is not told of twice.
+            Err(error) => tracing::debug!(
+                path = %place.path.display(),
+                error = format!("{error:#}"),
+                "a name cannot be waited for"
+            ),
+        }
     }
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
@@ -107,13 +111,20 @@ pub fn entries(
     entries.private(policy, identifier, private);
     for target in &policy.unix {
         if let UnixTarget::Path(path) = &target.target {
-            if let Some(led) = Led::by_links(policy, path)
+            let Ok(led) = looked.leads(path) else {
+                entries
+                    .gaps
+                    .push(format!("{} cannot be looked at", path.display()));
+                continue;
+            };
+            if let Some(led) = &led
                 && explain::decide_unix(policy, UnixPeer::Path(&led.to)).effect != Effect::Allow
             {
                 entries.notes.push(led.told(path));
                 continue;
             }
-            let mut value = Led::limited(policy, path, place_of(policy, &inherited(policy, path)));
+            let around = place_of(policy, &inherited(policy, path));
+            let mut value = limited(policy, led.as_ref(), around);
             if target.decision.effect == Effect::Allow {
                 value.flags |= place::SOCKET;
             }
@@ -136,87 +147,168 @@ pub fn entries(
     Ok(entries)
 }
 
-/// Identities of paths, each looked up once.
-struct Looked<'a> {
+/// What a path names.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub(super) identity: Identity,
+    /// Where a link that a session could have made is on the way.
+    pub(super) led: Option<Led>,
+    is_block_device: bool,
+}
+
+/// What paths name, each looked up once.
+pub(super) struct Looked<'a> {
+    policy: &'a Compiled,
     identifier: &'a Identifier,
     /// Where paths lead in a container, if that is what is asked.
     private: Option<&'a Private>,
-    known: HashMap<PathBuf, Option<Identity>>,
+    known: HashMap<PathBuf, Option<Seen>>,
 }
 
-impl Looked<'_> {
-    fn at(&mut self, path: &Path) -> Result<Option<Identity>> {
-        if let Some(known) = self.known.get(path) {
-            return Ok(*known);
+impl<'a> Looked<'a> {
+    /// How often a path is looked at on whose way a link changes meanwhile.
+    const TRIES: u32 = 3;
+
+    pub(super) fn new(policy: &'a Compiled, identifier: &'a Identifier) -> Self {
+        Self {
+            policy,
+            identifier,
+            private: None,
+            known: HashMap::new(),
         }
-        let found = match self.private {
-            Some(private) if private.holds(path) => private.identify(path, self.identifier)?,
-            _ => match self.identifier.identify(path)? {
-                Found::File(identity) => Some(identity),
-                Found::Missing => None,
-            },
+    }
+
+    fn at(&mut self, path: &Path) -> Result<Option<Identity>> {
+        Ok(self.seen(path)?.map(|seen| seen.identity))
+    }
+
+    pub(super) fn seen(&mut self, path: &Path) -> Result<Option<Seen>> {
+        if let Some(known) = self.known.get(path) {
+            return Ok(known.clone());
+        }
+        let seen = match self.private {
+            Some(private) if private.holds(path) => {
+                let identity = private.identify(path, self.identifier)?;
+                identity.map(Seen::unlinked)
+            }
+            _ => self.look(path)?,
         };
-        self.known.insert(path.to_owned(), found);
-        Ok(found)
+        self.known.insert(path.to_owned(), seen.clone());
+        Ok(seen)
+    }
+
+    /// What is opened and the links on the way are looked at one after the other: they belong together where both lead to the same path.
+    fn look(&self, path: &Path) -> Result<Option<Seen>> {
+        for _ in 0..Self::TRIES {
+            let Some(found) = self.identifier.identify(path)? else {
+                return Ok(None);
+            };
+            let (to, link) = follow(self.policy, path);
+            if to == found.real {
+                return Ok(Some(Seen {
+                    identity: found.identity,
+                    led: link.map(|link| Led { link, to }),
+                    is_block_device: found.is_block_device,
+                }));
+            }
+        }
+        anyhow::bail!("a link on the way was changed while it was looked at")
+    }
+
+    /// Where a path leads by such links, the last part of which need not exist; `None` where there is none on the way.
+    fn leads(&mut self, path: &Path) -> Result<Option<Led>> {
+        for above in path.ancestors() {
+            if let Some(seen) = self.seen(above)? {
+                let below = path.strip_prefix(above).unwrap_or(Path::new(""));
+                return Ok(seen.led.map(|led| Led {
+                    to: if above == path {
+                        led.to
+                    } else {
+                        led.to.join(below)
+                    },
+                    ..led
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same of a name in the directory that a path stands in: if that is a link itself, it is not followed.
+    fn leads_by_name(&mut self, path: &Path) -> Result<Option<Led>> {
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(None);
+        };
+        let led = self.leads(above)?;
+        Ok(led.map(|led| Led {
+            to: led.to.join(name),
+            ..led
+        }))
+    }
+}
+
+impl Seen {
+    fn unlinked(identity: Identity) -> Self {
+        Self {
+            identity,
+            led: None,
+            is_block_device: false,
+        }
     }
 }
 
 /// A path that leads elsewhere by a link that a session under the same policy could have made.
-#[derive(PartialEq, Eq)]
-struct Led {
+#[derive(Clone, Debug)]
+pub(super) struct Led {
     link: PathBuf,
     to: PathBuf,
 }
 
-impl Led {
+/// Follows a path as the kernel does: where it leads, and the first link on the way that a session under the policy could have made. Where
+/// the last part of it does not exist, that is taken as it is.
+fn follow(policy: &Compiled, path: &Path) -> (PathBuf, Option<PathBuf>) {
     /// Links that the kernel follows in one path (`MAXSYMLINKS`).
     const MOST: usize = 40;
-
-    /// Follows a path as the kernel does. Where the last part of it does not exist, that is taken as it is.
-    fn by_links(policy: &Compiled, path: &Path) -> Option<Self> {
-        let parts = |path: &Path| -> Vec<OsString> {
-            let parts = path.components().rev();
-            parts.map(|part| part.as_os_str().to_owned()).collect()
-        };
-        let mut rest = parts(path);
-        let (mut to, mut link) = (PathBuf::from("/"), None);
-        let mut followed = 0;
-        while let Some(part) = rest.pop() {
-            match part.as_encoded_bytes() {
-                b"." => continue,
-                b".." => {
-                    to.pop();
-                    continue;
-                }
-                _ => {}
+    let parts = |path: &Path| -> Vec<OsString> {
+        let parts = path.components().rev();
+        parts.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let mut rest = parts(path);
+    let (mut to, mut link) = (PathBuf::from("/"), None);
+    let mut followed = 0;
+    while let Some(part) = rest.pop() {
+        match part.as_encoded_bytes() {
+            b"." => continue,
+            b".." => {
+                to.pop();
+                continue;
             }
-            // That of an absolute path is the root.
-            let next = to.join(&part);
-            match fs::read_link(&next) {
-                Ok(target) if followed < Self::MOST => {
-                    followed += 1;
-                    let may_write = explain::decide_file(policy, Access::Write, &next).effect;
-                    if link.is_none() && may_write != Effect::Deny {
-                        link = Some(next);
-                    }
-                    rest.extend(parts(&target));
-                }
-                _ => to = next,
-            }
+            _ => {}
         }
-        link.map(|link| Self { link, to })
+        // That of an absolute path is the root.
+        let next = to.join(&part);
+        match fs::read_link(&next) {
+            Ok(target) if followed < MOST => {
+                followed += 1;
+                let may_write = explain::decide_file(policy, Access::Write, &next).effect;
+                if link.is_none() && may_write != Effect::Deny {
+                    link = Some(next);
+                }
+                rest.extend(parts(&target));
+            }
+            _ => to = next,
+        }
     }
+    (to, link)
+}
 
-    /// What a rule gives through it: no more than the policy does where it leads.
-    fn limit(&self, policy: &Compiled, value: Place) -> Place {
-        stricter(value, place_of(policy, &inherited(policy, &self.to)))
-    }
+/// What a rule gives through such a link: no more than the policy does where it leads.
+fn limited(policy: &Compiled, led: Option<&Led>, value: Place) -> Place {
+    led.map_or(value, |led| {
+        stricter(value, place_of(policy, &inherited(policy, &led.to)))
+    })
+}
 
-    /// The same of any path: as it is, where no such link is on the way.
-    fn limited(policy: &Compiled, path: &Path, value: Place) -> Place {
-        Self::by_links(policy, path).map_or(value, |led| led.limit(policy, value))
-    }
-
+impl Led {
     fn told(&self, path: &Path) -> String {
         format!(
             "{}: {} is a link that a session under this policy could have made; the rule gives no more than what the policy says of {}; \
@@ -229,6 +321,27 @@ impl Led {
 }
 
 impl Entries {
+    /// Says that a rule does not hold: it is a gap where that takes something away.
+    fn miss(&mut self, policy: &Compiled, path: &Path, value: Place, told: String) {
+        let parent = path.parent().unwrap_or(path);
+        let around = place_of(policy, &inherited(policy, parent));
+        if stricter(around, value).effects == around.effects {
+            self.notes.push(told);
+        } else {
+            self.gaps.push(told);
+        }
+    }
+
+    /// Says where a link takes away what a rule says.
+    fn tell(&mut self, path: &Path, led: Option<&Led>, own: Place, value: Place) {
+        if let Some(led) = led.filter(|_| value.effects != own.effects) {
+            let told = led.told(path);
+            if self.notes.last() != Some(&told) {
+                self.notes.push(told);
+            }
+        }
+    }
+
     fn enter(&mut self, path: &Path, identity: Identity, mut value: Place) {
         value.generation = identity.generation;
         let Some(old) = self.places.get_mut(&(identity.dev, identity.inode)) else {
@@ -253,13 +366,17 @@ impl Entries {
     }
 
     /// A directory that names are waited for in: what holds there is entered, if nothing is.
-    fn flag(&mut self, policy: &Compiled, path: &Path, identity: Identity, flag: u8) -> &mut Place {
+    fn flag(&mut self, policy: &Compiled, path: &Path, seen: &Seen, flag: u8) -> &mut Place {
+        let identity = seen.identity;
         let entry = self
             .places
             .entry((identity.dev, identity.inode))
-            .or_insert_with(|| Place {
-                generation: identity.generation,
-                ..Led::limited(policy, path, place_of(policy, &inherited(policy, path)))
+            .or_insert_with(|| {
+                let around = place_of(policy, &inherited(policy, path));
+                Place {
+                    generation: identity.generation,
+                    ..limited(policy, seen.led.as_ref(), around)
+                }
             });
         entry.flags |= flag;
         entry
@@ -275,8 +392,8 @@ impl Entries {
             };
             names.push(name);
             above = parent;
-            if let Ok(Some(identity)) = looked.at(above) {
-                break identity;
+            if let Ok(Some(seen)) = looked.seen(above) {
+                break seen;
             }
         };
         if names.len() > limits::MISSING {
@@ -288,7 +405,8 @@ impl Entries {
             ));
             return;
         }
-        self.flag(policy, above, start, place::CHILDREN);
+        self.flag(policy, above, &start, place::CHILDREN);
+        let start = start.identity;
         self.wait_below((start.dev, start.inode), names, path, value);
     }
 
@@ -360,7 +478,10 @@ impl Entries {
                     .or_insert(value);
             }
             // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway.
-            if let Ok(Some(identity)) = looked.at(&mount.point)
+            // A device that is mounted as a file is named by no rule around it.
+            if let Ok(Some(seen)) = looked.seen(&mount.point)
+                && !seen.is_block_device
+                && let identity = seen.identity
                 && !self.places.contains_key(&(identity.dev, identity.inode))
             {
                 roots
@@ -414,13 +535,7 @@ impl Entries {
                     limits::MISSING,
                     point.display()
                 );
-                let parent = entered.path.parent().unwrap_or(point);
-                let around = place_of(policy, &inherited(policy, parent));
-                if stricter(around, value).effects == around.effects {
-                    self.notes.push(told);
-                } else {
-                    self.gaps.push(told);
-                }
+                self.miss(policy, &entered.path, value, told);
                 continue;
             }
             place.flags |= place::CHILDREN;
@@ -458,12 +573,13 @@ impl Entries {
         }
         self.places.extend(roots);
         let mut looked = Looked {
+            policy,
             identifier,
             private: Some(private),
             known: private
                 .mounts
                 .iter()
-                .map(|own| (own.mount.point.clone(), Some(own.identity)))
+                .map(|own| (own.mount.point.clone(), Some(Seen::unlinked(own.identity))))
                 .collect(),
         };
         let below = policy
@@ -511,8 +627,8 @@ impl Entries {
     /// Marks the layers of overlays that the host mounted.
     fn layers(&mut self, policy: &Compiled, looked: &mut Looked<'_>, mounts: &[files::Mount]) {
         for layer in mounts.iter().flat_map(files::Mount::layers) {
-            if let Ok(Some(identity)) = looked.at(&layer) {
-                self.flag(policy, &layer, identity, place::LAYER);
+            if let Ok(Some(seen)) = looked.seen(&layer) {
+                self.flag(policy, &layer, &seen, place::LAYER);
             }
         }
     }
@@ -530,10 +646,10 @@ impl Entries {
                 if explain::decide_file(policy, Access::Write, above).effect == Effect::Deny {
                     break;
                 }
-                let Ok(Some(identity)) = looked.at(above) else {
+                let Ok(Some(seen)) = looked.seen(above) else {
                     continue;
                 };
-                self.flag(policy, above, identity, place::PINNED).pin_rule = decision.rule;
+                self.flag(policy, above, &seen, place::PINNED).pin_rule = decision.rule;
             }
         }
     }

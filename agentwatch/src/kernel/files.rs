@@ -15,11 +15,11 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
-        stat::{Mode, fstat},
+        stat::{Mode, SFlag, fstat},
         statfs::fstatfs,
     },
 };
@@ -36,9 +36,11 @@ pub struct Identity {
 }
 
 /// What a path named when it was looked at.
-pub enum Found {
-    File(Identity),
-    Missing,
+pub struct Found {
+    pub identity: Identity,
+    /// Where it really is: its path without links.
+    pub real: PathBuf,
+    pub is_block_device: bool,
 }
 
 /// Tells which file a path names to the kernel. `stat` shows other numbers on some file systems (btrfs, overlayfs) and no generation
@@ -62,15 +64,26 @@ impl Identifier {
         Ok(Self { watch, answers })
     }
 
-    /// The file that a path names now, symbolic links followed.
-    pub fn identify(&self, path: &Path) -> Result<Found> {
-        let file: OwnedFd = match open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Found::Missing),
-            Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
-        };
-        let (identity, _) = self.identify_open(&file, path)?;
-        Ok(Found::File(identity))
+    /// The file that a path names now, symbolic links followed, but none of /proc's that lead where no path does; `None` where there is
+    /// none.
+    pub fn identify(&self, path: &Path) -> Result<Option<Found>> {
+        match open_path(path, ResolveFlag::RESOLVE_NO_MAGICLINKS) {
+            Ok(file) => self.found(&file, path).map(Some),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
+        }
+    }
+
+    fn found(&self, file: &OwnedFd, path: &Path) -> Result<Found> {
+        let (identity, _) = self.identify_open(file, path)?;
+        let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
+        Ok(Found {
+            identity,
+            real: std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+                .with_context(|| format!("ask where {} is", path.display()))?,
+            is_block_device: SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+                == SFlag::S_IFBLK,
+        })
     }
 
     /// The file that is open, and the session that mounted its file system (0: none that is known). `path` is for people.
@@ -113,12 +126,19 @@ impl Identifier {
     }
 
     /// The file that a path names now, if no symbolic link is on the way.
-    pub fn identify_unlinked(&self, path: &Path) -> Result<Found> {
-        match path.canonicalize() {
-            Ok(real) if real == path => self.identify(path),
-            _ => Ok(Found::Missing),
+    pub fn identify_unlinked(&self, path: &Path) -> Result<Option<Found>> {
+        match open_path(path, ResolveFlag::RESOLVE_NO_SYMLINKS) {
+            Ok(file) => self.found(&file, path).map(Some),
+            Err(_) => Ok(None),
         }
     }
+}
+
+fn open_path(path: &Path, resolve: ResolveFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(resolve);
+    openat2(AT_FDCWD, path, how)
 }
 
 /// A device number as the kernel has it inside, from what stat(2) shows.

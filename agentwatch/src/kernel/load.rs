@@ -71,7 +71,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 73] = [
+const LSM: [(&[&str], &str); 74] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -107,6 +107,7 @@ const LSM: [(&[&str], &str); 73] = [
     (&["ptrace_held"], "ptrace_access_check"),
     (&["file_send_sigiotask"], "file_send_sigiotask"),
     (&["file_set_fowner"], "file_set_fowner"),
+    (&["file_fcntl"], "file_fcntl"),
     (&["task_setnice"], "task_setnice"),
     (&["task_setioprio"], "task_setioprio"),
     (&["task_setscheduler"], "task_setscheduler"),

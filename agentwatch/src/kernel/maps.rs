@@ -31,7 +31,7 @@ use self::{folds::Folds, shared::Bindings};
 use super::{
     bind::{self, ChildAt, Own, PlaceAt},
     container::Private,
-    files::{Found, Identifier, Mounts},
+    files::{Identifier, Mounts},
     probe,
 };
 use crate::policy::model::{Compiled, NamePattern, NetOp, UnixTarget};
@@ -88,7 +88,10 @@ fn remove_all_of(map: &mut HashMap<MapData, u64, u32>, session: u32) {
     let of_session = map.iter().flatten().filter(|(_, owner)| *owner == session);
     let keys: Vec<u64> = of_session.map(|(key, _)| key).collect();
     for key in keys {
-        let _ = map.remove(&key);
+        // Another session's by now, it stays.
+        if map.get(&key, 0).is_ok_and(|owner| owner == session) {
+            let _ = map.remove(&key);
+        }
     }
 }
 
@@ -323,7 +326,7 @@ impl Maps {
     }
 
     /// Binds places that named nothing before and do now.
-    pub fn rebind(&mut self, number: u32, policy: &Compiled, bound: &mut Bound) -> Result<()> {
+    pub fn rebind(&mut self, policy: &Compiled, bound: &mut Bound) -> Result<()> {
         let mut still = Vec::new();
         let mut changed = false;
         for index in std::mem::take(&mut bound.missing) {
@@ -331,12 +334,17 @@ impl Maps {
                 continue;
             };
             // The session may have made it: a link would bind the rule to a file of the session's choice.
-            let Ok(Found::File(identity)) = self.identifier.identify_unlinked(&place.path) else {
+            let Ok(Some(found)) = self.identifier.identify_unlinked(&place.path) else {
                 still.push(index);
                 continue;
             };
+            // It may have been moved there; by its name it is what the rule says.
+            if found.is_block_device {
+                continue;
+            }
+            let identity = found.identity;
             let key = PlaceKey {
-                policy: number,
+                policy: bound.number,
                 dev: identity.dev,
                 inode: identity.inode,
             };

@@ -25,8 +25,8 @@ use super::{
     model::{
         Access, Approvals, CommandRule, Compiled, Context, DEFAULT_RULES, Decision, Effect,
         Environment, FILES_DEFAULT, FamilyRule, GuardRule, Limits, MAX_PORT_RULES, NETWORK_DEFAULT,
-        Name, NamePattern, NetOp, Opens, Place, PortRule, Prefix, Rule, RuleIndex, UnixRule,
-        UnixTarget,
+        Name, NamePattern, NetOp, Opens, Place, PortRule, Prefix, Rule, RuleIndex, SETTINGS,
+        UnixRule, UnixTarget,
     },
     name,
     network::Ports,
@@ -403,6 +403,8 @@ struct Stated {
     approve_read: Option<RuleIndex>,
     approve_write: Option<RuleIndex>,
     exec_approve: Option<RuleIndex>,
+    /// Whether the kernel is set up here.
+    settings: bool,
     /// The administrator's.
     floor: Floor,
 }
@@ -486,6 +488,9 @@ impl Stated {
         let (allow, approve, deny) = (by(Effect::Allow), by(Effect::Approve), by(Effect::Deny));
         let mut decisions = inherited;
         let [read, write, exec] = &mut decisions;
+        if self.settings && write.effect == Effect::Allow {
+            *write = deny(SETTINGS);
+        }
         // A rule that speaks of reading or writing states everything that is allowed from here down.
         if let Some(stating) = self.read.or(self.write) {
             *read = allow(stating);
@@ -518,8 +523,29 @@ impl Stated {
     }
 }
 
+/// Where the kernel is set up, and with it the host: what is written there runs programs outside the session (`core_pattern`,
+/// `uevent_helper`), moves processes between cgroups, or unpins what agentwatch stands on. A rule around such a place does not give
+/// writing to it; one that names it, or something in it, does.
+const SETTINGS_PLACES: [&str; 7] = [
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/sys",
+    "/sys/fs/bpf",
+    "/sys/fs/cgroup",
+    "/sys/kernel",
+];
+
 fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Place> {
     let mut stated: BTreeMap<&Path, Stated> = BTreeMap::new();
+    let settings = SETTINGS_PLACES.iter().map(Path::new);
+    let is_writable = |path: &Path| {
+        let mut writable = rules.iter().filter(|rule| rule.list == FileList::Write);
+        writable.any(|rule| path.starts_with(&rule.target))
+    };
+    for path in settings.filter(|path| is_writable(path)) {
+        stated.entry(path).or_default().settings = true;
+    }
     for (rule, index) in rules.iter().zip(FILES_BASE..) {
         stated
             .entry(&rule.target)

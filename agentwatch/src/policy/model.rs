@@ -27,6 +27,7 @@ pub const DEFAULT_RULES: [&str; rule::GUARDS as usize + guard::COUNT] = {
     rules[rule::FAMILIES_DEFAULT as usize] = "network.families.default";
     rules[rule::SELF as usize] = "agentwatch.self";
     rules[rule::OWN as usize] = "session.own";
+    rules[rule::SETTINGS as usize] = "host.settings";
     let mut operation = 0;
     while operation < guard::COUNT {
         rules[rule::GUARDS as usize + operation] = guard::RULES[operation];
@@ -39,6 +40,7 @@ pub const NETWORK_DEFAULT: RuleIndex = rule::NETWORK_DEFAULT;
 pub const LISTEN_DEFAULT: RuleIndex = rule::LISTEN_DEFAULT;
 pub const UNIX_DEFAULT: RuleIndex = rule::UNIX_DEFAULT;
 pub const FAMILIES_DEFAULT: RuleIndex = rule::FAMILIES_DEFAULT;
+pub const SETTINGS: RuleIndex = rule::SETTINGS;
 
 /// What a rule does with an action that it matches. At the same place the stricter one wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     expect::Question,
     explain::{decide_file, find_place},
-    model::{Access, Compiled, Decision, Effect},
+    model::{Access, Compiled, Decision, Effect, SETTINGS},
 };
 
 /// What happens there, in a sentence; `None` where it is what happens everywhere.
@@ -47,6 +47,12 @@ fn of_file(compiled: &Compiled, access: Access, path: &Path) -> Option<String> {
     let decided = decide_file(compiled, access, path);
     if decided.effect == Effect::Allow {
         return None;
+    }
+    if decided.rule == SETTINGS {
+        return Some(
+            "not held: what the user may change of the kernel's settings, the session may"
+                .to_owned(),
+        );
     }
     let rule = &compiled.rules[decided.rule as usize].id;
     let nearest = find_place(compiled, path);

@@ -21,7 +21,7 @@ use landlock::{
     Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
 };
 
-use crate::policy::model::{Access, Compiled, Effect};
+use crate::policy::model::{Access, Compiled, Decision, Effect, SETTINGS};
 
 /// What Landlock is to grant, and what it cannot hold.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,8 +49,11 @@ pub fn plan(policy: &Compiled) -> Plan {
     let mut plan = Plan::default();
     for access in Access::ALL {
         let allowed = |index: usize| {
-            let effect = policy.places[index].decisions[access as usize].effect;
-            effect == Effect::Allow || effect == Effect::Approve && access == Access::Exec
+            let Decision { effect, rule } = policy.places[index].decisions[access as usize];
+            // The kernel's settings are left to what the user may do anyway.
+            effect == Effect::Allow
+                || effect == Effect::Approve && access == Access::Exec
+                || rule == SETTINGS
         };
         for (index, place) in policy.places.iter().enumerate() {
             if !allowed(index) {

@@ -30,7 +30,7 @@ use crate::{
 pub const SEGMENT_EVENTS: usize = 1 << 17;
 /// Events of one session that are a segment, whatever others there are: to wait for more of them would make nothing shorter and no answer
 /// quicker, but take memory to seal.
-const SESSION_EVENTS: usize = 1 << 14;
+const SESSION_EVENTS: usize = 1 << 13;
 /// Bytes of batches that a segment is made of at the most, give or take one batch: they are in memory together.
 const SEGMENT_BYTES: usize = 32 << 20;
 /// What a manifest says of batches that were not as they had come.

@@ -10,9 +10,9 @@ use agentwatch_common::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::lpm_trie::Key;
 
-use super::{Bound, Found, Maps};
+use super::{Bound, Maps};
 use crate::{
-    kernel::bind,
+    kernel::bind::{self, Looked},
     policy::{
         command::USUAL_DIRECTORIES,
         model::{Compiled, Decision, Effect, Program},
@@ -53,9 +53,15 @@ impl Maps {
                 found = self.enter_command_by_name(number, name, &bytes, rule.decision, bound)?;
             }
             for path in candidates {
-                let Ok(Found::File(identity)) = self.identifier.identify(&path) else {
+                let Ok(Some(seen)) = Looked::new(policy, &self.identifier).seen(&path) else {
                     continue;
                 };
+                // A rule that lets a command go on does so for the program that it names, and not for where a link leads that a session
+                // could have made.
+                if rule.decision.effect == Effect::Allow && seen.led.is_some() {
+                    continue;
+                }
+                let identity = seen.identity;
                 found = true;
                 let key = CommandKey {
                     policy: number,
