@@ -22,6 +22,7 @@ use crate::{
 
 /// include/uapi/linux/magic.h.
 const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// File systems that hold nothing but what is put into them: tmpfs, ramfs, FUSE, devpts, mqueue.
 const OWN_FILE_SYSTEMS: [u64; 5] = [0x0102_1994, 0x8584_58f6, 0x6573_5546, 0x1cd1, 0x1980_0202];
 
@@ -242,12 +243,35 @@ fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &
     0
 }
 
+/// What is the session's own: it may be read and written, and not executed.
+#[inline(always)]
+fn own() -> Place {
+    Place {
+        effects: [effect::ALLOW, effect::ALLOW, effect::DENY],
+        flags: 0,
+        rules: [rule::OWN; 3],
+        pin_rule: 0,
+        socket_rule: rule::OWN,
+        generation: 0,
+        lengths: 0,
+    }
+}
+
 /// What holds at the root of a file system that no place stands above: one that the session mounted is its own.
 #[inline(never)]
 fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     let super_block = DentryAt(dentry).super_block();
-    // A file that has no name in memory, opened by its handle: nobody can tell where it is.
     if super_block.root() != dentry {
+        // Memory of huge pages: a file without a name in a file system that the kernel mounts for itself. It is not marked as that, and no
+        // file of it can be opened by a handle.
+        if super_block.magic() == HUGETLBFS_MAGIC {
+            held.place = Place {
+                effects: [effect::ALLOW; 3],
+                ..own()
+            };
+            held.found = found::ABOVE;
+        }
+        // Else one that has no name in memory, opened by its handle: nobody can tell where it is.
         return 0;
     }
     // SAFETY: entries are replaced whole.
@@ -273,24 +297,11 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     if !is_overlay && (!OWN_FILE_SYSTEMS.contains(&magic) || !super_block.is_harmless()) {
         return here(policy, BY_MAGIC, magic, 0, held);
     }
-    held.place = Place {
-        // What an overlay shows is decided once more where it really is.
-        effects: [
-            effect::ALLOW,
-            effect::ALLOW,
-            if is_overlay {
-                effect::ALLOW
-            } else {
-                effect::DENY
-            },
-        ],
-        flags: 0,
-        rules: [rule::OWN; 3],
-        pin_rule: 0,
-        socket_rule: rule::OWN,
-        generation: 0,
-        lengths: 0,
-    };
+    held.place = own();
+    if is_overlay {
+        // What it shows is decided once more where it really is.
+        held.place.effects[right::EXEC] = effect::ALLOW;
+    }
     held.found = found::ABOVE;
     1
 }

@@ -3,17 +3,23 @@
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
 };
 
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag},
-    sys::stat::{Mode, SFlag},
+    sys::{
+        personality::{self, Persona},
+        stat::{Mode, SFlag},
+    },
     unistd::{Gid, Uid},
 };
 
-use super::{Failure, Operation, Outcome, arguments, c_string, number, sys};
+use super::{Failure, Operation, Outcome, arguments, c_string, descriptor, number, sys};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
@@ -60,6 +66,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "open-read-trunc",
+        usage: "PATH (for reading, O_TRUNC: empties it all the same)",
+        run: |args| open_with(args, libc::O_RDONLY | libc::O_TRUNC),
+    },
+    Operation {
+        name: "open-read-create",
+        usage: "PATH (for reading; makes it where it is not there)",
+        run: |args| open_with(args, libc::O_RDONLY | libc::O_CREAT),
+    },
+    Operation {
+        name: "open-neither",
+        usage: "PATH (access mode 3: neither for reading nor for writing, for ioctl)",
+        run: |args| open_with(args, libc::O_ACCMODE),
+    },
+    Operation {
         name: "creat",
         usage: "PATH (makes it, or empties it)",
         run: |args| {
@@ -83,6 +104,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         name: "openat2",
         usage: "PATH (for reading, RESOLVE_NO_MAGICLINKS)",
         run: openat2,
+    },
+    Operation {
+        name: "openat2-below",
+        usage: "DIR NAME in-root|beneath|no-symlinks|no-xdev (for reading, by a descriptor of DIR)",
+        run: openat2_below,
+    },
+    Operation {
+        name: "open-by-handle",
+        usage: "PATH MOUNT read|write|path (with a descriptor of MOUNT; the held-* operations act on what it opened)",
+        run: open_by_handle,
+    },
+    Operation {
+        name: "open-mapped",
+        usage: "PATH (maps it for reading, then opens its file for writing by /proc/self/map_files)",
+        run: open_mapped,
     },
     Operation {
         name: "open-by-open",
@@ -171,6 +207,33 @@ pub(super) const OPERATIONS: &[Operation] = &[
             let [path, name] = arguments(args)?;
             let (path, name) = (c_string(path)?, c_string(name)?);
             sys!(libc::removexattr(path.as_ptr(), name.as_ptr())).map(drop)
+        },
+    },
+    Operation {
+        name: "lremovexattr",
+        usage: "PATH NAME",
+        run: |args| {
+            let [path, name] = arguments(args)?;
+            let (path, name) = (c_string(path)?, c_string(name)?);
+            sys!(libc::lremovexattr(path.as_ptr(), name.as_ptr())).map(drop)
+        },
+    },
+    Operation {
+        name: "removexattrat",
+        usage: "PATH NAME",
+        run: |args| {
+            /// Not in the libc crate.
+            const SYS_REMOVEXATTRAT: i64 = 466;
+            let [path, name] = arguments(args)?;
+            let (path, name) = (c_string(path)?, c_string(name)?);
+            sys!(libc::syscall(
+                SYS_REMOVEXATTRAT,
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                0,
+                name.as_ptr()
+            ))
+            .map(drop)
         },
     },
     Operation {
@@ -264,6 +327,22 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "link-path-descriptor",
+        usage: "FROM TO (linkat of a descriptor that was opened with O_PATH, AT_EMPTY_PATH)",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            let (from, to) = (path_descriptor(from)?, c_string(to)?);
+            sys!(libc::linkat(
+                from.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_FDCWD,
+                to.as_ptr(),
+                libc::AT_EMPTY_PATH
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
         name: "symlink",
         usage: "TEXT PATH",
         run: |args| {
@@ -277,9 +356,35 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: chmod,
     },
     Operation {
+        name: "fchmodat2",
+        usage: "PATH OCTAL (AT_SYMLINK_NOFOLLOW)",
+        run: |args| {
+            let [path, mode] = arguments(args)?;
+            change_mode(libc::AT_FDCWD, path, mode, libc::AT_SYMLINK_NOFOLLOW)
+        },
+    },
+    Operation {
+        name: "chmod-path-descriptor",
+        usage: "PATH OCTAL (fchmodat2 of a descriptor that was opened with O_PATH, AT_EMPTY_PATH)",
+        run: |args| {
+            let [path, mode] = arguments(args)?;
+            let handle = path_descriptor(path)?;
+            change_mode(handle.as_raw_fd(), "", mode, libc::AT_EMPTY_PATH)
+        },
+    },
+    Operation {
         name: "chown",
         usage: "PATH UID GID",
         run: chown,
+    },
+    Operation {
+        name: "lchown",
+        usage: "PATH UID GID (of a symbolic link itself)",
+        run: |args| {
+            let [path, uid, gid] = arguments(args)?;
+            let path = c_string(path)?;
+            sys!(libc::lchown(path.as_ptr(), number(uid)?, number(gid)?)).map(drop)
+        },
     },
     Operation {
         name: "touch",
@@ -290,6 +395,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         name: "setxattr",
         usage: "PATH NAME VALUE",
         run: setxattr,
+    },
+    Operation {
+        name: "setxattr-path-descriptor",
+        usage: "PATH NAME VALUE (by /proc/self/fd of a descriptor that was opened with O_PATH)",
+        run: |args| {
+            let [path, name, value] = arguments(args)?;
+            let handle = path_descriptor(path)?;
+            let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+            setxattr(&[path, name.to_owned(), value.to_owned()])
+        },
+    },
+    Operation {
+        name: "setxattrat",
+        usage: "PATH NAME VALUE",
+        run: setxattrat,
     },
     Operation {
         name: "stat",
@@ -315,12 +435,91 @@ pub(super) const OPERATIONS: &[Operation] = &[
         usage: "PATH (maps it PROT_READ|PROT_EXEC)",
         run: mmap_exec,
     },
+    Operation {
+        name: "mmap-exec-implied",
+        usage: "PATH (maps it PROT_READ where that implies PROT_EXEC: READ_IMPLIES_EXEC)",
+        run: |args| {
+            let file = File::open(arguments::<1>(args)?[0])?;
+            imply_exec()?;
+            map(&file, libc::PROT_READ, libc::MAP_PRIVATE).map(drop)
+        },
+    },
+    Operation {
+        name: "mprotect-exec-implied",
+        usage: "PATH (maps it without a right, then asks for PROT_READ where that implies PROT_EXEC)",
+        run: |args| {
+            let file = File::open(arguments::<1>(args)?[0])?;
+            let at = map(&file, libc::PROT_NONE, libc::MAP_PRIVATE)?;
+            imply_exec()?;
+            sys!(libc::mprotect(at, PAGE, libc::PROT_READ)).map(drop)
+        },
+    },
+    Operation {
+        name: "remap-exec-implied",
+        usage: "PATH (maps it for reading, shared; remap_file_pages where that implies PROT_EXEC)",
+        run: |args| {
+            let mut options = OpenOptions::new();
+            let file = options
+                .read(true)
+                .write(true)
+                .open(arguments::<1>(args)?[0])?;
+            let at = map(&file, libc::PROT_READ, libc::MAP_SHARED)?;
+            imply_exec()?;
+            sys!(libc::remap_file_pages(at, PAGE, 0, 0, 0)).map(drop)
+        },
+    },
+    Operation {
+        name: "pkey-mprotect-exec",
+        usage: "PATH (maps it for reading, then asks for PROT_EXEC by pkey_mprotect)",
+        run: |args| {
+            /// As mprotect does, and where the processor has no keys too.
+            const NO_KEY: i32 = -1;
+            let file = File::open(arguments::<1>(args)?[0])?;
+            let at = map(&file, libc::PROT_READ, libc::MAP_PRIVATE)?;
+            sys!(libc::syscall(
+                libc::SYS_pkey_mprotect,
+                at,
+                PAGE,
+                libc::PROT_READ | libc::PROT_EXEC,
+                NO_KEY
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "memory-exec",
+        usage: "anonymous|huge|file|shared (memory of its own, as code: without a file, of memfd_create, of shmget)",
+        run: memory_exec,
+    },
+    Operation {
+        name: "memory-file-huge",
+        usage: "(memfd_create of huge pages; makes it one page long, which takes none)",
+        run: |args| {
+            arguments::<0>(args)?;
+            let file = memory_file(libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?;
+            Ok(file.set_len(HUGE_PAGE as u64)?)
+        },
+    },
 ];
+
+const PAGE: usize = 4096;
+const HUGE_PAGE: usize = 2 << 20;
 
 fn open(args: &[String], options: &OpenOptions) -> Outcome {
     let [path] = arguments(args)?;
     options.open(path)?;
     Ok(())
+}
+
+/// With flags that the standard library does not let pass.
+fn open_with(args: &[String], flags: i32) -> Outcome {
+    let path = c_string(arguments::<1>(args)?[0])?;
+    sys!(libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o644)).map(drop)
+}
+
+fn path_descriptor(path: &str) -> Result<File, Failure> {
+    let mut options = OpenOptions::new();
+    Ok(options.read(true).custom_flags(libc::O_PATH).open(path)?)
 }
 
 fn openat2(args: &[String]) -> Outcome {
@@ -329,6 +528,70 @@ fn openat2(args: &[String]) -> Outcome {
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
     nix::fcntl::openat2(AT_FDCWD, path, how)?;
+    Ok(())
+}
+
+fn openat2_below(args: &[String]) -> Outcome {
+    let [dir, name, how] = arguments(args)?;
+    let resolve = match how {
+        "in-root" => ResolveFlag::RESOLVE_IN_ROOT,
+        "beneath" => ResolveFlag::RESOLVE_BENEATH,
+        "no-symlinks" => ResolveFlag::RESOLVE_NO_SYMLINKS,
+        "no-xdev" => ResolveFlag::RESOLVE_NO_XDEV,
+        other => return Err(Failure::Usage(format!("{other} is no way to resolve"))),
+    };
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+        .resolve(resolve);
+    nix::fcntl::openat2(path_descriptor(dir)?, name, how)?;
+    Ok(())
+}
+
+fn open_by_handle(args: &[String]) -> Outcome {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; 128],
+    }
+    let [path, mount, how] = arguments(args)?;
+    let flags = match how {
+        "read" => libc::O_RDONLY,
+        "write" => libc::O_WRONLY,
+        "path" => libc::O_PATH,
+        other => return Err(Failure::Usage(format!("{other} is no way to open"))),
+    };
+    let (path, mount) = (c_string(path)?, File::open(mount)?);
+    let mut handle = Handle {
+        bytes: 128,
+        kind: 0,
+        data: [0; 128],
+    };
+    let (at, mut id) = (&raw mut handle, 0_i32);
+    sys!(libc::syscall(
+        libc::SYS_name_to_handle_at,
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        at,
+        &raw mut id,
+        0
+    ))?;
+    let fd = sys!(libc::syscall(
+        libc::SYS_open_by_handle_at,
+        mount.as_raw_fd(),
+        at,
+        flags | libc::O_CLOEXEC
+    ))?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    descriptor::keep(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    Ok(())
+}
+
+fn open_mapped(args: &[String]) -> Outcome {
+    let file = File::open(arguments::<1>(args)?[0])?;
+    let begin = map(&file, libc::PROT_READ, libc::MAP_PRIVATE)? as usize;
+    let name = format!("/proc/self/map_files/{begin:x}-{:x}", begin + PAGE);
+    OpenOptions::new().write(true).open(name)?;
     Ok(())
 }
 
@@ -349,10 +612,7 @@ fn open_dot_dot(args: &[String]) -> Outcome {
 
 fn reopen(args: &[String]) -> Outcome {
     let [path] = arguments(args)?;
-    let handle = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH)
-        .open(path)?;
+    let handle = path_descriptor(path)?;
     File::open(format!("/proc/self/fd/{}", handle.as_raw_fd()))?;
     Ok(())
 }
@@ -394,12 +654,27 @@ fn mknod(args: &[String]) -> Outcome {
 
 fn chmod(args: &[String]) -> Outcome {
     let [path, mode] = arguments(args)?;
-    let mode =
-        u32::from_str_radix(mode, 8).map_err(|_| Failure::Usage(format!("{mode} is not octal")))?;
     Ok(fs::set_permissions(
         path,
-        std::os::unix::fs::PermissionsExt::from_mode(mode),
+        std::os::unix::fs::PermissionsExt::from_mode(octal(mode)?),
     )?)
+}
+
+fn octal(mode: &str) -> Result<u32, Failure> {
+    u32::from_str_radix(mode, 8).map_err(|_| Failure::Usage(format!("{mode} is not octal")))
+}
+
+/// By `fchmodat2`, the only one of its kind that takes flags.
+fn change_mode(dir: RawFd, path: &str, mode: &str, flags: i32) -> Outcome {
+    let (path, mode) = (c_string(path)?, octal(mode)?);
+    sys!(libc::syscall(
+        libc::SYS_fchmodat2,
+        dir,
+        path.as_ptr(),
+        mode,
+        flags
+    ))
+    .map(drop)
 }
 
 fn chown(args: &[String]) -> Outcome {
@@ -436,6 +711,34 @@ fn setxattr(args: &[String]) -> Outcome {
     Errno::result(done).map(drop).map_err(Failure::from)
 }
 
+fn setxattrat(args: &[String]) -> Outcome {
+    /// Not in the libc crate, and `struct xattr_args` (include/uapi/linux/xattr.h).
+    const SYS_SETXATTRAT: i64 = 463;
+    #[repr(C)]
+    struct Arguments {
+        value: u64,
+        size: u32,
+        flags: u32,
+    }
+    let [path, name, value] = arguments(args)?;
+    let (path, name) = (c_string(path)?, c_string(name)?);
+    let given = Arguments {
+        value: value.as_ptr() as u64,
+        size: value.len() as u32,
+        flags: 0,
+    };
+    sys!(libc::syscall(
+        SYS_SETXATTRAT,
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        0,
+        name.as_ptr(),
+        &raw const given,
+        size_of_val(&given)
+    ))
+    .map(drop)
+}
+
 fn list(args: &[String]) -> Outcome {
     let [path] = arguments(args)?;
     for entry in fs::read_dir(path)? {
@@ -463,22 +766,71 @@ fn file_setattr(args: &[String]) -> Outcome {
 }
 
 fn mmap_exec(args: &[String]) -> Outcome {
-    let [path] = arguments(args)?;
-    let file = File::open(path)?;
-    // SAFETY: a fresh private mapping of a file that is open; nothing refers to it and it is unmapped at once.
-    unsafe {
-        let at = libc::mmap(
-            std::ptr::null_mut(),
-            1,
-            libc::PROT_READ | libc::PROT_EXEC,
-            libc::MAP_PRIVATE,
-            file.as_raw_fd(),
-            0,
-        );
-        if at == libc::MAP_FAILED {
-            return Err(Errno::last().into());
-        }
-        libc::munmap(at, 1);
-    }
+    let file = File::open(arguments::<1>(args)?[0])?;
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    map(&file, protection, libc::MAP_PRIVATE).map(drop)
+}
+
+/// Maps its first page. Nothing refers to it, and it stays until the process ends.
+fn map(file: &File, protection: i32, kind: i32) -> Result<*mut libc::c_void, Failure> {
+    sys!(libc::mmap(
+        std::ptr::null_mut(),
+        PAGE,
+        protection,
+        kind,
+        file.as_raw_fd(),
+        0
+    ))
+}
+
+/// From here on, what is mapped for reading is mapped as code too.
+fn imply_exec() -> Outcome {
+    personality::set(personality::get()? | Persona::READ_IMPLIES_EXEC)?;
     Ok(())
+}
+
+fn memory_file(flags: u32) -> Result<File, Failure> {
+    let fd = sys!(libc::memfd_create(
+        c"memory".as_ptr(),
+        flags | libc::MFD_CLOEXEC
+    ))?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn memory_exec(args: &[String]) -> Outcome {
+    let code = libc::PROT_READ | libc::PROT_EXEC;
+    match arguments::<1>(args)?[0] {
+        "anonymous" => anonymous_exec(PAGE, 0),
+        // No page is taken before it is touched, so that the host need not have any.
+        "huge" => anonymous_exec(
+            HUGE_PAGE,
+            libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_NORESERVE,
+        ),
+        "file" => {
+            let file = memory_file(0)?;
+            file.set_len(PAGE as u64)?;
+            map(&file, code, libc::MAP_SHARED).map(drop)
+        }
+        "shared" => {
+            let id = sys!(libc::shmget(libc::IPC_PRIVATE, PAGE, 0o700))?;
+            let attached = sys!(libc::shmat(id, std::ptr::null(), libc::SHM_EXEC));
+            // It goes when the process ends.
+            sys!(libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()))?;
+            attached.map(drop)
+        }
+        other => Err(Failure::Usage(format!("{other} is no kind of memory"))),
+    }
+}
+
+fn anonymous_exec(length: usize, kind: i32) -> Outcome {
+    sys!(libc::mmap(
+        std::ptr::null_mut(),
+        length,
+        libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | kind,
+        -1,
+        0
+    ))
+    .map(drop)
 }

@@ -19,6 +19,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |args| Ok(std::env::set_current_dir(arguments::<1>(args)?[0])?),
     },
     Operation {
+        name: "variable",
+        usage: "NAME VALUE (in the environment of what is executed)",
+        run: |args| {
+            let [name, value] = arguments(args)?;
+            // SAFETY: the actor has one thread, but for those that the operation `thread` makes and waits for.
+            unsafe { std::env::set_var(name, value) };
+            Ok(())
+        },
+    },
+    Operation {
         name: "descend",
         usage: "DIR NAME LEVELS (from DIR so many times into NAME)",
         run: descend,

@@ -1,16 +1,21 @@
 //! Operations that go through io_uring: the same acts without the system calls that usually carry them.
 
 use std::{
-    ffi::CString,
-    io::Write as _,
-    os::fd::{AsRawFd as _, FromRawFd, OwnedFd},
+    ffi::{CStr, CString},
+    fs::{File, OpenOptions},
+    io::{Read as _, Write as _},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd as _, FromRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     time::Duration,
 };
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 
-use super::{Failure, Operation, Outcome, arguments, c_string};
+use super::{Failure, Operation, Outcome, arguments, c_string, process};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
@@ -22,6 +27,33 @@ pub(super) const OPERATIONS: &[Operation] = &[
         name: "io_uring-openat-linked",
         usage: "PATH (for reading, when another request is done)",
         run: |args| openat(args, libc::O_RDONLY, submit_linked),
+    },
+    Operation {
+        name: "io_uring-openat-by-worker",
+        usage: "PATH (for reading, by a worker of the ring's)",
+        run: |args| {
+            openat(args, libc::O_RDONLY, |entry| {
+                submit(&entry.clone().flags(squeue::Flags::ASYNC))
+            })
+        },
+    },
+    Operation {
+        name: "io_uring-openat-polled",
+        usage: "PATH (for reading, by the thread of a ring that polls for what is submitted: SQPOLL)",
+        run: |args| {
+            openat(args, libc::O_RDONLY, |entry| {
+                let mut ring = IoUring::builder().setup_sqpoll(100).build(2)?;
+                submit_to(&mut ring, entry)
+            })
+        },
+    },
+    Operation {
+        name: "io_uring-openat-by-child",
+        usage: "PATH (for reading, by a child that submits to its parent's ring)",
+        run: |args| {
+            let mut ring = IoUring::new(2)?;
+            process::in_child(|| openat(args, libc::O_RDONLY, |entry| submit_to(&mut ring, entry)))
+        },
     },
     Operation {
         name: "io_uring-creat",
@@ -37,6 +69,15 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: unlink,
     },
     Operation {
+        name: "io_uring-rmdir",
+        usage: "PATH",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let entry = opcode::UnlinkAt::new(CWD, path.as_ptr()).flags(libc::AT_REMOVEDIR);
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
         name: "io_uring-openat2",
         usage: "PATH (for reading)",
         run: |args| {
@@ -47,19 +88,44 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "io_uring-openat2-in-root",
+        usage: "DIR NAME (for reading, by a descriptor of DIR, RESOLVE_IN_ROOT)",
+        run: |args| {
+            let [dir, name] = arguments(args)?;
+            let mut options = OpenOptions::new();
+            let dir = options.read(true).custom_flags(libc::O_PATH).open(dir)?;
+            let name = c_string(name)?;
+            let how = types::OpenHow::new()
+                .flags((libc::O_RDONLY | libc::O_CLOEXEC) as u64)
+                .resolve(libc::RESOLVE_IN_ROOT);
+            let dir = types::Fd(dir.as_raw_fd());
+            let entry = opcode::OpenAt2::new(dir, name.as_ptr(), &raw const how);
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
         name: "io_uring-open-direct",
         usage: "PATH (for reading, into a slot of the ring and no descriptor)",
         run: |args| {
             let path = c_string(arguments::<1>(args)?[0])?;
-            let mut ring = IoUring::new(2)?;
-            ring.submitter().register_files_sparse(1)?;
-            let slot = types::DestinationSlot::auto_target();
-            let entry = opcode::OpenAt::new(CWD, path.as_ptr())
-                .flags(libc::O_RDONLY)
-                .file_index(Some(slot))
-                .build();
-            submit_to(&mut ring, &entry).map(drop)
+            let mut ring = with_slot()?;
+            submit_to(&mut ring, &open_direct(&path)).map(drop)
         },
+    },
+    Operation {
+        name: "io_uring-splice",
+        usage: "PATH (opens it into a slot, and from there splices a byte to a pipe)",
+        run: splice,
+    },
+    Operation {
+        name: "io_uring-install",
+        usage: "PATH (opens it into a slot, makes a descriptor of that, and reads from it)",
+        run: install,
+    },
+    Operation {
+        name: "io_uring-pass",
+        usage: "PATH (opens it into a slot, passes it to another ring by a message, and reads it there)",
+        run: pass,
     },
     Operation {
         name: "io_uring-message-of-init",
@@ -102,6 +168,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "io_uring-exchange",
+        usage: "FROM TO",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            let (from, to) = (c_string(from)?, c_string(to)?);
+            let entry = opcode::RenameAt::new(CWD, from.as_ptr(), CWD, to.as_ptr());
+            submit(&entry.flags(libc::RENAME_EXCHANGE).build()).map(drop)
+        },
+    },
+    Operation {
         name: "io_uring-link",
         usage: "FROM TO",
         run: |args| {
@@ -131,6 +207,36 @@ pub(super) const OPERATIONS: &[Operation] = &[
             let entry =
                 opcode::SetXattr::new(name.as_ptr(), value.as_ptr().cast(), path.as_ptr(), length);
             submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-fsetxattr",
+        usage: "PATH NAME VALUE (by a descriptor that was opened for reading)",
+        run: |args| {
+            let [path, name, value] = arguments(args)?;
+            let (file, name) = (File::open(path)?, c_string(name)?);
+            let (fd, length) = (types::Fd(file.as_raw_fd()), value.len() as u32);
+            let entry = opcode::FSetXattr::new(fd, name.as_ptr(), value.as_ptr().cast(), length);
+            submit(&entry.build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-truncate",
+        usage: "PATH (opens it for writing, then empties it)",
+        run: |args| {
+            let [path] = arguments(args)?;
+            let file = OpenOptions::new().write(true).open(path)?;
+            submit(&opcode::Ftruncate::new(types::Fd(file.as_raw_fd()), 0).build()).map(drop)
+        },
+    },
+    Operation {
+        name: "io_uring-stat",
+        usage: "PATH",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            let mut told = MaybeUninit::<libc::statx>::uninit();
+            let entry = opcode::Statx::new(CWD, path.as_ptr(), told.as_mut_ptr().cast());
+            submit(&entry.mask(libc::STATX_BASIC_STATS).build()).map(drop)
         },
     },
     Operation {
@@ -200,6 +306,70 @@ fn openat(
     // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(())
+}
+
+/// A ring that can hold one file in a slot of its own.
+fn with_slot() -> Result<IoUring, Failure> {
+    let ring = IoUring::new(4)?;
+    ring.submitter().register_files_sparse(1)?;
+    Ok(ring)
+}
+
+/// The only slot of such a ring.
+const SLOT: types::Fixed = types::Fixed(0);
+
+/// An open for reading into that slot.
+fn open_direct(path: &CStr) -> squeue::Entry {
+    opcode::OpenAt::new(CWD, path.as_ptr())
+        .flags(libc::O_RDONLY)
+        .file_index(Some(types::DestinationSlot::auto_target()))
+        .build()
+}
+
+fn splice(args: &[String]) -> Outcome {
+    let path = c_string(arguments::<1>(args)?[0])?;
+    let (_reader, writer) = std::io::pipe()?;
+    let mut ring = with_slot()?;
+    submit_to(&mut ring, &open_direct(&path))?;
+    let to = types::Fd(writer.as_raw_fd());
+    one_byte(submit_to(
+        &mut ring,
+        &opcode::Splice::new(SLOT, 0, to, -1, 1).build(),
+    )?)
+}
+
+fn install(args: &[String]) -> Outcome {
+    let path = c_string(arguments::<1>(args)?[0])?;
+    let mut ring = with_slot()?;
+    submit_to(&mut ring, &open_direct(&path))?;
+    let fd = submit_to(&mut ring, &opcode::FixedFdInstall::new(SLOT, 0).build())?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(file.read_exact(&mut [0])?)
+}
+
+fn pass(args: &[String]) -> Outcome {
+    /// Tells the other ring nothing: include/uapi/linux/io_uring.h, `IORING_MSG_RING_CQE_SKIP`.
+    const SILENTLY: u32 = 1;
+    let path = c_string(arguments::<1>(args)?[0])?;
+    let (mut ring, mut other) = (with_slot()?, with_slot()?);
+    submit_to(&mut ring, &open_direct(&path))?;
+    let (to, slot) = (
+        types::Fd(other.as_raw_fd()),
+        types::DestinationSlot::auto_target(),
+    );
+    let message = opcode::MsgRingSendFd::new(to, SLOT, slot, 0).opcode_flags(SILENTLY);
+    submit_to(&mut ring, &message.build())?;
+    let mut byte = [0_u8; 1];
+    let read = opcode::Read::new(SLOT, byte.as_mut_ptr(), 1).build();
+    one_byte(submit_to(&mut other, &read)?)
+}
+
+fn one_byte(moved: i32) -> Outcome {
+    match moved {
+        1 => Ok(()),
+        other => Err(Failure::Usage(format!("{other} bytes were moved"))),
+    }
 }
 
 fn unlink(args: &[String]) -> Outcome {

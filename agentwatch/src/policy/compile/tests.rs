@@ -117,6 +117,75 @@ fn the_nearest_place_decides_and_states_everything() {
 }
 
 #[test]
+fn settings_of_the_kernel_are_written_by_who_names_them() {
+    let around = compiled("[files]\nwrite = ['/', '/proc', '/sys/fs/cgroup/mine']\n");
+    let named = compiled(
+        "[files]\nwrite = ['/sys', '/proc/sys/kernel/domainname']\nread = ['/proc/sys']\n",
+    );
+    for (policy, path, expected) in [
+        (
+            &around,
+            "/proc/1/comm",
+            "r files.write[1], w files.write[1], - files.write[1]",
+        ),
+        (
+            &around,
+            "/proc/sys/kernel/core_pattern",
+            "r files.write[1], - host.settings, - files.write[1]",
+        ),
+        (
+            &around,
+            "/proc/sysrq-trigger",
+            "r files.write[1], - host.settings, - files.write[1]",
+        ),
+        (
+            &around,
+            "/sys/power/state",
+            "r files.write[0], - host.settings, - files.write[0]",
+        ),
+        (
+            &around,
+            "/sys/fs/cgroup/cgroup.procs",
+            "r files.write[0], - host.settings, - files.write[0]",
+        ),
+        (
+            &around,
+            "/sys/fs/cgroup/mine/cgroup.procs",
+            "r files.write[2], w files.write[2], - files.write[2]",
+        ),
+        (
+            &named,
+            "/sys/power/state",
+            "r files.write[0], w files.write[0], - files.write[0]",
+        ),
+        (
+            &named,
+            "/sys/kernel/uevent_helper",
+            "r files.write[0], - host.settings, - files.write[0]",
+        ),
+        (
+            &named,
+            "/proc/sys/kernel/core_pattern",
+            "r files.read[0], - files.read[0], - files.read[0]",
+        ),
+        (
+            &named,
+            "/proc/sys/kernel/domainname",
+            "r files.write[1], w files.write[1], - files.write[1]",
+        ),
+    ] {
+        assert_eq!(rights(policy, path), expected, "{path}");
+    }
+    // A policy that reaches none of them has no places more than it names.
+    assert_eq!(
+        compiled("[files]\nread = ['/']\nwrite = ['/w']\n")
+            .places
+            .len(),
+        2
+    );
+}
+
+#[test]
 fn a_name_wins_over_the_places_around_it_and_not_over_its_own() {
     let policy = compiled(
         r#"
