@@ -3,6 +3,7 @@
 
 use std::{
     ffi::{CString, c_void},
+    net::{Ipv4Addr, TcpListener},
     io::{IoSliceMut, Write as _},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
@@ -54,6 +55,8 @@ struct Before {
     page: *mut c_void,
     key: i64,
     shared_memory: i32,
+    /// A socket that listens on loopback.
+    listener: Option<TcpListener>,
 }
 
 const PAGE: usize = 4096;
@@ -103,6 +106,9 @@ impl Before {
             page,
             key,
             shared_memory,
+            listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+                .ok(),
         })
     }
 }
@@ -134,6 +140,14 @@ const ACTS: &[Act] = acts! {
     "inode_setattr", FILES, false, |p| unsafe { libc::chmod(p.file.as_ptr(), 0o640) as i64 };
     "inode_setxattr", FILES, false, |p| unsafe {
         libc::setxattr(p.file.as_ptr(), p.name.as_ptr(), std::ptr::null(), 0, 0) as i64
+    };
+    "inode_removexattr", FILES, false, |p| unsafe {
+        libc::removexattr(p.file.as_ptr(), p.name.as_ptr()) as i64
+    };
+    "file_ioctl", FILES, false, |p| unsafe {
+        const FS_IOC_SETFLAGS: libc::Ioctl = 0x4008_6602;
+        let none = 0u64;
+        libc::ioctl(p.before.file.as_raw_fd(), FS_IOC_SETFLAGS, &raw const none) as i64
     };
     "path_notify", FILES, false, |p| unsafe {
         let watch = libc::inotify_init1(libc::IN_CLOEXEC);
@@ -178,6 +192,12 @@ const ACTS: &[Act] = acts! {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
         libc::listen(socket, 1) as i64
     };
+    "socket_accept", REST, false, |p| unsafe {
+        let Some(listener) = &p.before.listener else {
+            return UNTRIED;
+        };
+        libc::accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) as i64
+    };
     "socket_create", REST, false, |_| unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) as i64 };
     "connect4", REST, true, |_| inet(Call::Connect, false);
     "connect6", REST, true, |_| inet(Call::Connect, true);
@@ -194,6 +214,14 @@ const ACTS: &[Act] = acts! {
     "task_kill", REST, false, |_| unsafe { libc::kill(libc::getppid(), libc::SIGURG) as i64 };
     "task_setnice", REST, false, |_| unsafe {
         libc::setpriority(libc::PRIO_PROCESS, libc::getppid().cast_unsigned(), 1) as i64
+    };
+    "task_setscheduler", REST, false, |_| unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(libc::getppid(), libc::SCHED_OTHER, &raw const parameters) as i64
+    };
+    "task_setioprio", REST, false, |_| unsafe {
+        const IOPRIO_WHO_PROCESS: i32 = 1;
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, libc::getppid(), 0)
     };
     "task_setrlimit", REST, false, |_| unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();
@@ -216,6 +244,18 @@ const ACTS: &[Act] = acts! {
         libc::gethostname(name.as_mut_ptr().cast(), 64);
         let len = name.iter().position(|byte| *byte == 0).unwrap_or(64);
         libc::sethostname(name.as_ptr().cast(), len) as i64
+    };
+    "syslog", REST, false, |_| unsafe {
+        const SYSLOG_ACTION_READ_ALL: i32 = 3;
+        let mut text = [0u8; 1];
+        libc::klogctl(SYSLOG_ACTION_READ_ALL, text.as_mut_ptr().cast(), 1) as i64
+    };
+    "sb_pivotroot", REST, false, |p| unsafe {
+        libc::syscall(libc::SYS_pivot_root, p.directory.as_ptr(), p.directory.as_ptr())
+    };
+    "move_mount", REST, false, |p| unsafe {
+        let (at, path) = (libc::AT_FDCWD, p.directory.as_ptr());
+        libc::syscall(libc::SYS_move_mount, at, path, at, path, 0)
     };
     "sb_mount", REST, false, |p| unsafe {
         let kind = c"tmpfs";
