@@ -86,6 +86,7 @@ macro_rules! with_members {
             KEY_SERIAL = "key": "serial";
             SOCKET_STATE = "socket": "state";
             SOCK_FAMILY = "sock": "__sk_common.skc_family";
+            SOCK_PROTOCOL = "sock": "sk_protocol";
             SOCK_DADDR = "sock": "__sk_common.skc_daddr";
             SOCK_DADDR6 = "sock": "__sk_common.skc_v6_daddr";
             SOCK_RCV_SADDR = "sock": "__sk_common.skc_rcv_saddr";

@@ -402,8 +402,10 @@ fn received(subject: &Subject, file: FileAt) -> i32 {
     if family != AF_INET && family != AF_INET6 {
         return usable(subject, u32::from(family) & 63, family, kind);
     }
-    if kind == SOCK_RAW {
-        return usable(subject, family::RAW, family, kind);
+    // One that the session could not make is none that it is given either.
+    let bit = family_bit(u32::from(family), kind, sock.protocol());
+    if bit != u32::from(family) {
+        return usable(subject, bit, family, kind);
     }
     let port = sock.peer_port();
     if port == 0 {

@@ -93,6 +93,10 @@ impl SockAt {
     pub fn family(self) -> u16 {
         member(self.0, &SOCK_FAMILY)
     }
+    #[inline(always)]
+    pub fn protocol(self) -> u32 {
+        u32::from(member::<u16, _>(self.0, &SOCK_PROTOCOL))
+    }
     /// The peer's address: IPv4 in network order, or IPv6 words.
     #[inline(always)]
     pub fn peer4(self) -> u32 {

@@ -3,8 +3,8 @@
 
 use std::{
     ffi::{CString, c_void},
-    net::{Ipv4Addr, TcpListener},
     io::{IoSliceMut, Write as _},
+    net::{Ipv4Addr, TcpListener},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,

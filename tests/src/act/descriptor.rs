@@ -13,12 +13,12 @@ use std::{
 use nix::{
     fcntl::OFlag,
     sys::{
-        socket::{ControlMessageOwned, MsgFlags, recvmsg},
+        socket::{self, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
         stat::Mode,
     },
 };
 
-use super::{Failure, Operation, Outcome, arguments, c_string, number, process, sys};
+use super::{Failure, Operation, Outcome, arguments, c_string, net, number, process, sys};
 
 /// Descriptors that are kept between the operations of one step, the newest last.
 static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
@@ -172,6 +172,48 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "held-accept",
+        usage: "",
+        run: |_| held(net::accept),
+    },
+    Operation {
+        name: "held-accept-by-io_uring",
+        usage: "",
+        run: |_| held(net::accept_by_ring),
+    },
+    Operation {
+        name: "held-listen",
+        usage: "",
+        run: |_| held(|fd| sys!(libc::listen(fd, 1)).map(drop)),
+    },
+    Operation {
+        name: "held-bind",
+        usage: "ADDR PORT",
+        run: |args| {
+            let to = SockaddrStorage::from(net::address(args)?);
+            held(|fd| Ok(socket::bind(fd, &to)?))
+        },
+    },
+    Operation {
+        name: "held-connect",
+        usage: "ADDR PORT",
+        run: |args| {
+            let to = SockaddrStorage::from(net::address(args)?);
+            held(|fd| Ok(socket::connect(fd, &to)?))
+        },
+    },
+    Operation {
+        name: "held-sendto",
+        usage: "ADDR PORT",
+        run: |args| {
+            let to = SockaddrStorage::from(net::address(args)?);
+            held(|fd| {
+                socket::sendto(fd, b"hello", &to, MsgFlags::empty())?;
+                Ok(())
+            })
+        },
+    },
+    Operation {
         name: "copy-to",
         usage: "PATH range|sendfile|splice (from the held descriptor)",
         run: copy_to,
@@ -192,6 +234,17 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |args| receive(args, false),
     },
     Operation {
+        name: "receive-socket",
+        usage: "SOCKET WORDS... (asks the process outside for a socket, and keeps it: see `outside`)",
+        run: |args| {
+            let Some((socket, words)) = args.split_first() else {
+                return Err(Failure::Usage("a socket to ask at is needed".to_owned()));
+            };
+            keep(ask(socket, &format!("socket {}", words.join(" ")))?);
+            Ok(())
+        },
+    },
+    Operation {
         name: "inherited",
         usage: "FD (whether it is open)",
         run: |args| {
@@ -209,7 +262,7 @@ pub(super) fn keep(fd: OwnedFd) {
 }
 
 /// Acts on the newest descriptor.
-fn held(act: impl FnOnce(RawFd) -> Outcome) -> Outcome {
+pub(super) fn held(act: impl FnOnce(RawFd) -> Outcome) -> Outcome {
     let newest = HELD
         .lock()
         .ok()
@@ -323,9 +376,19 @@ fn handle_open(args: &[String]) -> Outcome {
 
 fn receive(args: &[String], read: bool) -> Outcome {
     let [socket, path] = arguments(args)?;
+    let mut file = std::fs::File::from(ask(socket, path)?);
+    if read {
+        file.read_exact(&mut [0])?;
+    }
+    keep(file.into());
+    Ok(())
+}
+
+/// Asks the process outside for a descriptor.
+fn ask(socket: &str, what: &str) -> Result<OwnedFd, Failure> {
     let mut stream = UnixStream::connect(socket)
         .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
-    stream.write_all(format!("{path}\n").as_bytes())?;
+    stream.write_all(format!("{what}\n").as_bytes())?;
     let mut byte = [0_u8; 1];
     let mut parts = [std::io::IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!(RawFd);
@@ -341,15 +404,8 @@ fn receive(args: &[String], read: bool) -> Outcome {
         _ => None,
     });
     match fd {
-        Some(fd) => {
-            // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
-            let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-            if read {
-                file.read_exact(&mut [0])?;
-            }
-            keep(file.into());
-            Ok(())
-        }
+        // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+        Some(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         // The kernel drops a descriptor that may not be received, and marks the message as cut short.
         None if truncated => Err(nix::errno::Errno::EACCES.into()),
         None => Err(Failure::Usage("no descriptor came".to_owned())),

@@ -5,8 +5,9 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, IoSlice, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{
             fs::PermissionsExt,
             net::{UnixListener, UnixStream},
@@ -15,8 +16,8 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, sendmsg, sockopt};
 
 use super::{Failure, ipc, sys};
 
@@ -45,6 +46,9 @@ pub fn serve(dir: &Path) -> Result<()> {
     values.insert("outside.pid".into(), own.to_string());
     values.insert("outside.word".into(), (word.as_ptr() as usize).to_string());
     values.insert("outside.fd".into(), kept.as_raw_fd().to_string());
+    let waits = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen")?;
+    let own_socket = waits.as_raw_fd().to_string();
+    values.insert("outside.socket".into(), own_socket);
     values.insert("outside.posix-shm".into(), posix.clone());
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
@@ -148,11 +152,15 @@ fn remove(values: &BTreeMap<String, String>) {
     }
 }
 
-/// Reads a path and answers with a descriptor of it.
+/// Reads what is wanted and answers with a descriptor of it: a path, or `socket` and the words of [`make_socket`].
 fn hand_out(client: &UnixStream) -> Result<()> {
-    let mut path = String::new();
-    BufReader::new(client).read_line(&mut path)?;
-    let file = File::open(path.trim())?;
+    let mut wanted = String::new();
+    BufReader::new(client).read_line(&mut wanted)?;
+    let wanted = wanted.trim();
+    let file = match wanted.strip_prefix("socket ") {
+        Some(words) => make_socket(&words.split(' ').collect::<Vec<_>>())?,
+        None => File::open(wanted)?.into(),
+    };
     let fds = [file.as_raw_fd()];
     sendmsg::<()>(
         client.as_raw_fd(),
@@ -162,4 +170,74 @@ fn hand_out(client: &UnixStream) -> Result<()> {
         None,
     )?;
     Ok(())
+}
+
+/// Makes a socket: `raw`, `udplite`, `packet`, `stream` and `datagram` as they are; `tcp`, `mptcp`, `udp ADDR PORT` and `unix PATH` that are connected,
+/// `mapped ADDR PORT` one of IPv6 to an address of IPv4; `bound ADDR PORT`; `listener ADDR PORT` that a connection waits at.
+fn make_socket(words: &[&str]) -> Result<OwnedFd> {
+    let [kind, rest @ ..] = words else {
+        bail!("no socket was named");
+    };
+    let plain = |kind, protocol| open(libc::AF_INET, kind, protocol);
+    Ok(match (*kind, rest) {
+        ("raw", []) => plain(libc::SOCK_RAW, libc::IPPROTO_ICMP)?,
+        ("udplite", []) => plain(libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?,
+        ("packet", []) => open(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?,
+        ("stream", []) => plain(libc::SOCK_STREAM, 0)?,
+        ("datagram", []) => plain(libc::SOCK_DGRAM, 0)?,
+        ("unix", [path]) => UnixStream::connect(path)?.into(),
+        ("tcp", [addr, port]) => TcpStream::connect(peer(addr, port)?)?.into(),
+        ("mapped", [addr, port]) => match peer(addr, port)?.ip() {
+            IpAddr::V4(addr) => {
+                let mapped = addr.to_ipv6_mapped().into();
+                let to = SocketAddr::new(mapped, port.parse()?);
+                TcpStream::connect(to)?.into()
+            }
+            IpAddr::V6(addr) => bail!("{addr} is no address of IPv4"),
+        },
+        ("mptcp", [addr, port]) => {
+            let fd = plain(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+            socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(peer(addr, port)?))?;
+            fd
+        }
+        ("udp", [addr, port]) => {
+            let to = peer(addr, port)?;
+            let family = match to {
+                SocketAddr::V4(_) => libc::AF_INET,
+                SocketAddr::V6(_) => libc::AF_INET6,
+            };
+            let fd = open(family, libc::SOCK_DGRAM, 0)?;
+            socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+            fd
+        }
+        ("bound", [addr, port]) => bound(peer(addr, port)?)?,
+        ("listener", [addr, port]) => {
+            let at = peer(addr, port)?;
+            let fd = bound(at)?;
+            socket::listen(&fd, socket::Backlog::new(1)?)?;
+            // The connection waits, though nobody is at its other end any more.
+            TcpStream::connect(at)?;
+            fd
+        }
+        _ => bail!("there is no socket {}", words.join(" ")),
+    })
+}
+
+fn peer(addr: &str, port: &str) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(addr.parse()?, port.parse()?))
+}
+
+fn open(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    let fd = sys!(libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol))
+        .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A TCP socket with an address of its own.
+fn bound(address: SocketAddr) -> Result<OwnedFd> {
+    let fd = open(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(fd)
 }

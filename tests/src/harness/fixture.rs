@@ -192,7 +192,8 @@ impl Listeners {
         Ok(())
     }
 
-    /// Opens UNIX sockets anew: their files go with the scenario's directory.
+    /// Opens UNIX sockets anew: their files go with the scenario's directory. A second path in a socket's address is a hard link to the
+    /// first.
     pub fn open_unix(&mut self, fixtures: &[ListenerFixture], dir: &Path) -> Result<()> {
         self.unix.clear();
         for fixture in fixtures {
@@ -203,8 +204,12 @@ impl Listeners {
                 ListenerKind::Tcp | ListenerKind::Udp => continue,
             };
             let socket = socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
-            let path = dir.join(&fixture.addr);
-            let address = match fixture.addr.strip_prefix('@') {
+            let (addr, link) = match fixture.addr.split_once(' ') {
+                Some((addr, link)) => (addr, Some(link)),
+                None => (fixture.addr.as_str(), None),
+            };
+            let path = dir.join(addr);
+            let address = match addr.strip_prefix('@') {
                 Some(name) => UnixAddr::new_abstract(name.as_bytes())?,
                 None => {
                     fs::create_dir_all(path.parent().unwrap_or(dir))?;
@@ -213,8 +218,11 @@ impl Listeners {
             };
             socket::bind(socket.as_raw_fd(), &address)
                 .with_context(|| format!("bind the listener {}", fixture.name))?;
-            if !fixture.addr.starts_with('@') {
+            if !addr.starts_with('@') {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+            }
+            if let Some(link) = link {
+                fs::hard_link(&path, dir.join(link))?;
             }
             if kind != SockType::Datagram {
                 socket::listen(&socket, Backlog::new(64)?)?;
