@@ -26,6 +26,7 @@ use crate::{
     act::script::{Done, Step},
     harness::{
         agentwatch::{Daemon, said},
+        capability::Doctor,
         compare, conformance,
         run::{Actor, Stage, Verdict},
     },
@@ -40,7 +41,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 5] = [
+pub const TRIALS: [Trial; 7] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -65,6 +66,16 @@ pub const TRIALS: [Trial; 5] = [
         name: "denials_survive_a_full_ring",
         needs: &["bpf-lsm"],
         try_it: full_ring,
+    },
+    Trial {
+        name: "refusals_beyond_their_ring_are_declared",
+        needs: &["bpf-lsm"],
+        try_it: full_ring_of_refusals,
+    },
+    Trial {
+        name: "failed_opens_without_kprobes",
+        needs: &["bpf-lsm"],
+        try_it: failed_opens_without_kprobes,
     },
 ];
 
@@ -248,6 +259,118 @@ fn full_ring(place: &Place<'_>) -> Result<()> {
         after < before + 160 * 1024,
         "the daemon grew from {before} kB to {after} kB"
     );
+    Ok(())
+}
+
+/// The same of more refusals than their own ring holds: each is refused, and those that are not told of are declared.
+fn full_ring_of_refusals(place: &Place<'_>) -> Result<()> {
+    /// Of more than 3 KiB each, where the ring has 2 MiB.
+    const REFUSALS: usize = 1500;
+    const LEVELS: usize = 14;
+    const LENGTH: usize = 220;
+    let deep = (0..LEVELS).fold(place.dir.clone(), |dir, _| dir.join("d".repeat(LENGTH)));
+    fs::create_dir_all(&deep)?;
+    let policy = place.policy("")?;
+    let script: Vec<String> = (0..REFUSALS)
+        .map(|n| format!("creat {}/{n}", deep.display()))
+        .collect();
+    let begun = format!("write-text {} x", place.path("in/begun"));
+    let script = steps(&[vec![begun, "sleep 1000".to_owned()], script].concat());
+    let daemon = Pid::from_raw(place.daemon.pid().cast_signed());
+    let done = AtomicBool::new(false);
+    let results = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !place.dir.join("in/begun").exists() && !done.load(Ordering::SeqCst) {
+                sleep(Duration::from_millis(1));
+            }
+            let stopped = kill(daemon, Signal::SIGSTOP);
+            while !done.load(Ordering::SeqCst) {
+                sleep(Duration::from_millis(1));
+            }
+            let _ = stopped.and_then(|()| kill(daemon, Signal::SIGCONT));
+        });
+        let results = place.actor().perform(place.held(&policy), &script);
+        done.store(true, Ordering::SeqCst);
+        results
+    })?;
+    let refused = results.iter().filter(|done| done.outcome == "EACCES");
+    ensure!(refused.count() == REFUSALS, "not everything was refused");
+    let events = place.events(true)?;
+    let counts = compare::ended_counts(&events).context("the session's account")?;
+    let declared: u64 = events
+        .iter()
+        .filter_map(|event| event.pointer("/loss/events")?.as_u64())
+        .sum();
+    ensure!(
+        declared > 0 && Some(declared) == counts["lost"].as_u64(),
+        "{declared} declared lost: {counts}"
+    );
+    let told = events
+        .iter()
+        .filter(|event| field(event, "/verdict") == "denied" && field(event, "/kind") == "create");
+    let told = told.count() as u64;
+    ensure!(
+        told > 0 && told + declared >= REFUSALS as u64,
+        "{told} told of and {declared} declared lost are fewer than {REFUSALS}: {counts}"
+    );
+    println!("  {counts}");
+    Ok(())
+}
+
+/// Where nothing can be attached to what only failed opens pass, all opens are looked at, and the record is the same.
+fn failed_opens_without_kprobes(place: &Place<'_>) -> Result<()> {
+    let debugfs = Path::new("/sys/kernel/debug");
+    let none = None::<&str>;
+    nix::mount::mount(none, debugfs, Some("debugfs"), MsFlags::empty(), none)
+        .context("mount debugfs")?;
+    let switch = debugfs.join("kprobes/enabled");
+    fs::write(&switch, "0").context("switch kprobes off")?;
+    let tried = failed_opens_by_another_daemon(place);
+    fs::write(&switch, "1").context("switch kprobes on again")?;
+    nix::mount::umount2(debugfs, MntFlags::MNT_DETACH)?;
+    tried
+}
+
+fn failed_opens_by_another_daemon(place: &Place<'_>) -> Result<()> {
+    let root = place.dir.join("daemon");
+    fs::create_dir(&root)?;
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755))?;
+    let daemon = Daemon::start(&place.daemon.agentwatch.binary, &root)?;
+    let doctor = Doctor::ask(&daemon.agentwatch)?;
+    let check = doctor
+        .checks
+        .iter()
+        .find(|check| check.name == "failed-opens");
+    let detail = check.map_or("nothing", |check| check.detail.as_str());
+    println!("  {detail}");
+    ensure!(
+        detail.starts_with("looked at where any open of the host ends"),
+        "doctor says of failed opens: {detail}"
+    );
+    let place = Place {
+        name: place.name,
+        dir: place.dir.clone(),
+        daemon: &daemon,
+        stage: place.stage,
+    };
+    let policy = place.policy("")?;
+    let missing = ["open", "openat2", "io_uring"].map(|way| place.path(&format!("in/by-{way}")));
+    let script = steps(&[
+        format!("open-by-open {}", missing[0]),
+        format!("openat2 {}", missing[1]),
+        format!("io_uring-openat {}", missing[2]),
+    ]);
+    expect(
+        &place.actor().perform(place.held(&policy), &script)?,
+        &["ENOENT"; 3],
+    )?;
+    let events = place.events(false)?;
+    for path in &missing {
+        let told = events
+            .iter()
+            .any(|event| field(event, "/file/path") == path && event["errno"] == libc::ENOENT);
+        ensure!(told, "{path} is in no event");
+    }
     Ok(())
 }
 

@@ -574,6 +574,13 @@ pub fn key_alloc(ctx: LsmContext) -> i32 {
     0
 }
 
+/// A keyring for the parent (`KEYCTL_SESSION_TO_PARENT`), which nothing else makes credentials of this kind for. The kernel makes `ENOMEM`
+/// of what is refused here.
+#[lsm(hook = "cred_alloc_blank")]
+pub fn cred_alloc_blank(_ctx: LsmContext) -> i32 {
+    outside(guard::KEYRING, Task::current().parent().0, 0, true)
+}
+
 #[lsm(hook = "key_free")]
 pub fn key_free(ctx: LsmContext) -> i32 {
     gone(kernel::raw_argument(aya_ebpf::EbpfContext::as_ptr(&ctx), 0));

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::policy::{
     explain::{self, UnixPeer},
-    model::{Access, Compiled, Decision, Effect, UnixTarget},
+    model::{Access, Compiled, Decision, Effect, RuleIndex, UnixTarget},
 };
 
 /// A place in the kernel's map: a file, or a kind of file system.
@@ -142,7 +142,7 @@ pub fn entries(
         }
     }
     entries.pin_ancestors(policy, &mut looked);
-    entries.protect(&mut looked, own);
+    entries.protect(policy, &mut looked, own);
     entries.measure();
     Ok(entries)
 }
@@ -642,15 +642,26 @@ impl Entries {
             if decision.effect == Effect::Allow {
                 continue;
             }
-            for above in protected.path.ancestors().skip(1) {
-                if explain::decide_file(policy, Access::Write, above).effect == Effect::Deny {
-                    break;
-                }
-                let Ok(Some(seen)) = looked.seen(above) else {
-                    continue;
-                };
-                self.flag(policy, above, &seen, place::PINNED).pin_rule = decision.rule;
+            self.pin_above(policy, looked, &protected.path, decision.rule);
+        }
+    }
+
+    /// Keeps what a session may write above a path where it is.
+    fn pin_above(
+        &mut self,
+        policy: &Compiled,
+        looked: &mut Looked<'_>,
+        path: &Path,
+        rule: RuleIndex,
+    ) {
+        for above in path.ancestors().skip(1) {
+            if explain::decide_file(policy, Access::Write, above).effect == Effect::Deny {
+                break;
             }
+            let Ok(Some(seen)) = looked.seen(above) else {
+                continue;
+            };
+            self.flag(policy, above, &seen, place::PINNED).pin_rule = rule;
         }
     }
 
@@ -671,7 +682,7 @@ impl Entries {
     }
 
     /// Closes what is ours to everyone in a session, but for the socket that they may ask on.
-    fn protect(&mut self, looked: &mut Looked<'_>, own: &Own) {
+    fn protect(&mut self, policy: &Compiled, looked: &mut Looked<'_>, own: &Own) {
         let closed = Place {
             effects: [effect::DENY; 3],
             rules: [rule::SELF; 3],
@@ -679,6 +690,7 @@ impl Entries {
             ..Place::default()
         };
         for directory in &own.directories {
+            self.pin_above(policy, looked, directory, rule::SELF);
             if let Ok(Some(identity)) = looked.at(directory) {
                 self.places.insert(
                     (identity.dev, identity.inode),

@@ -71,7 +71,7 @@ const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-const LSM: [(&[&str], &str); 74] = [
+const LSM: [(&[&str], &str); 75] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -108,6 +108,7 @@ const LSM: [(&[&str], &str); 74] = [
     (&["file_send_sigiotask"], "file_send_sigiotask"),
     (&["file_set_fowner"], "file_set_fowner"),
     (&["file_fcntl"], "file_fcntl"),
+    (&["cred_alloc_blank"], "cred_alloc_blank"),
     (&["task_setnice"], "task_setnice"),
     (&["task_setioprio"], "task_setioprio"),
     (&["task_setscheduler"], "task_setscheduler"),

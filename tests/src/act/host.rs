@@ -2,14 +2,17 @@
 //! that changes nothing where it is granted (the name that the host has, a module that does not exist).
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::Write,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    unistd::{ForkResult, Pid},
+};
 
-use super::{Failure, Operation, arguments, c_string, number, sys};
+use super::{Failure, Operation, Outcome, arguments, c_string, number, process, sys};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
@@ -47,6 +50,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
             bpf_in(12, &mut next)?;
             bpf(14, &[next[0] >> 32]).map(drop)
         },
+    },
+    Operation {
+        name: "bpf-of-number",
+        usage: "map|program|link|types (takes a descriptor of the first that the kernel has, by trying numbers)",
+        run: bpf_of_number,
     },
     Operation {
         name: "perf-open",
@@ -121,6 +129,23 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "kexec-file-load",
+        usage: "(takes away what was loaded, which is nothing)",
+        run: |_| {
+            const KEXEC_FILE_UNLOAD: u64 = 1;
+            let none = std::ptr::null::<u8>();
+            sys!(libc::syscall(
+                libc::SYS_kexec_file_load,
+                -1,
+                -1,
+                0,
+                none,
+                KEXEC_FILE_UNLOAD
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
         name: "reboot-cad",
         usage: "(Ctrl-Alt-Delete sends init a signal, as it does already)",
         run: |_| sys!(libc::reboot(libc::RB_DISABLE_CAD)).map(drop),
@@ -159,6 +184,41 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "set-hardware-clock",
+        usage: "(to what it is)",
+        run: |_| {
+            /// `RTC_RD_TIME` and `RTC_SET_TIME` (include/uapi/linux/rtc.h).
+            const READ_TIME: libc::Ioctl = 0x8024_7009;
+            const SET_TIME: libc::Ioctl = 0x4024_700a;
+            let clock = fs::File::open("/dev/rtc0")
+                .map_err(|error| Failure::Usage(format!("the clock: {error}")))?;
+            let mut time = [0_i32; 9];
+            sys!(libc::ioctl(clock.as_raw_fd(), READ_TIME, time.as_mut_ptr()))
+                .map_err(|failure| Failure::Usage(format!("read the clock: {failure}")))?;
+            sys!(libc::ioctl(clock.as_raw_fd(), SET_TIME, time.as_ptr())).map(drop)
+        },
+    },
+    Operation {
+        name: "wake-alarm",
+        usage: "(a timer that would wake the machine up; it is not set)",
+        run: |_| sys!(libc::timerfd_create(libc::CLOCK_REALTIME_ALARM, 0)).map(drop),
+    },
+    Operation {
+        name: "clock-offset",
+        usage: "(moves the monotonic clock of the time namespace that children will have)",
+        run: |_| Ok(fs::write("/proc/self/timens_offsets", "monotonic 10 0")?),
+    },
+    Operation {
+        name: "setdomainname",
+        usage: "(to what it is)",
+        run: |_| {
+            let mut name = [0_u8; 65];
+            sys!(libc::getdomainname(name.as_mut_ptr().cast(), name.len()))?;
+            let length = name.iter().position(|byte| *byte == 0).unwrap_or_default();
+            sys!(libc::setdomainname(name.as_ptr().cast(), length)).map(drop)
+        },
+    },
+    Operation {
         name: "sethostname",
         usage: "(to what it is)",
         run: |_| {
@@ -181,6 +241,19 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "syslog-read",
+        usage: "(all of it, as far as 64 bytes go)",
+        run: |_| {
+            let mut text = [0; 64];
+            sys!(libc::klogctl(3, text.as_mut_ptr(), 64)).map(drop)
+        },
+    },
+    Operation {
+        name: "syslog-size",
+        usage: "",
+        run: |_| sys!(libc::klogctl(10, std::ptr::null_mut(), 0)).map(drop),
+    },
+    Operation {
         name: "syslog-clear",
         usage: "",
         run: |_| sys!(libc::klogctl(5, std::ptr::null_mut(), 0)).map(drop),
@@ -201,6 +274,38 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |_| sys!(libc::acct(std::ptr::null())).map(drop),
     },
     Operation {
+        name: "swapon",
+        usage: "PATH (that is no swap area)",
+        run: |args| {
+            let path = c_string(arguments::<1>(args)?[0])?;
+            sys!(libc::swapon(path.as_ptr(), 0)).map(drop)
+        },
+    },
+    Operation {
+        name: "thaw",
+        usage: "PATH (whose file system is not frozen)",
+        run: |args| {
+            /// include/uapi/linux/fs.h.
+            const FITHAW: libc::Ioctl = 0xc004_5878;
+            let file = fs::File::open(arguments::<1>(args)?[0])
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            sys!(libc::ioctl(file.as_raw_fd(), FITHAW, 0)).map(drop)
+        },
+    },
+    Operation {
+        name: "vhangup",
+        usage: "(the terminal of a session that has none)",
+        run: |_| {
+            nix::unistd::setsid().map_err(|errno| Failure::Usage(format!("setsid: {errno}")))?;
+            sys!(libc::vhangup()).map(drop)
+        },
+    },
+    Operation {
+        name: "fork-as-number",
+        usage: "(a child whose number it says itself)",
+        run: |_| fork_as_number(),
+    },
+    Operation {
         name: "swapoff",
         usage: "PATH (that is no swap area)",
         run: |args| {
@@ -219,6 +324,44 @@ pub(super) const OPERATIONS: &[Operation] = &[
                 .open(path)?
                 .write_all(&text)?;
             Ok(())
+        },
+    },
+    Operation {
+        name: "mkdir-and-rmdir",
+        usage: "DIR (that does not exist)",
+        run: |args| {
+            let [dir] = arguments(args)?;
+            fs::create_dir(dir)?;
+            undone(fs::remove_dir(dir))
+        },
+    },
+    Operation {
+        name: "link-and-unlink",
+        usage: "FROM TO (that does not exist)",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            fs::hard_link(from, to)?;
+            undone(fs::remove_file(to))
+        },
+    },
+    Operation {
+        name: "rename-and-back",
+        usage: "FROM TO (that does not exist)",
+        run: |args| {
+            let [from, to] = arguments(args)?;
+            fs::rename(from, to)?;
+            undone(fs::rename(to, from))
+        },
+    },
+    Operation {
+        name: "unlink-and-symlink",
+        usage: "PATH (a symbolic link, which is made again)",
+        run: |args| {
+            let [path] = arguments(args)?;
+            let text = fs::read_link(path)
+                .map_err(|error| Failure::Usage(format!("read the link: {error}")))?;
+            fs::remove_file(path)?;
+            undone(std::os::unix::fs::symlink(text, path))
         },
     },
     Operation {
@@ -322,4 +465,56 @@ fn bpf_in(command: i32, attributes: &mut [u64]) -> Result<RawFd, Failure> {
     // SAFETY: the attributes live across the call and are as large as it is told.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size) };
     Ok(Errno::result(done)? as RawFd)
+}
+
+/// What a case has done is taken back; where that fails, it has changed something.
+fn undone(result: std::io::Result<()>) -> Outcome {
+    result.map_err(|error| Failure::Usage(format!("it could not be taken back: {error}")))
+}
+
+fn bpf_of_number(args: &[String]) -> Outcome {
+    /// Numbers are given out one after the other, and not again.
+    const MOST: u64 = 1_000_000;
+    // BPF_MAP_GET_FD_BY_ID and the like (include/uapi/linux/bpf.h).
+    let command = match arguments::<1>(args)?[0] {
+        "program" => 13,
+        "map" => 14,
+        "types" => 19,
+        "link" => 30,
+        other => return Err(Failure::Usage(format!("{other} has no numbers"))),
+    };
+    for number in 1..MOST {
+        match bpf(command, &[number]) {
+            Err(Failure::Errno(Errno::ENOENT)) => {}
+            taken => return taken.map(drop),
+        }
+    }
+    Err(Failure::Usage("the kernel has none".to_owned()))
+}
+
+fn fork_as_number() -> Outcome {
+    let is_free = |number: &i32| nix::sys::signal::kill(Pid::from_raw(*number), None).is_err();
+    let number = (20_000..30_000)
+        .find(is_free)
+        .ok_or_else(|| Failure::Usage("no number is free".to_owned()))?;
+    process::in_child_by(
+        || {
+            // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup.
+            let mut request = [0_u64; 11];
+            request[4] = libc::SIGCHLD as u64;
+            request[8] = &raw const number as u64;
+            request[9] = 1;
+            // SAFETY: without CLONE_VM and a stack of its own this is fork; the actor has one thread.
+            let child = Errno::result(unsafe {
+                libc::syscall(libc::SYS_clone3, request.as_ptr(), size_of_val(&request))
+            })?;
+            Ok(match child {
+                0 => ForkResult::Child,
+                pid => ForkResult::Parent {
+                    child: Pid::from_raw(pid as i32),
+                },
+            })
+        },
+        || Ok(()),
+    )
 }

@@ -1,8 +1,12 @@
 //! Operations on another process, named by its pid: tracing, memory, descriptors, signals, priorities.
 
-use std::os::{
-    fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-    raw::c_void,
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        raw::c_void,
+    },
+    time::Duration,
 };
 
 use nix::{errno::Errno, unistd::Pid};
@@ -70,6 +74,49 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "pidfd-signal-to",
+        usage: "PID SIGNAL thread|process|group",
+        run: |args| {
+            let [pid, signal, whom] = arguments(args)?;
+            // PIDFD_SIGNAL_THREAD and the like (include/uapi/linux/pidfd.h).
+            let flags = match whom {
+                "thread" => 1,
+                "process" => 2,
+                "group" => 4,
+                other => return Err(Failure::Usage(format!("a signal does not go to a {other}"))),
+            };
+            let handle = pidfd(number(pid)?)?;
+            let signal: i32 = number(signal)?;
+            let none = std::ptr::null::<u8>();
+            sys!(libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                handle.as_raw_fd(),
+                signal,
+                none,
+                flags
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "pidfd-namespace",
+        usage: "PID (opens its UTS namespace by a descriptor of the process)",
+        run: |args| {
+            /// include/uapi/linux/pidfd.h.
+            const PIDFD_GET_UTS_NAMESPACE: libc::Ioctl = 0xff0a;
+            let handle = pidfd(number(arguments::<1>(args)?[0])?)?;
+            sys!(libc::ioctl(handle.as_raw_fd(), PIDFD_GET_UTS_NAMESPACE, 0)).map(drop)
+        },
+    },
+    Operation {
+        name: "pidfd-setns",
+        usage: "PID (enters its UTS namespace by a descriptor of the process)",
+        run: |args| {
+            let handle = pidfd(number(arguments::<1>(args)?[0])?)?;
+            sys!(libc::setns(handle.as_raw_fd(), libc::CLONE_NEWUTS)).map(drop)
+        },
+    },
+    Operation {
         name: "tgkill",
         usage: "PID SIGNAL",
         run: |args| {
@@ -96,6 +143,27 @@ pub(super) const OPERATIONS: &[Operation] = &[
                 sival_ptr: std::ptr::null_mut(),
             };
             sys!(libc::sigqueue(number(pid)?, number(signal)?, value)).map(drop)
+        },
+    },
+    Operation {
+        name: "tgsigqueue",
+        usage: "PID SIGNAL (to its first thread)",
+        run: |args| {
+            /// include/uapi/asm-generic/siginfo.h.
+            const SI_QUEUE: i32 = -1;
+            let [pid, signal] = arguments(args)?;
+            let (pid, signal): (i32, i32) = (number(pid)?, number(signal)?);
+            // si_signo, si_errno, si_code; no more of a siginfo's 128 bytes.
+            let mut about = [0_i32; 32];
+            (about[0], about[2]) = (signal, SI_QUEUE);
+            sys!(libc::syscall(
+                libc::SYS_rt_tgsigqueueinfo,
+                pid,
+                pid,
+                signal,
+                about.as_ptr()
+            ))
+            .map(drop)
         },
     },
     Operation {
@@ -130,7 +198,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |_| {
             let name_itself = || -> Outcome {
                 let path = format!("/proc/self/task/{}/comm", nix::unistd::gettid());
-                Ok(std::fs::write(path, "named")?)
+                Ok(fs::write(path, "named")?)
             };
             std::thread::scope(|scope| scope.spawn(name_itself).join())
                 .unwrap_or_else(|_| Err(Failure::Usage("the thread ended early".to_owned())))
@@ -160,6 +228,88 @@ pub(super) const OPERATIONS: &[Operation] = &[
             let pid = pid(args)?.as_raw();
             let priority = libc::sched_param { sched_priority: 0 };
             sys!(libc::sched_setscheduler(pid, libc::SCHED_BATCH, &priority)).map(drop)
+        },
+    },
+    Operation {
+        name: "sched-attributes",
+        usage: "PID (sched_setattr: to what they are)",
+        run: |args| {
+            /// `SCHED_FLAG_KEEP_POLICY` and `SCHED_FLAG_KEEP_PARAMS` (include/uapi/linux/sched.h).
+            const KEEP_ALL: u64 = 0x18;
+            let pid = pid(args)?.as_raw();
+            // size, policy; flags; nice, priority; runtime, deadline, period.
+            let attributes = [48_u64, KEEP_ALL, 0, 0, 0, 0];
+            sys!(libc::syscall(
+                libc::SYS_sched_setattr,
+                pid,
+                attributes.as_ptr(),
+                0
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "migrate-pages",
+        usage: "PID (from the first node to the first node)",
+        run: |args| {
+            let pid = pid(args)?.as_raw();
+            let nodes = 1_u64;
+            sys!(libc::syscall(
+                libc::SYS_migrate_pages,
+                pid,
+                64,
+                &raw const nodes,
+                &raw const nodes
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "move-pages",
+        usage: "PID ADDRESS (asks on which node it is)",
+        run: |args| {
+            let [pid, at] = arguments(args)?;
+            let (pid, at): (i32, usize) = (number(pid)?, number(at)?);
+            let page = at & !4095;
+            let mut node = 0_i32;
+            sys!(libc::syscall(
+                libc::SYS_move_pages,
+                pid,
+                1,
+                &raw const page,
+                std::ptr::null::<i32>(),
+                &raw mut node,
+                0
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "robust-list",
+        usage: "PID (asks where its list of locks is)",
+        run: |args| {
+            let pid = pid(args)?.as_raw();
+            let (mut head, mut length) = (0_usize, 0_usize);
+            sys!(libc::syscall(
+                libc::SYS_get_robust_list,
+                pid,
+                &raw mut head,
+                &raw mut length
+            ))
+            .map(drop)
+        },
+    },
+    Operation {
+        name: "prlimit-question",
+        usage: "PID (what RLIMIT_CORE is)",
+        run: |args| {
+            let pid = pid(args)?.as_raw();
+            let mut limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            let none = std::ptr::null();
+            sys!(libc::prlimit(pid, libc::RLIMIT_CORE, none, &raw mut limit)).map(drop)
         },
     },
     Operation {
@@ -228,11 +378,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: clone_into_cgroup,
     },
     Operation {
+        name: "child-cgroup",
+        usage: "NAME OPERATION... (in a child that enters a new cgroup below the one that it is in)",
+        run: |args| child_cgroup(args, false),
+    },
+    Operation {
+        name: "thread-cgroup",
+        usage: "NAME OPERATION... (in a thread that enters such a cgroup, which is of threads, alone)",
+        run: |args| child_cgroup(args, true),
+    },
+    Operation {
         name: "enter-cgroup",
         usage: "DIR (writes 0 into its cgroup.procs)",
         run: |args| {
             let [dir] = arguments(args)?;
-            Ok(std::fs::write(format!("{dir}/cgroup.procs"), "0")?)
+            Ok(fs::write(format!("{dir}/cgroup.procs"), "0")?)
         },
     },
 ];
@@ -306,4 +466,48 @@ fn clone_into_cgroup(args: &[String]) -> Outcome {
         },
         || perform(operation),
     )
+}
+
+fn child_cgroup(args: &[String], threaded: bool) -> Outcome {
+    let Some((name, operation)) = args.split_first() else {
+        return Err(Failure::Usage("a name and an operation are needed".into()));
+    };
+    let prepared = |result: std::io::Result<()>, what: &str| {
+        result.map_err(|error| Failure::Usage(format!("{what}: {error}")))
+    };
+    let about = fs::read_to_string("/proc/self/cgroup")
+        .map_err(|error| Failure::Usage(format!("look at the cgroup: {error}")))?;
+    let around = about
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or_else(|| Failure::Usage("there is no unified hierarchy".into()))?;
+    let dir = format!("/sys/fs/cgroup{around}/{name}");
+    prepared(fs::create_dir(&dir), "make the cgroup")?;
+    let done = process::in_child(|| {
+        if !threaded {
+            prepared(fs::write(format!("{dir}/cgroup.procs"), "0"), "enter it")?;
+            return perform(operation);
+        }
+        let kind = fs::write(format!("{dir}/cgroup.type"), "threaded");
+        prepared(kind, "make it one of threads")?;
+        let enter = || -> Outcome {
+            prepared(fs::write(format!("{dir}/cgroup.threads"), "0"), "enter it")?;
+            perform(operation)
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join())
+            .unwrap_or_else(|_| Err(Failure::Usage("the thread ended early".to_owned())))
+    });
+    // Newer kernels let a task that has been waited for leave its cgroup a little later.
+    let is_empty = || {
+        fs::read_to_string(format!("{dir}/cgroup.events"))
+            .is_ok_and(|events| events.contains("populated 0"))
+    };
+    for _ in 0..100 {
+        if is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    prepared(fs::remove_dir(&dir), "remove the cgroup")?;
+    done
 }

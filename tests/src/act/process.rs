@@ -2,9 +2,13 @@
 //! grandchild, a thread, another uid, many times over.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io::{Read, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    sync::{
+        atomic::{AtomicU8, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
     time::Duration,
 };
 
@@ -14,6 +18,7 @@ use nix::{
     mount::MsFlags,
     sched::CloneFlags,
     sys::{
+        ptrace,
         signal::Signal,
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -64,6 +69,19 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: unshare_user,
     },
     Operation {
+        name: "unshare",
+        usage: "cgroup|ipc|time (a new namespace, of the user namespace that it is in)",
+        run: |args| {
+            let kind = match arguments::<1>(args)?[0] {
+                "cgroup" => libc::CLONE_NEWCGROUP,
+                "ipc" => libc::CLONE_NEWIPC,
+                "time" => libc::CLONE_NEWTIME,
+                other => return Err(Failure::Usage(format!("{other} is no kind of namespace"))),
+            };
+            sys!(libc::unshare(kind)).map(drop)
+        },
+    },
+    Operation {
         name: "vfork-exec",
         usage: "PATH [ARG...] (in a child of vfork, by posix_spawn)",
         run: vfork_exec,
@@ -109,6 +127,31 @@ pub(super) const OPERATIONS: &[Operation] = &[
         name: "thread",
         usage: "OPERATION... (in a second thread)",
         run: in_thread,
+    },
+    Operation {
+        name: "clone-parent",
+        usage: "OPERATION... (in a child of this process's parent)",
+        run: clone_parent,
+    },
+    Operation {
+        name: "leaderless",
+        usage: "OPERATION... (in a second thread, when the first has ended)",
+        run: leaderless,
+    },
+    Operation {
+        name: "exec-from-thread",
+        usage: "PATH [ARG...] (by a second thread, which becomes the first; waits for it)",
+        run: execute_from_thread,
+    },
+    Operation {
+        name: "ptrace-open",
+        usage: "PATH OTHER (a child asks for PATH, and its tracer makes OTHER of that)",
+        run: ptrace_open,
+    },
+    Operation {
+        name: "seccomp-open",
+        usage: "PATH OTHER give|change (a thread asks for PATH; who answers gives it OTHER, or makes OTHER of that and lets it go on)",
+        run: seccomp_open,
     },
     Operation {
         name: "as-uid",
@@ -445,6 +488,253 @@ fn orphan(args: &[String]) -> Outcome {
             )))
         }
     }
+}
+
+fn clone_parent(args: &[String]) -> Outcome {
+    in_child_by(
+        || {
+            let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+            // SAFETY: without CLONE_VM and a stack of its own this is fork; the actor has one thread.
+            let child =
+                Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+            Ok(match child {
+                0 => ForkResult::Child,
+                pid => ForkResult::Parent {
+                    child: Pid::from_raw(pid as i32),
+                },
+            })
+        },
+        || perform(args),
+    )
+}
+
+fn leaderless(args: &[String]) -> Outcome {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: the actor has one thread when it forks; the child runs a copy of it.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(reader);
+            let args = args.to_vec();
+            std::thread::spawn(move || {
+                let outcome = await_leaders_end().and_then(|()| perform(&args));
+                report(writer, &outcome)
+            });
+            // SAFETY: ends this thread alone; nothing that it has is used by the other one.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+            std::process::abort()
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let told = listen(reader)?;
+            let ended = wait(child);
+            told.unwrap_or(ended)
+        }
+    }
+}
+
+/// Waits until the first thread of this process has ended.
+fn await_leaders_end() -> Outcome {
+    let is_zombie = |stat: &str| {
+        let rest = stat.rsplit(") ").next();
+        rest.is_some_and(|rest| rest.starts_with('Z'))
+    };
+    loop {
+        let stat = std::fs::read_to_string("/proc/self/stat")
+            .map_err(|error| Failure::Usage(format!("look at the first thread: {error}")))?;
+        if is_zombie(&stat) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn execute_from_thread(words: &[String]) -> Outcome {
+    let argv = words
+        .iter()
+        .map(|word| super::c_string(word))
+        .collect::<Result<Vec<_>, _>>()?;
+    let program = argv
+        .first()
+        .ok_or_else(|| Failure::Usage("no program was named".to_owned()))?;
+    let replace = || -> Outcome { Ok(nix::unistd::execv(program, &argv).map(drop)?) };
+    in_child(|| {
+        std::thread::scope(|scope| scope.spawn(replace).join())
+            .unwrap_or_else(|_| Err(Failure::Usage("the thread ended early".to_owned())))
+    })
+}
+
+/// Opens a file for reading, by the system call itself.
+fn open_at(path: *const libc::c_char) -> Outcome {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    let file = sys!(libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, flags))?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(file as RawFd) });
+    Ok(())
+}
+
+fn ptrace_open(args: &[String]) -> Outcome {
+    let [asked, other] = arguments(args)?;
+    let (asked, other) = (super::c_string(asked)?, super::c_string(other)?);
+    // SAFETY: the actor has one thread when it forks; the child only makes system calls.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            if ptrace::traceme().is_ok() && nix::sys::signal::raise(Signal::SIGSTOP).is_ok() {
+                // What comes of it is for the tracer to see.
+                let _ = open_at(asked.as_ptr());
+            }
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(1) }
+        }
+        ForkResult::Parent { child } => {
+            let outcome = change_open(child, &asked, &other);
+            end_child(child);
+            outcome
+        }
+    }
+}
+
+/// Lets a stopped child go on until it asks for a file, makes another file of that, and sees what comes of it. Both names stand in the
+/// child where they stand here.
+fn change_open(child: Pid, asked: &CStr, other: &CStr) -> Outcome {
+    let silent = || Failure::Usage("the child did not ask for the file".to_owned());
+    if waitpid(child, None)? != WaitStatus::Stopped(child, Signal::SIGSTOP) {
+        return Err(silent());
+    }
+    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL;
+    ptrace::setoptions(child, options)?;
+    let next_stop = || -> Result<(), Failure> {
+        ptrace::syscall(child, None)?;
+        match waitpid(child, None)? {
+            WaitStatus::PtraceSyscall(_) => Ok(()),
+            _ => Err(silent()),
+        }
+    };
+    loop {
+        next_stop()?;
+        let mut registers = ptrace::getregs(child)?;
+        if registers.orig_rax == libc::SYS_openat as u64 && registers.rsi == asked.as_ptr() as u64 {
+            registers.rsi = other.as_ptr() as u64;
+            ptrace::setregs(child, registers)?;
+            next_stop()?;
+            let result = ptrace::getregs(child)?.rax as i64;
+            return match i32::try_from(-result) {
+                Ok(errno @ 1..) => Err(Errno::from_raw(errno).into()),
+                _ => Ok(()),
+            };
+        }
+    }
+}
+
+fn seccomp_open(args: &[String]) -> Outcome {
+    let [asked, other, how] = arguments(args)?;
+    let changes = match how {
+        "give" => false,
+        "change" => true,
+        _ => return Err(Failure::Usage(format!("{how} is no way to answer"))),
+    };
+    let name = super::c_string(asked)?;
+    let other = super::c_string(other)?;
+    // The name that is asked for, with room for the other one, as both threads see it.
+    let length = name.as_bytes().len().max(other.as_bytes().len()) + 1;
+    let shared: Vec<AtomicU8> = (0..length)
+        .map(|at| AtomicU8::new(name.as_bytes().get(at).copied().unwrap_or_default()))
+        .collect();
+    let (sender, receiver) = channel();
+    let ask = |sender: Sender<Result<OwnedFd, Failure>>| -> Outcome {
+        let listener = ask_for_opens();
+        let has_filter = listener.is_ok();
+        // Without a listener the other side says why.
+        let _ = sender.send(listener);
+        if !has_filter {
+            return Err(Failure::Usage("there is no filter".to_owned()));
+        }
+        open_at(shared.as_ptr().cast())
+    };
+    std::thread::scope(|scope| {
+        let asks = scope.spawn(|| ask(sender));
+        // Where this fails, the listener is closed, and the thread is told that nobody answers.
+        let answered = answer_open(&receiver, changes.then_some(&shared[..]), &other);
+        let outcome = asks
+            .join()
+            .unwrap_or_else(|_| Err(Failure::Usage("the thread ended early".to_owned())));
+        answered.and(outcome)
+    })
+}
+
+/// From here on this thread's opens are somebody else's to answer: who has the descriptor that is given back.
+fn ask_for_opens() -> Result<OwnedFd, Failure> {
+    /// `BPF_LD | BPF_W | BPF_ABS`, `BPF_JMP | BPF_JEQ | BPF_K`, `BPF_RET | BPF_K` (include/uapi/linux/filter.h).
+    const LOAD: u16 = 0x20;
+    const IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let line = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let mut filter = [
+        // The number of the system call stands first.
+        line(LOAD, 0, 0),
+        line(IF_EQUAL, 1, libc::SYS_openat as u32),
+        line(RETURN, 0, libc::SECCOMP_RET_USER_NOTIF),
+        line(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    sys!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+    let listener = sys!(libc::syscall(
+        libc::SYS_seccomp,
+        libc::SECCOMP_SET_MODE_FILTER,
+        libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+        &raw const program
+    ))?;
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener as RawFd) })
+}
+
+/// Answers one open: by letting it go on with another name, where one is to be changed, or by what comes of opening the other file here.
+fn answer_open(
+    listeners: &Receiver<Result<OwnedFd, Failure>>,
+    name: Option<&[AtomicU8]>,
+    other: &CStr,
+) -> Outcome {
+    /// `SECCOMP_IOCTL_NOTIF_RECV`, `_SEND` and `_ADDFD` (include/uapi/linux/seccomp.h).
+    const RECEIVE: libc::Ioctl = 0xc050_2100;
+    const SEND: libc::Ioctl = 0xc018_2101;
+    const ADD: libc::Ioctl = 0x4018_2103;
+    let listener = listeners
+        .recv()
+        .map_err(|_| Failure::Usage("the thread ended early".to_owned()))??;
+    // SAFETY: plain data, all zeroes are a valid value, and what the kernel asks for.
+    let mut asked: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    sys!(libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut asked))?;
+    let mut answer = libc::seccomp_notif_resp {
+        id: asked.id,
+        val: 0,
+        error: 0,
+        flags: 0,
+    };
+    if let Some(name) = name {
+        let bytes = other.to_bytes().iter().chain(std::iter::repeat(&0));
+        for (to, from) in name.iter().zip(bytes) {
+            to.store(*from, Ordering::SeqCst);
+        }
+        answer.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+    } else {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        match nix::fcntl::open(other, flags, nix::sys::stat::Mode::empty()) {
+            Err(errno) => answer.error = -(errno as i32),
+            Ok(file) => {
+                let given = libc::seccomp_notif_addfd {
+                    id: asked.id,
+                    flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+                    srcfd: file.as_raw_fd() as u32,
+                    newfd: 0,
+                    newfd_flags: libc::O_CLOEXEC as u32,
+                };
+                return sys!(libc::ioctl(listener.as_raw_fd(), ADD, &raw const given)).map(drop);
+            }
+        }
+    }
+    sys!(libc::ioctl(listener.as_raw_fd(), SEND, &raw mut answer)).map(drop)
 }
 
 fn in_thread(args: &[String]) -> Outcome {

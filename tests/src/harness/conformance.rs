@@ -179,8 +179,8 @@ impl Family {
             .collect()
     }
 
-    /// All fixtures, those of single cases included.
-    fn all_files(&self, cases: &[Case]) -> Vec<FileFixture> {
+    /// All fixtures, those of single cases included. A path may be one of agentwatch's own: `{state}` and `{runtime}`.
+    fn all_files(&self, cases: &[Case], values: &Values) -> Vec<FileFixture> {
         let (of_each, once): (Vec<_>, Vec<_>) = self
             .files
             .iter()
@@ -190,7 +190,7 @@ impl Family {
             all.map(|file| {
                 let named = |text: &str| text.replace("{id}", &case.id);
                 let mut file = file.clone();
-                file.path = named(&file.path);
+                file.path = fill(&named(&file.path), values);
                 file.content = named(&file.content);
                 file.symlink = file.symlink.as_deref().map(named);
                 file.hardlink = file.hardlink.as_deref().map(named);
@@ -291,6 +291,9 @@ fn try_run(
     let session = format!("{}-{user}", family.name);
     let dir = dir_of(family, user, stage);
     let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (state, runtime) = (stage.root.join("state"), stage.root.join("run"));
+    // One that does not run, and pins that are not there, are missed by the cases that need them.
+    let collector = fs::read_to_string(runtime.join("collector.pid")).unwrap_or_default();
     let mut values = Values::from([
         ("dir".to_owned(), text(&dir)),
         ("act".to_owned(), text(&stage.act)),
@@ -298,8 +301,10 @@ fn try_run(
         ("user".to_owned(), user.to_owned()),
         ("pid.daemon".to_owned(), daemon.pid().to_string()),
         ("root".to_owned(), text(&dir.join("merged"))),
-        ("state".to_owned(), text(&stage.root.join("state"))),
-        ("runtime".to_owned(), text(&stage.root.join("run"))),
+        ("state".to_owned(), text(&state)),
+        ("runtime".to_owned(), text(&runtime)),
+        ("pid.collector".to_owned(), collector.trim().to_owned()),
+        ("pins".to_owned(), text(&pins_of(&runtime))),
     ]);
     let mut listeners = Listeners::default();
     let fixtures: Vec<ListenerFixture> = family
@@ -326,7 +331,7 @@ fn try_run(
     // Both halves find the same: files, sockets and the process outside are made anew.
     let fresh = |listeners: &mut Listeners| -> Result<(Values, Vec<Case>, Option<Outside>)> {
         let named = family.cases_of(user, kernel, &values);
-        fixture::make_files(&dir, &family.all_files(&named), &stage.act, uid)?;
+        fixture::make_files(&dir, &family.all_files(&named, &values), &stage.act, uid)?;
         listeners.open_unix(&fixtures, &dir)?;
         cgroup.clear();
         let mut values = values.clone();
@@ -406,6 +411,18 @@ fn try_run(
     );
     fixture::make_files(&dir, &[], &stage.act, uid)?;
     Ok(cases.into_iter().map(|case| case.id).zip(judged).collect())
+}
+
+/// Where the daemon of a runtime directory has what it pinned: its directory says whose it is.
+fn pins_of(runtime: &Path) -> PathBuf {
+    let all = Path::new("/sys/fs/bpf/agentwatch");
+    let is_ours = |dir: &PathBuf| {
+        fs::canonicalize(dir.join("runtime"))
+            .is_ok_and(|of| fs::canonicalize(runtime).is_ok_and(|own| of == own))
+    };
+    let entries = fs::read_dir(all).into_iter().flatten().flatten();
+    let ours = entries.map(|entry| entry.path()).find(is_ours);
+    ours.unwrap_or_else(|| all.join("none"))
 }
 
 fn wrong_without(case: &Case, done: &Done) -> Option<String> {
