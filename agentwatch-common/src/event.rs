@@ -125,7 +125,8 @@ const _: () = assert!(size_of::<Record>() == 184 && align_of::<Record>() == 8);
 pub struct Scratch {
     /// Nonzero while a program uses it.
     pub busy: u64,
-    pub way: Way,
+    /// Of what is acted on, and of where the actor is: records of the one and of the other come by turns.
+    pub ways: [Way; 2],
     /// The strings stand behind it: both go out as one.
     pub record: Record,
     pub data: [u8; limits::DATA],

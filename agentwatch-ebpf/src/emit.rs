@@ -22,7 +22,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel::{self, Entry, Task},
+    kernel::{self, Dentry, Entry, Task},
     maps::{BULK, FOLD_MARKS, FOLDS, SCRATCH, VERDICTS, count},
     memory,
     session::{Subject, add64, replace32, swap32, swap64},
@@ -185,7 +185,18 @@ impl Draft {
     #[inline(always)]
     pub fn path(&mut self, dentry: impl Entry) {
         let offset = self.record().name_len;
-        let len = components(self.0, dentry, offset);
+        self.first(components::<_, 0>(self.0, dentry, offset));
+    }
+
+    /// The same where that is a working directory.
+    #[inline(always)]
+    pub fn cwd(&mut self, dentry: Dentry) {
+        let offset = self.record().name_len;
+        self.first(components::<_, 1>(self.0, dentry, offset));
+    }
+
+    #[inline(always)]
+    fn first(&mut self, len: u64) {
         let record = self.record();
         record.path_len = len as u32;
         record.state |= (len >> 32) as u32;
@@ -196,7 +207,7 @@ impl Draft {
     pub fn second_path(&mut self, dentry: impl Entry) {
         let record = self.record();
         let offset = record.name_len + record.path_len;
-        let len = components(self.0, dentry, offset);
+        let len = components::<_, 1>(self.0, dentry, offset);
         self.record().second_len = len as u32;
     }
 
@@ -227,7 +238,7 @@ impl Draft {
 /// Writes path components, leaf first, at `offset` of the data: those of the directory as they were written last, where it is the same.
 /// Gives back their length, and state bits above bit 32.
 #[inline(never)]
-fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
+fn components<E: Entry, const WAY: usize>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
     if !E::IS_DISTINCT {
         return climb(scratch, dentry, offset);
     }
@@ -250,7 +261,7 @@ fn components<E: Entry>(scratch: *mut Scratch, dentry: E, offset: u32) -> u64 {
         return u64::from(state::PATH_TRUNCATED) << 32;
     }
     // SAFETY: the slot is ours.
-    let way = unsafe { &mut (*scratch).way };
+    let way = unsafe { &mut (*scratch).ways[WAY] };
     let mut difference = u64::from(way.moves ^ moves);
     for (word, asked) in directory.distinction().into_iter().enumerate() {
         // SAFETY: words of the slot.

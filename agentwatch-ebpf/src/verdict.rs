@@ -161,10 +161,29 @@ fn close_device(tag: *mut Tag, inode: u64) -> u32 {
             tag.held_of.seal = 0;
             tag.held.place.effects = [effect::DENY; 3];
         }
-    } else if kind == S_IFBLK && tag.held.found == found::ABOVE {
+    } else {
+        close_unnamed(tag, kind);
+    }
+    0
+}
+
+#[inline(always)]
+fn close_unnamed(tag: &mut Tag, kind: u16) {
+    if kind == S_IFBLK && tag.held.found == found::ABOVE {
         tag.held_of.seal = 0;
         tag.held.place.effects = [effect::DENY; 3];
         tag.held.place.rules = [rule::FILES_DEFAULT; 3];
+    }
+}
+
+/// Keeps a block device that no rule names under its name: under one that a rule has it would be named.
+#[inline(never)]
+fn keep_device(tag: *mut Tag, inode: u64) -> u32 {
+    // SAFETY: the caller found the task by it.
+    let tag = unsafe { &mut *tag };
+    // In a file system of the session's own it is closed by whatever name.
+    if tag.held.place.rules[right::READ] != rule::OWN {
+        close_unnamed(tag, InodeAt(inode).kind());
     }
     0
 }
@@ -274,8 +293,7 @@ pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
     }
     look(subject.policy, subject.flags, dentry.0, subject.tag, 0);
     let inode = subject.forget_all(dentry.inode_address());
-    // Under a name that a rule has it would be a device that a rule names.
-    close_device(subject.tag, inode);
+    keep_device(subject.tag, inode);
     // SAFETY: as in `everything`.
     let held = unsafe { &(*subject.tag).held };
     let decision = of(held, WRITE);

@@ -418,7 +418,7 @@ fn storm_section(place: &str, storms: &Table) -> String {
          made = delivered + folded + lost, the history has as many events, repetitions and losses as the account says, and the events \
          tell of as much as the storm did, less what was lost; whatever is lost is declared in `loss` events. RSS is what daemon and collector \
          have resident, added up, at the most: the code that they share counts twice there, and so do the rings, which are mapped twice; \
-         PSS counts each page once. Where 16 384 events of one session have come together, or 131 072 of all, the collector seals a segment, \
+         PSS counts each page once. Where 8 192 events of one session have come together, or 131 072 of all, the collector seals a segment, \
          which takes most of it. Kernel: {place}.\n\n{}",
         table::markdown(&storms.0, &storms.1)
     )

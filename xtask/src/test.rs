@@ -87,7 +87,10 @@ struct CaseResult {
 
 /// Killing and replacing the daemon takes minutes in an emulated guest: without `--full` it is tried on one kernel.
 const OUTLIVE: &str = "outlive";
-const OUTLIVES_ON: &str = "6.12";
+/// Where LSM programs attach and are not asked.
+const WITHOUT: &str = "without_bpf_lsm";
+/// The kernel of what is tried on one only.
+const MIDDLE: &str = "6.12";
 
 /// How many cases of a family went how, in one place.
 #[derive(Clone, Copy, Debug, Default)]
@@ -198,12 +201,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 summary.stage("initramfs", |_| Image::gather(&agentwatch, &guest, &[]))
         {
             for name in series {
-                if !is_of_holds(only) && only != Some(OUTLIVE) {
+                if !is_of_holds(only) && only != Some(OUTLIVE) && only != Some(WITHOUT) {
                     summary.stage(&format!("scenarios on {name}"), |summary| {
                         summary.in_vm(name, &image, only)
                     });
                 }
-                let outlives = only.is_none() && (options.full || name == OUTLIVES_ON);
+                if (name == MIDDLE && only.is_none()) || only == Some(WITHOUT) {
+                    let stage = format!("scenarios on {name} without BPF LSM");
+                    summary.stage(&stage, |summary| summary.without_bpf_lsm(name, &image));
+                }
+                let outlives = only.is_none() && (options.full || name == MIDDLE);
                 if outlives || only == Some(OUTLIVE) {
                     summary.stage(&format!("daemons replaced on {name}"), |summary| {
                         summary.outlive_in_vm(name, &image)
@@ -394,6 +401,23 @@ impl Summary {
         words.extend(only.map(|filter| ["--only", filter]).into_iter().flatten());
         self.job_in_vm(&kernel, image, &words, series)
     }
+
+    /// Runs the scenarios where LSM programs attach and are never asked, as on most hosts that nobody has set up for it.
+    fn without_bpf_lsm(&mut self, series: &str, image: &Image) -> Result<()> {
+        let kernel = kernels::fetch(series)?;
+        let (runner, act) = guest_programs();
+        let words = scenario_words(&runner, &act, "cgroup,landlock");
+        let machine = Machine {
+            timeout: Some(LONG),
+            without_bpf_lsm: true,
+            ..Machine::default()
+        };
+        let place = format!("{series}, {}", Self::LANDLOCK);
+        self.job_in(&kernel, image, &words, &place, machine)
+    }
+
+    /// The place of what ran without BPF LSM.
+    const LANDLOCK: &'static str = "Landlock";
 
     /// Kills and replaces the daemon under load on a stock kernel.
     fn outlive_in_vm(&mut self, series: &str, image: &Image) -> Result<()> {

@@ -58,6 +58,7 @@ const RECORD_SEPARATOR: u8 = 0x1e;
 
 /// The LSMs that Debian's kernels have built in, with `bpf` switched on.
 const LSMS: &str = "landlock,lockdown,yama,integrity,apparmor,bpf";
+const WITHOUT_BPF: &str = "landlock,lockdown,yama,integrity,apparmor";
 
 /// How the machine is to be.
 #[derive(Clone, Debug)]
@@ -69,6 +70,8 @@ pub struct Machine {
     pub timeout: Option<Duration>,
     /// An ext4 image that its root is on. What is written there is gone with the VM.
     pub disk: Option<PathBuf>,
+    /// BPF is not among its LSMs: programs load and attach there, and are never asked.
+    pub without_bpf_lsm: bool,
 }
 
 impl Default for Machine {
@@ -79,6 +82,7 @@ impl Default for Machine {
             count_instructions: false,
             timeout: Some(Duration::from_secs(600)),
             disk: None,
+            without_bpf_lsm: false,
         }
     }
 }
@@ -254,9 +258,14 @@ fn qemu(
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(initramfs);
-    command
-        .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 quiet lsm={LSMS}"));
+    command.arg("-append").arg(format!(
+        "console=ttyS0 panic=-1 quiet lsm={}",
+        if machine.without_bpf_lsm {
+            WITHOUT_BPF
+        } else {
+            LSMS
+        }
+    ));
     command
         .arg("-chardev")
         .arg(format!("file,id=console,path={}", console.display()));

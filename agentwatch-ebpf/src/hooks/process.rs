@@ -68,7 +68,7 @@ pub fn task_alloc(ctx: LsmContext) -> i32 {
 #[inline(always)]
 fn announce(subject: &Subject, child: Task) {
     if let Some(mut draft) = emit::begin(kind::FORK, subject, child) {
-        draft.path(Task::current().cwd());
+        draft.cwd(Task::current().cwd());
         draft.submit_unnumbered();
     }
 }

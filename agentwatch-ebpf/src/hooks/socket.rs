@@ -576,7 +576,7 @@ pub fn connected(subject: &Subject, socket_type: u32, address: impl Address, len
     if family == AF_UNIX && len > 2 {
         draft.name_bytes((address.address() + 2) as *const u8, len - 2);
         let cwd = task.cwd();
-        draft.path(cwd);
+        draft.cwd(cwd);
         draft.record().dev = cwd.device();
     }
     let record = draft.record();

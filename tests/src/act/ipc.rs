@@ -1,6 +1,8 @@
 //! Operations on what processes share without files: System V objects, kernel keys, message queues.
 
-use std::ffi::CStr;
+use std::{ffi::CStr, os::fd::AsRawFd as _};
+
+use nix::sys::resource::Resource;
 
 use super::{Failure, Operation, Outcome, arguments, c_string, number, process, sys};
 
@@ -178,6 +180,26 @@ pub(super) const OPERATIONS: &[Operation] = &[
                 sys!(libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()))?;
             }
             result
+        },
+    },
+    Operation {
+        name: "owner-of-many",
+        usage: "N (descriptors at the same time, of which each says whom to tell of its events: F_SETOWN)",
+        run: |args| {
+            let count: u64 = number(arguments::<1>(args)?[0])?;
+            let most = count + 64;
+            nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+            let mut open = Vec::new();
+            for _ in 0..count {
+                let file = std::fs::File::open("/proc/self/status")?;
+                sys!(libc::fcntl(
+                    file.as_raw_fd(),
+                    libc::F_SETOWN,
+                    std::process::id()
+                ))?;
+                open.push(file);
+            }
+            Ok(())
         },
     },
     Operation {

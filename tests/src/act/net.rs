@@ -421,8 +421,9 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |args| {
             let to = address(args)?;
             let fd = ip_socket(to, SockType::Stream)?;
-            let entry = connect_entry(&fd, &SockaddrStorage::from(to));
-            by_ring(&entry.flags(squeue::Flags::ASYNC)).map(drop)
+            let to = SockaddrStorage::from(to);
+            let entry = connect_entry(&fd, &to).flags(squeue::Flags::ASYNC);
+            by_ring(&entry).map(drop)
         },
     },
     Operation {
