@@ -285,15 +285,17 @@ pub fn everything_at(subject: &Subject, dentry: u64) -> &Held {
 }
 
 /// Decides on taking a name away, or putting another file in its place: needs writing, and that no protected place
-/// lies below.
+/// lies below. `moves`: whether the file gets another name.
 #[inline(always)]
-pub fn name(subject: &Subject, dentry: Dentry) -> Decision {
+pub fn name(subject: &Subject, dentry: Dentry, moves: bool) -> Decision {
     if dentry.is_internal() {
         return ALLOWED;
     }
     look(subject.policy, subject.flags, dentry.0, subject.tag, 0);
     let inode = subject.forget_all(dentry.inode_address());
-    keep_device(subject.tag, inode);
+    if moves {
+        keep_device(subject.tag, inode);
+    }
     // SAFETY: as in `everything`.
     let held = unsafe { &(*subject.tag).held };
     let decision = of(held, WRITE);

@@ -41,6 +41,7 @@ const TIOCLINUX: u32 = 0x541c;
 /// Who is told of a descriptor's events (include/uapi/asm-generic/sockios.h).
 const FIOSETOWN: u32 = 0x8901;
 const SIOCSPGRP: u32 = 0x8902;
+const FIOASYNC: u32 = 0x5452;
 /// What changes a file, a directory or its file system by any descriptor: `FS_IOC_SETFLAGS`, the same of 32 bits, `FS_IOC_SETVERSION`, the
 /// same, ext4's own, the same, `FS_IOC_FSSETXATTR`, `FS_IOC_ENABLE_VERITY`, `EXT4_IOC_RESIZE_FS`; btrfs' `SNAP_CREATE`,
 /// `SUBVOL_CREATE`, `SNAP_DESTROY`, `SNAP_CREATE_V2`, `SUBVOL_CREATE_V2`, `SUBVOL_SETFLAGS`, `SNAP_DESTROY_V2`;
@@ -336,7 +337,7 @@ fn ioctl(file: File, command: u32) -> i32 {
     if command == TIOCSTI || command == TIOCLINUX {
         return super::guard::refuse(guard::TERMINAL, 0, u64::from(command));
     }
-    if command == FIOSETOWN || command == SIOCSPGRP {
+    if command == FIOSETOWN || command == SIOCSPGRP || command == FIOASYNC {
         return super::guard::own();
     }
     if SET_ATTRIBUTES.contains(&command) {
@@ -527,7 +528,7 @@ fn change(what: u32, bits: u32, dentry: Dentry) -> i32 {
     };
     note_overlay(&subject, dentry.super_block());
     let decision = if bits & access::DELETE != 0 {
-        policy::name(&subject, dentry)
+        policy::name(&subject, dentry, false)
     } else {
         policy::file(&subject, dentry, policy::WRITE)
     };
@@ -546,8 +547,8 @@ fn change_two(what: u32, access: u32, first: Dentry, second: Dentry) -> i32 {
         return 0;
     };
     note_overlay(&subject, second.super_block());
-    let from_says = policy::name(&subject, first);
-    let to_says = policy::name(&subject, second);
+    let from_says = policy::name(&subject, first, true);
+    let to_says = policy::name(&subject, second, true);
     let decision = from_says.stricter(to_says);
     if !decision.allows() && is_behind(&subject, second) {
         return 0;

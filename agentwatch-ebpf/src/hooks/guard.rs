@@ -232,13 +232,19 @@ pub fn file_send_sigiotask(ctx: LsmContext) -> i32 {
 /// Who a descriptor's events are told to is about to be set: refused to a session that has had enough of them remembered.
 #[lsm(hook = "file_fcntl")]
 pub fn file_fcntl(ctx: LsmContext) -> i32 {
-    /// F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY (include/uapi/linux/fcntl.h).
-    const SET_OWNER: [u32; 4] = [8, 15, 1024, 1026];
-    if SET_OWNER.contains(&ctx.arg::<u32>(1)) {
-        own()
-    } else {
-        0
-    }
+    /// include/uapi/linux/fcntl.h.
+    const F_SETFL: u32 = 4;
+    const FASYNC: u64 = 0o20000;
+    const F_UNLCK: u64 = 2;
+    /// F_SETOWN, F_SETOWN_EX and F_NOTIFY; 0 sets nobody.
+    const SET: [u32; 3] = [8, 15, 1026];
+    /// F_SETLEASE, F_SETDELEG.
+    const LEASE: [u32; 2] = [1024, 1040];
+    let (command, argument): (u32, u64) = (ctx.arg(1), ctx.arg(2));
+    let sets = (command == F_SETFL && argument & FASYNC != 0)
+        || (SET.contains(&command) && argument != 0)
+        || (LEASE.contains(&command) && argument != F_UNLCK);
+    if sets { own() } else { 0 }
 }
 
 /// Whether the session may have another descriptor's owner remembered.
@@ -260,7 +266,8 @@ pub fn file_set_fowner(ctx: LsmContext) -> i32 {
     let owner = kernel::file_owner(ctx.arg(0));
     match Subject::current() {
         Some(subject) => {
-            if !take_in(&OWNERS, owner, &subject, owners, u32::MAX) && !subject.monitors() {
+            if !take_in(&OWNERS, owner, &subject, owners, 2 * limits::SHARE) && !subject.monitors()
+            {
                 // SAFETY: no requirements.
                 unsafe { bpf_send_signal(SIGKILL) };
             }
@@ -312,6 +319,11 @@ fn take_in<const LEN: usize>(
             .is_ok()
     {
         add32(share, 1);
+        return true;
+    }
+    // Another thread of the session's may have been first.
+    // SAFETY: as above.
+    if unsafe { table.get(object) }.is_some_and(|owner| *owner == subject.number) {
         return true;
     }
     crate::maps::count(stats::OBJECTS_FULL);

@@ -265,10 +265,7 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
         // Memory of huge pages: a file without a name in a file system that the kernel mounts for itself. It is not marked as that, and no
         // file of it can be opened by a handle.
         if super_block.magic() == HUGETLBFS_MAGIC {
-            held.place = Place {
-                effects: [effect::ALLOW; 3],
-                ..own()
-            };
+            held.place = own();
             held.found = found::ABOVE;
         }
         // Else one that has no name in memory, opened by its handle: nobody can tell where it is.

@@ -79,9 +79,10 @@ pub fn entries(
                 let value = limited(policy, seen.led.as_ref(), own);
                 entries.tell(&place.path, seen.led.as_ref(), own, value);
                 // Through such a link no rule names a device.
-                if !(seen.is_block_device && seen.led.is_some()) {
-                    entries.enter(&place.path, seen.identity, value);
+                if seen.is_block_device && seen.led.is_some() {
+                    continue;
                 }
+                entries.enter(&place.path, seen.identity, value);
             }
             Ok(None) => entries.missing.push(index),
             Err(error) => {
@@ -107,6 +108,7 @@ pub fn entries(
     let mounts = files::list()?;
     entries.roots(policy, &mut looked, &mounts);
     entries.instances(policy, &mounts);
+    entries.again(identifier, &mounts);
     entries.layers(policy, &mut looked, &mounts);
     entries.private(policy, identifier, private);
     for target in &policy.unix {
@@ -197,14 +199,15 @@ impl<'a> Looked<'a> {
         Ok(seen)
     }
 
-    /// What is opened and the links on the way are looked at one after the other: they belong together where both lead to the same path.
+    /// What is opened and the links on the way are looked at one after the other: they belong together where both lead to the same file.
     fn look(&self, path: &Path) -> Result<Option<Seen>> {
         for _ in 0..Self::TRIES {
             let Some(found) = self.identifier.identify(path)? else {
                 return Ok(None);
             };
             let (to, link) = follow(self.policy, path);
-            if to == found.real {
+            let there = self.identifier.identify_unlinked(&to)?;
+            if there.is_some_and(|there| there.identity == found.identity) {
                 return Ok(Some(Seen {
                     identity: found.identity,
                     led: link.map(|link| Led { link, to }),
@@ -309,7 +312,7 @@ fn limited(policy: &Compiled, led: Option<&Led>, value: Place) -> Place {
 }
 
 impl Led {
-    fn told(&self, path: &Path) -> String {
+    pub(super) fn told(&self, path: &Path) -> String {
         format!(
             "{}: {} is a link that a session under this policy could have made; the rule gives no more than what the policy says of {}; \
              hint: name that",
@@ -477,11 +480,12 @@ impl Entries {
                     .and_modify(|old| *old = stricter(*old, value))
                     .or_insert(value);
             }
-            // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway.
-            // A device that is mounted as a file is named by no rule around it.
-            if let Ok(Some(seen)) = looked.seen(&mount.point)
-                && !seen.is_block_device
-                && let identity = seen.identity
+            // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway. A device that is mounted
+            // as a file is named by no rule around it.
+            if let Ok(Some(found)) = looked.identifier.identify_unlinked(&mount.point)
+                && found.identity.dev == mount.dev
+                && !found.is_block_device
+                && let identity = found.identity
                 && !self.places.contains_key(&(identity.dev, identity.inode))
             {
                 roots
@@ -540,6 +544,37 @@ impl Entries {
             }
             place.flags |= place::CHILDREN;
             self.wait_below(root, names, &entered.path, value);
+        }
+    }
+
+    /// What the host has mounted once more, and shows the same wherever it is mounted, holds what is held below the first of them.
+    fn again(&mut self, identifier: &Identifier, mounts: &[files::Mount]) {
+        let depth = |mount: &&files::Mount| mount.point.components().count();
+        for kind in ["proc", "sysfs"] {
+            let of_kind = || mounts.iter().filter(|mount| mount.kind == kind);
+            let Some(first) = of_kind().min_by_key(depth) else {
+                continue;
+            };
+            let Some(shown) = first.magic().map(|magic| (BY_MAGIC, magic)) else {
+                continue;
+            };
+            for mount in of_kind().filter(|mount| mount.dev != first.dev) {
+                let Ok(Some(found)) = identifier.identify_unlinked(&mount.point) else {
+                    continue;
+                };
+                let root = (found.identity.dev, found.identity.inode);
+                let (Some(shown_there), Some(place)) =
+                    (self.places.get(&shown).copied(), self.places.get_mut(&root))
+                else {
+                    continue;
+                };
+                let generation = place.generation;
+                *place = Place {
+                    generation,
+                    ..stricter(*place, shown_there)
+                };
+                self.waits_too(shown, root);
+            }
         }
     }
 
@@ -691,27 +726,32 @@ impl Entries {
         };
         for directory in &own.directories {
             self.pin_above(policy, looked, directory, rule::SELF);
-            if let Ok(Some(identity)) = looked.at(directory) {
-                self.places.insert(
-                    (identity.dev, identity.inode),
-                    Place {
-                        generation: identity.generation,
-                        ..closed
-                    },
-                );
-            }
+            self.close(looked, directory, closed);
         }
-        if let Some(socket) = &own.socket
-            && let Ok(Some(identity)) = looked.at(socket)
-        {
-            self.places.insert(
-                (identity.dev, identity.inode),
-                Place {
-                    flags: place::SOCKET,
-                    generation: identity.generation,
-                    ..closed
-                },
-            );
+        if let Some(socket) = &own.socket {
+            let asked = Place {
+                flags: place::SOCKET,
+                ..closed
+            };
+            self.close(looked, socket, asked);
+        }
+    }
+
+    fn close(&mut self, looked: &mut Looked<'_>, path: &Path, value: Place) {
+        match looked.at(path) {
+            Ok(Some(identity)) => {
+                let generation = identity.generation;
+                let value = Place {
+                    generation,
+                    ..value
+                };
+                self.places.insert((identity.dev, identity.inode), value);
+            }
+            Ok(None) => {}
+            Err(error) => self.gaps.push(format!(
+                "{}, which is agentwatch's own, cannot be looked at: {error:#}",
+                path.display()
+            )),
         }
     }
 }

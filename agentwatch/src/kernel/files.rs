@@ -15,11 +15,11 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
-        stat::{Mode, SFlag, fstat},
+        stat::{SFlag, fstat},
         statfs::fstatfs,
     },
 };
@@ -38,8 +38,6 @@ pub struct Identity {
 /// What a path named when it was looked at.
 pub struct Found {
     pub identity: Identity,
-    /// Where it really is: its path without links.
-    pub real: PathBuf,
     pub is_block_device: bool,
 }
 
@@ -79,8 +77,6 @@ impl Identifier {
         let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
         Ok(Found {
             identity,
-            real: std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
-                .with_context(|| format!("ask where {} is", path.display()))?,
             is_block_device: SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
                 == SFlag::S_IFBLK,
         })
@@ -220,7 +216,7 @@ impl Mount {
         if !self.shows_the_host() {
             return None;
         }
-        let file = open(&self.point, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let file = open_path(&self.point, ResolveFlag::RESOLVE_NO_SYMLINKS).ok()?;
         magic_of(&file)
     }
 

@@ -250,13 +250,6 @@ const ACTS: &[Act] = acts! {
         let mut text = [0u8; 1];
         libc::klogctl(SYSLOG_ACTION_READ_ALL, text.as_mut_ptr().cast(), 1) as i64
     };
-    "sb_pivotroot", REST, false, |p| unsafe {
-        libc::syscall(libc::SYS_pivot_root, p.directory.as_ptr(), p.directory.as_ptr())
-    };
-    "move_mount", REST, false, |p| unsafe {
-        let (at, path) = (libc::AT_FDCWD, p.directory.as_ptr());
-        libc::syscall(libc::SYS_move_mount, at, path, at, path, 0)
-    };
     "sb_mount", REST, false, |p| unsafe {
         let kind = c"tmpfs";
         libc::mount(kind.as_ptr(), p.directory.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) as i64

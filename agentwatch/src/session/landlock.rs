@@ -44,16 +44,31 @@ pub struct Grant {
     pub held: bool,
 }
 
+/// What is decided at a place, but that the kernel's settings are decided as what is around them: Landlock takes nothing away inside a
+/// tree, and there they are left to what the user may do anyway.
+fn beside_settings(policy: &Compiled, index: usize, access: Access) -> Decision {
+    let place = &policy.places[index];
+    let decided = place.decisions[access as usize];
+    if decided.rule != SETTINGS {
+        return decided;
+    }
+    // Places are in the order of their paths: those around one come before it.
+    let around = policy.places[..index]
+        .iter()
+        .rev()
+        .filter(|around| place.path.starts_with(&around.path))
+        .map(|around| around.decisions[access as usize])
+        .find(|around| around.rule != SETTINGS);
+    around.unwrap_or(decided)
+}
+
 /// Works out the grants. Pure: looks at nothing but the policy.
 pub fn plan(policy: &Compiled) -> Plan {
     let mut plan = Plan::default();
     for access in Access::ALL {
         let allowed = |index: usize| {
-            let Decision { effect, rule } = policy.places[index].decisions[access as usize];
-            // The kernel's settings are left to what the user may do anyway.
-            effect == Effect::Allow
-                || effect == Effect::Approve && access == Access::Exec
-                || rule == SETTINGS
+            let Decision { effect, .. } = beside_settings(policy, index, access);
+            effect == Effect::Allow || effect == Effect::Approve && access == Access::Exec
         };
         for (index, place) in policy.places.iter().enumerate() {
             if !allowed(index) {

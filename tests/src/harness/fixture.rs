@@ -82,8 +82,11 @@ fn make_file(dir: &Path, file: &FileFixture, act: &Path, owner: u32) -> Result<(
         )?;
     } else if file.path.ends_with('/') {
         fs::create_dir_all(&path)?;
+        let (none, flags) = (None::<&str>, MsFlags::empty());
+        if file.proc {
+            nix::mount::mount(none, &path, Some("proc"), flags, none)?;
+        }
         if file.tmpfs {
-            let (none, flags) = (None::<&str>, MsFlags::empty());
             nix::mount::mount(none, &path, Some("tmpfs"), flags, none)?;
             if file.shared {
                 nix::mount::mount(none, &path, none, MsFlags::MS_SHARED, none)?;

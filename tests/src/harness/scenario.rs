@@ -92,6 +92,9 @@ pub struct FileFixture {
     /// Mounts a tmpfs there, where the host sees it.
     #[serde(default)]
     pub tmpfs: bool,
+    /// Mounts another procfs there, where the host sees it.
+    #[serde(default)]
+    pub proc: bool,
     /// What is mounted on it is seen in copies of the host's mounts, and the other way round.
     #[serde(default)]
     pub shared: bool,

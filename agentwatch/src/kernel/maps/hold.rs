@@ -58,7 +58,8 @@ impl Maps {
                 };
                 // A rule that lets a command go on does so for the program that it names, and not for where a link leads that a session
                 // could have made.
-                if rule.decision.effect == Effect::Allow && seen.led.is_some() {
+                if let (Effect::Allow, Some(led)) = (rule.decision.effect, &seen.led) {
+                    bound.notes.push(led.told(&path));
                     continue;
                 }
                 let identity = seen.identity;
