@@ -274,19 +274,22 @@ fn full_ring_of_refusals(place: &Place<'_>) -> Result<()> {
     let script: Vec<String> = (0..REFUSALS)
         .map(|n| format!("creat {}/{n}", deep.display()))
         .collect();
-    let begun = format!("write-text {} x", place.path("in/begun"));
-    let script = steps(&[vec![begun, "sleep 1000".to_owned()], script].concat());
+    let [begun, end] =
+        ["in/begun", "in/end"].map(|name| format!("write-text {} x", place.path(name)));
+    let script = steps(&[vec![begun, "sleep 1000".to_owned()], script, vec![end]].concat());
     let daemon = Pid::from_raw(place.daemon.pid().cast_signed());
     let done = AtomicBool::new(false);
     let results = std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !place.dir.join("in/begun").exists() && !done.load(Ordering::SeqCst) {
-                sleep(Duration::from_millis(1));
-            }
+            let wait_for = |name: &str| {
+                while !place.dir.join(name).exists() && !done.load(Ordering::SeqCst) {
+                    sleep(Duration::from_millis(1));
+                }
+            };
+            wait_for("in/begun");
             let stopped = kill(daemon, Signal::SIGSTOP);
-            while !done.load(Ordering::SeqCst) {
-                sleep(Duration::from_millis(1));
-            }
+            // The session ends when the daemon has said so.
+            wait_for("in/end");
             let _ = stopped.and_then(|()| kill(daemon, Signal::SIGCONT));
         });
         let results = place.actor().perform(place.held(&policy), &script);
