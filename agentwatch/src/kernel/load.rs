@@ -380,6 +380,7 @@ fn load_object(object: &[u8], place: Option<impl Fn(&str) -> PathBuf>) -> Result
             "map {name} is not among those that are pinned; hint: enter it in agentwatch/src/kernel/load/layout.rs"
         );
     }
+    programs::check(ebpf.programs().map(|(name, _)| name))?;
     Ok(ebpf)
 }
 

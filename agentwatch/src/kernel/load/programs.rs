@@ -1,5 +1,9 @@
 //! What is attached where: each program of the object stands here, once. A hook is added by a line in one of these tables.
 
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+
 /// Programs of every kernel: `tp_btf`, with the tracepoint.
 pub(super) const TRACEPOINTS: [(&str, &str); 10] = [
     ("task_newtask", "task_newtask"),
@@ -178,3 +182,96 @@ pub(super) const CGROUP: [&str; 6] = [
 
 /// Runs when it is read, and is never attached: tags tasks that are there already.
 pub(super) const TASKS: &str = "tag_tasks";
+
+/// All of them, as the object has to have them.
+fn names() -> impl Iterator<Item = &'static str> {
+    fn first<T>(row: &(&'static str, T)) -> &'static str {
+        row.0
+    }
+    let lsm = LSM.iter().flat_map(|(names, _)| names.iter().copied());
+    TRACEPOINTS
+        .iter()
+        .map(first)
+        .chain(lsm.filter(|name| *name != ABSENT))
+        .chain(FAILED.iter().map(first))
+        .chain(FEXIT.iter().map(first))
+        .chain(SYSCALLS.iter().map(first))
+        .chain(CGROUP)
+        .chain([PAGE_FAULT, LOOK_UP.0, FAILED_OPEN, URING_OPEN, TASKS])
+}
+
+/// Makes sure that what an object has is what the tables name: a program that none of them does would never be loaded.
+pub(super) fn check<'a>(object: impl Iterator<Item = &'a str>) -> Result<()> {
+    let tables: BTreeSet<&str> = names().collect();
+    let object: BTreeSet<&str> = object.collect();
+    let list = |names: &BTreeSet<&str>, others| {
+        names
+            .difference(others)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let (forgotten, missing) = (list(&object, &tables), list(&tables, &object));
+    ensure!(
+        forgotten.is_empty(),
+        "the object has programs that stand in no table and would never be loaded: {forgotten}; \
+         hint: enter them in agentwatch/src/kernel/load/programs.rs"
+    );
+    ensure!(
+        missing.is_empty(),
+        "the object lacks programs that stand in a table: {missing}; hint: see agentwatch/src/kernel/load/programs.rs"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind, SymbolKind};
+
+    use super::{super::OBJECT, *};
+
+    /// The object's programs: its functions, but for those that they call, which stand in `.text`.
+    fn programs() -> Vec<String> {
+        let file = object::File::parse(OBJECT).expect("an object");
+        let is_program = |symbol: &object::Symbol<'_, '_>| {
+            let section = symbol
+                .section_index()
+                .map(|index| file.section_by_index(index).expect("a symbol's section"));
+            symbol.kind() == SymbolKind::Text
+                && section.is_some_and(|section| {
+                    section.kind() == SectionKind::Text && section.name() != Ok(".text")
+                })
+        };
+        file.symbols()
+            .filter(is_program)
+            .map(|symbol| symbol.name().expect("a name").to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn every_program_of_the_object_stands_in_exactly_one_table() {
+        let mut times: BTreeMap<&str, u32> = BTreeMap::new();
+        for name in names() {
+            *times.entry(name).or_default() += 1;
+        }
+        times.retain(|_, times| *times != 1);
+        assert!(times.is_empty(), "not once: {times:?}");
+        let programs = programs();
+        assert!(programs.len() > 100, "{programs:?}");
+        check(programs.iter().map(String::as_str)).expect("tables and object agree");
+    }
+
+    #[test]
+    fn a_program_that_was_forgotten_is_an_error_and_so_is_one_that_is_not_there() {
+        let error = check(names().chain(["forgotten"])).expect_err("it is in no table");
+        assert!(
+            error
+                .to_string()
+                .contains("no table and would never be loaded: forgotten")
+        );
+        let error = check(names().filter(|name| *name != "bpf")).expect_err("it is not there");
+        assert!(error.to_string().contains("stand in a table: bpf;"));
+    }
+}
