@@ -32,6 +32,9 @@ use super::{
 };
 use crate::policy::model::Compiled;
 
+#[cfg(test)]
+pub(crate) use self::programs::{cgroup_programs, lsm_programs};
+
 /// The object that build.rs made.
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentwatch-ebpf.o"));

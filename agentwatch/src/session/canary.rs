@@ -1,5 +1,8 @@
-//! The canary: a process in a session that may do nothing tries one forbidden act for each hook. What comes through is not enforced
-//! here, whatever the kernel said when the programs were attached.
+//! The canary: a process in a session that may do nothing tries one act for each hook that can be tried harmlessly. What comes through
+//! is not enforced here, whatever the kernel said when the programs were attached. The other hooks stand in `canary/no_act.rs`.
+
+#[cfg(test)]
+mod no_act;
 
 use std::{
     ffi::{CString, c_void},
@@ -26,7 +29,7 @@ pub const SOCKET: &str = "socket";
 pub const READY: &str = "ready\n";
 pub const END: &str = "end\n";
 
-/// An act, by the hook that is to refuse it.
+/// An act, by the program that is to refuse it.
 struct Act {
     hook: &'static str,
     errno: i32,

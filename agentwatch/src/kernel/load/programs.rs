@@ -224,6 +224,20 @@ pub(super) fn check<'a>(object: impl Iterator<Item = &'a str>) -> Result<()> {
     Ok(())
 }
 
+/// The LSM programs, of several for one hook the one that the hook is named by.
+#[cfg(test)]
+pub(crate) fn lsm_programs() -> impl Iterator<Item = &'static str> {
+    LSM.iter().filter_map(|(names, _)| {
+        let mut named = names.iter().copied().filter(|name| *name != ABSENT);
+        named.next_back()
+    })
+}
+
+#[cfg(test)]
+pub(crate) fn cgroup_programs() -> impl Iterator<Item = &'static str> {
+    CGROUP.into_iter()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
