@@ -1,40 +1,35 @@
 //! Sessions, policies and folds in the kernel's maps. Binds a compiled policy's paths to the files that they name.
 
+mod enter;
 mod folds;
 mod hold;
 mod resume;
 mod shared;
 
-use std::{
-    collections::{BTreeMap, HashMap as StdMap, HashSet},
-    net::IpAddr,
-    path::Path,
-};
+use std::path::Path;
 
 use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
     limits,
     policy::{
-        Binding, Child, ChildKey, Command, CommandKey, Host, NAME_BASE, Name, NameKey, NamedChild,
-        OP_INET6, PREFIX_BASE, Place, PlaceKey, Policy, Ports, Prefix, PrefixKey, ProcessGroup,
-        Session, digest, flags, name, net,
+        Binding, ChildKey, Command, CommandKey, Host, Name, NameKey, NamedChild, Place, PlaceKey,
+        Policy, Prefix, PrefixKey, ProcessGroup, Session, flags,
     },
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key},
 };
-use ipnet::IpNet;
 
 use self::{folds::Folds, shared::Bindings};
 use super::{
-    bind::{self, ChildAt, Own, PlaceAt},
+    bind::{self, Own},
     container::Private,
     files::{Identifier, Mounts},
     probe,
 };
-use crate::policy::model::{Compiled, NamePattern, NetOp, UnixTarget};
+use crate::policy::model::Compiled;
 
 /// The maps that user space writes or reads.
 pub struct Maps {
@@ -162,151 +157,13 @@ impl Maps {
         bound.gaps = entries.gaps;
         bound.notes = entries.notes;
         bound.private = private.names();
-        let entered = self.enter(number, policy, entries.places, entries.children, &mut bound);
+        let entered = self.enter(policy, entries.places, entries.children, &mut bound);
         self.touch();
         if let Err(error) = entered {
             self.remove_policy(&bound);
             return Err(error);
         }
         Ok(bound)
-    }
-
-    fn enter(
-        &mut self,
-        number: u32,
-        policy: &Compiled,
-        places: StdMap<PlaceAt, Place>,
-        children: BTreeMap<ChildAt, Child>,
-        bound: &mut Bound,
-    ) -> Result<()> {
-        self.policies
-            .insert(number, beyond(policy), 0)
-            .context("enter the policy into the kernel; hint: too many policies on this host?")?;
-        for ((dev, inode), place) in places {
-            let key = PlaceKey {
-                policy: number,
-                dev,
-                inode,
-            };
-            self.places
-                .insert(key, place, 0)
-                .context("enter a file rule into the kernel; hint: too many rules on this host?")?;
-            bound.places.push(key);
-        }
-        let mut entered = HashSet::new();
-        for (at, child) in children {
-            let key = ChildKey {
-                policy: number,
-                dev: at.dev,
-                inode: at.inode,
-                digest: digest::of(&at.name),
-            };
-            let mut named = NamedChild {
-                child,
-                name: [0; limits::NAME],
-            };
-            named.name[..at.name.len()].copy_from_slice(&at.name);
-            ensure!(
-                entered.insert(key),
-                "two names in one directory have the same digest, one of them {:?}; hint: leave one of them out",
-                String::from_utf8_lossy(&at.name)
-            );
-            self.children.insert(key, named, 0).context(
-                "enter a file's name into the kernel; hint: too many rules on this host?",
-            )?;
-            bound.children.push(key);
-        }
-        for name in &policy.names {
-            let (kind, bytes, whole) = match &name.pattern {
-                NamePattern::Exact(text) => (name::SUFFIX, reversed(text), true),
-                NamePattern::Suffix(text) => (name::SUFFIX, reversed(text), false),
-                NamePattern::Prefix(text) => (name::PREFIX, text.as_bytes().to_vec(), false),
-            };
-            let mut value = Name::default();
-            let place = bind::place_of(policy, &name.decisions);
-            value.effects = place.effects;
-            value.rules = place.rules;
-            self.enter_name(number, kind, &bytes, whole, value, bound)?;
-        }
-        for rule in &policy.unix {
-            let (text, whole) = match &rule.target {
-                UnixTarget::Path(_) => continue,
-                UnixTarget::Abstract(text) => (text, true),
-                UnixTarget::AbstractPrefix(text) => (text, false),
-            };
-            let value = Name {
-                effects: [bind::effect_of(rule.decision.effect); 3],
-                rules: [rule.decision.rule; 3],
-                _pad: 0,
-            };
-            self.enter_name(number, name::ABSTRACT, text.as_bytes(), whole, value, bound)?;
-        }
-        self.enter_commands(number, policy, bound)?;
-        for prefix in &policy.prefixes {
-            let (len, addr) = mapped(prefix.net);
-            let op = match prefix.op {
-                NetOp::Connect => net::CONNECT,
-                NetOp::Listen => net::LISTEN,
-            };
-            let family = if prefix.net.network().is_ipv4() {
-                0
-            } else {
-                OP_INET6
-            };
-            let key = PrefixKey {
-                policy: number,
-                op: op | family,
-                addr,
-            };
-            let mut value = Prefix::default();
-            for (slot, rule) in value.ports.iter_mut().zip(&prefix.ports) {
-                *slot = Ports {
-                    first: rule.first,
-                    last: rule.last,
-                    effect: bind::effect_of(rule.decision.effect),
-                    _pad: [0; 3],
-                    rule: rule.decision.rule,
-                };
-                value.len += 1;
-            }
-            self.prefixes
-                .insert(&Key::new(PREFIX_BASE + len, key), value, 0)
-                .context(
-                    "enter a network rule into the kernel; hint: too many rules on this host?",
-                )?;
-            bound.prefixes.push((PREFIX_BASE + len, key));
-        }
-        Ok(())
-    }
-
-    /// Enters a rule on names; `whole` for one that matches nothing longer.
-    fn enter_name(
-        &mut self,
-        number: u32,
-        kind: u32,
-        bytes: &[u8],
-        whole: bool,
-        value: Name,
-        bound: &mut Bound,
-    ) -> Result<()> {
-        let mut key = NameKey {
-            policy: number,
-            kind,
-            bytes: [0; limits::NAME_RULE],
-        };
-        let len = bytes.len() + usize::from(whole);
-        ensure!(len <= limits::NAME_RULE, "a name in a rule is too long");
-        key.bytes[..bytes.len()].copy_from_slice(bytes);
-        if whole {
-            // What no name of its kind holds: a slash is in no file's name, and this byte in no text.
-            key.bytes[bytes.len()] = if kind == name::ABSTRACT { 0xff } else { b'/' };
-        }
-        let len = NAME_BASE + 8 * len as u32;
-        self.names
-            .insert(&Key::new(len, key), value, 0)
-            .context("enter a rule on names into the kernel; hint: too many rules on this host?")?;
-        bound.names.push((len, key));
-        Ok(())
     }
 
     /// What was found before is looked for again.
@@ -356,9 +213,8 @@ impl Maps {
                 Ok(old) => bind::stricter(old, new),
                 Err(_) => new,
             };
-            self.places
-                .insert(key, value, 0)
-                .context("enter a file rule into the kernel")?;
+            let entered = self.places.insert(key, value, 0);
+            enter::PLACES.entered(entered, || enter::ids(policy, value.rules))?;
             if !bound.places.contains(&key) {
                 bound.places.push(key);
             }
@@ -511,45 +367,6 @@ impl Maps {
     }
 }
 
-/// What a policy says beyond files and addresses.
-fn beyond(policy: &Compiled) -> Policy {
-    const ALWAYS: [i32; 4] = [
-        libc::AF_UNIX,
-        libc::AF_INET,
-        libc::AF_INET6,
-        libc::AF_NETLINK,
-    ];
-    let mut value = Policy::default();
-    for family in ALWAYS {
-        value.families |= 1 << family;
-    }
-    for family in &policy.families {
-        value.families |= 1 << family.bit;
-    }
-    for guard in &policy.guards {
-        value.guards |= 1 << guard.operation;
-        if let Some(rule) = value.guard_rules.get_mut(guard.operation as usize) {
-            *rule = guard.rule;
-        }
-    }
-    value
-}
-
 fn slot(number: u32) -> u32 {
     number & (limits::SESSIONS as u32 - 1)
-}
-
-fn reversed(text: &str) -> Vec<u8> {
-    text.bytes().rev().collect()
-}
-
-/// A prefix over v4-mapped addresses, and its length.
-fn mapped(net: IpNet) -> (u32, [u8; 16]) {
-    match net.network() {
-        IpAddr::V4(addr) => (
-            96 + u32::from(net.prefix_len()),
-            addr.to_ipv6_mapped().octets(),
-        ),
-        IpAddr::V6(addr) => (u32::from(net.prefix_len()), addr.octets()),
-    }
 }

@@ -7,105 +7,97 @@ use agentwatch_common::{
     limits,
     policy::{BY_NAME, COMMAND_BASE, Command, CommandKey, effect},
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::maps::lpm_trie::Key;
 
-use super::{Bound, Maps};
+use super::{Bound, Maps, enter};
 use crate::{
-    kernel::bind::{self, Looked},
+    kernel::bind::{self, Looked, PlaceAt},
     policy::{
         command::USUAL_DIRECTORIES,
-        model::{Compiled, Decision, Effect, Program},
+        model::{CommandRule, Compiled, Decision, Effect, Program},
     },
 };
 
 impl Maps {
     /// Enters rules on commands by the programs that they name.
-    pub(super) fn enter_commands(
-        &mut self,
-        number: u32,
-        policy: &Compiled,
-        bound: &mut Bound,
-    ) -> Result<()> {
+    pub(super) fn enter_commands(&mut self, policy: &Compiled, bound: &mut Bound) -> Result<()> {
         for rule in &policy.commands {
-            let candidates: Vec<PathBuf> = match &rule.program {
-                Program::Path(path) => vec![path.clone()],
-                Program::Name(name) => USUAL_DIRECTORIES
-                    .iter()
-                    .map(|dir| Path::new(dir).join(name))
-                    .collect(),
-            };
-            let mut arguments = [0; limits::COMMAND_RULE];
             let bytes: Vec<u8> = rule
                 .arguments
                 .iter()
                 .flat_map(|argument| argument.bytes().chain([0]))
                 .collect();
             ensure!(
-                bytes.len() <= arguments.len(),
-                "the arguments of a rule on a command are too long"
+                bytes.len() <= limits::COMMAND_RULE,
+                "{}: its arguments are {} bytes long, more than the {} that the kernel compares",
+                enter::ids(policy, [rule.decision.rule]),
+                bytes.len(),
+                limits::COMMAND_RULE
             );
-            arguments[..bytes.len()].copy_from_slice(&bytes);
-            let len = COMMAND_BASE + 8 * bytes.len() as u32;
             let mut found = false;
             if let Program::Name(name) = &rule.program {
                 // Wherever it stands.
-                found = self.enter_command_by_name(number, name, &bytes, rule.decision, bound)?;
+                found = self.enter_command_by_name(policy, name, &bytes, rule.decision, bound)?;
             }
-            for path in candidates {
-                let Ok(Some(seen)) = Looked::new(policy, &self.identifier).seen(&path) else {
-                    continue;
-                };
-                // A rule that lets a command go on does so for the program that it names, and not for where a link leads that a session
-                // could have made.
-                if let (Effect::Allow, Some(led)) = (rule.decision.effect, &seen.led) {
-                    bound.notes.push(led.told(&path));
-                    continue;
-                }
-                let identity = seen.identity;
-                found = true;
-                let key = CommandKey {
-                    policy: number,
-                    dev: identity.dev,
-                    inode: identity.inode,
-                    arguments,
-                };
-                if bound.commands.contains(&(len, key)) {
-                    continue;
-                }
-                let value = Command {
-                    effect: u32::from(bind::effect_of(rule.decision.effect)),
-                    rule: rule.decision.rule,
-                };
-                self.commands.insert(&Key::new(len, key), value, 0).context(
-                    "enter a rule on a command into the kernel; hint: too many rules on this host?",
-                )?;
-                bound.commands.push((len, key));
-            }
+            found |= self.enter_command_by_file(policy, rule, &bytes, bound)?;
             // Without LSM programs a script is known by its name alone: the rule holds whatever has that name.
             if let Program::Path(path) = &rule.program
                 && self.host.lsm == 0
                 && let Some(name) = path.file_name().and_then(|name| name.to_str())
             {
-                self.enter_command_by_name(number, name, &bytes, rule.decision, bound)?;
+                self.enter_command_by_name(policy, name, &bytes, rule.decision, bound)?;
             }
-            let allows = rule.decision.effect == Effect::Allow;
-            if !found && !allows {
-                let id = policy
-                    .rules
-                    .get(rule.decision.rule as usize)
-                    .map_or("", |rule| rule.id.as_str());
+            if !found && rule.decision.effect != Effect::Allow {
                 bound.notes.push(format!(
-                    "{id}: there is no such program on this host now; one that is installed later is not known to the rule"
+                    "{}: there is no such program on this host now; one that is installed later is not known to the rule",
+                    enter::ids(policy, [rule.decision.rule])
                 ));
             }
         }
         Ok(())
     }
 
+    /// Whether there is such a program.
+    fn enter_command_by_file(
+        &mut self,
+        policy: &Compiled,
+        rule: &CommandRule,
+        arguments: &[u8],
+        bound: &mut Bound,
+    ) -> Result<bool> {
+        let candidates: Vec<PathBuf> = match &rule.program {
+            Program::Path(path) => vec![path.clone()],
+            Program::Name(name) => USUAL_DIRECTORIES
+                .iter()
+                .map(|dir| Path::new(dir).join(name))
+                .collect(),
+        };
+        let mut found = false;
+        for path in candidates {
+            let Ok(Some(seen)) = Looked::new(policy, &self.identifier).seen(&path) else {
+                continue;
+            };
+            // A rule that lets a command go on does so for the program that it names, and not for where a link leads that a session
+            // could have made.
+            if let (Effect::Allow, Some(led)) = (rule.decision.effect, &seen.led) {
+                bound.notes.push(led.told(&path));
+                continue;
+            }
+            found = true;
+            let at = (seen.identity.dev, seen.identity.inode);
+            let (len, key) = command_key(bound.number, at, arguments);
+            if !bound.commands.contains(&(len, key)) {
+                self.enter_command(policy, len, key, rule.decision)?;
+                bound.commands.push((len, key));
+            }
+        }
+        Ok(found)
+    }
+
     fn enter_command_by_name(
         &mut self,
-        number: u32,
+        policy: &Compiled,
         name: &str,
         arguments: &[u8],
         decision: Decision,
@@ -119,32 +111,32 @@ impl Maps {
         if whole.len() > limits::COMMAND_RULE || decision.effect == Effect::Allow {
             return Ok(false);
         }
-        let mut key = CommandKey {
-            policy: number,
-            dev: BY_NAME,
-            inode: 0,
-            arguments: [0; limits::COMMAND_RULE],
-        };
-        key.arguments[..whole.len()].copy_from_slice(&whole);
-        let len = COMMAND_BASE + 8 * whole.len() as u32;
+        let (len, key) = command_key(bound.number, (BY_NAME, 0), &whole);
         // Of two rules that come to one name the stricter holds.
         let known = bound.commands.contains(&(len, key));
         if known && decision.effect != Effect::Deny {
             return Ok(true);
         }
-        let value = Command {
-            effect: u32::from(bind::effect_of(decision.effect)),
-            rule: decision.rule,
-        };
-        self.commands
-            .insert(&Key::new(len, key), value, 0)
-            .context(
-                "enter a rule on a command into the kernel; hint: too many rules on this host?",
-            )?;
+        self.enter_command(policy, len, key, decision)?;
         if !known {
             bound.commands.push((len, key));
         }
         Ok(true)
+    }
+
+    fn enter_command(
+        &mut self,
+        policy: &Compiled,
+        len: u32,
+        key: CommandKey,
+        decision: Decision,
+    ) -> Result<()> {
+        let value = Command {
+            effect: u32::from(bind::effect_of(decision.effect)),
+            rule: decision.rule,
+        };
+        let entered = self.commands.insert(&Key::new(len, key), value, 0);
+        enter::COMMANDS.entered(entered, || enter::ids(policy, [decision.rule]))
     }
 
     pub(super) fn has_commands(&self, policy: u32) -> bool {
@@ -191,9 +183,8 @@ impl Maps {
 
     /// Lets tasks pass, or tells them that they may not.
     pub fn grant(&mut self, key: &GrantKey, grant: Grant) -> Result<()> {
-        self.grants
-            .insert(key, grant, 0)
-            .context("enter a decision into the kernel; hint: too many grants on this host?")
+        let entered = self.grants.insert(key, grant, 0);
+        enter::GRANTS.entered(entered, || "a decision".to_owned())
     }
 
     /// Whether any operation has passed by a task's grant.
@@ -227,4 +218,16 @@ impl Maps {
             let _ = self.holds.remove(&task);
         }
     }
+}
+
+/// The key of a rule on a command and its length. `arguments` are no more than a key has room for.
+fn command_key(policy: u32, (dev, inode): PlaceAt, arguments: &[u8]) -> (u32, CommandKey) {
+    let mut key = CommandKey {
+        policy,
+        dev,
+        inode,
+        arguments: [0; limits::COMMAND_RULE],
+    };
+    key.arguments[..arguments.len()].copy_from_slice(arguments);
+    (COMMAND_BASE + 8 * arguments.len() as u32, key)
 }
