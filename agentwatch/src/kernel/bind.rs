@@ -4,20 +4,24 @@
 //! Every path is entered twice: by the file that it names now, wherever that goes; and by its name in its directory, so that a
 //! file that is made or put there later is judged from its first moment.
 
+mod look;
+mod mounts;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    ffi::{OsStr, OsString},
-    fs,
+    ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
 use agentwatch_common::{
     limits,
-    policy::{BY_MAGIC, Child, Place, effect, length, place, right, rule},
+    policy::{Child, Place, effect, length, place, right, rule},
 };
 use anyhow::Result;
 
+pub(super) use self::look::Looked;
+use self::look::{Led, Seen};
 use super::{
     container::Private,
     files::{self, Identifier, Identity},
@@ -149,178 +153,11 @@ pub fn entries(
     Ok(entries)
 }
 
-/// What a path names.
-#[derive(Clone)]
-pub(super) struct Seen {
-    pub(super) identity: Identity,
-    /// Where a link that a session could have made is on the way.
-    pub(super) led: Option<Led>,
-    is_block_device: bool,
-}
-
-/// What paths name, each looked up once.
-pub(super) struct Looked<'a> {
-    policy: &'a Compiled,
-    identifier: &'a Identifier,
-    /// Where paths lead in a container, if that is what is asked.
-    private: Option<&'a Private>,
-    known: HashMap<PathBuf, Option<Seen>>,
-}
-
-impl<'a> Looked<'a> {
-    /// How often a path is looked at on whose way a link changes meanwhile.
-    const TRIES: u32 = 3;
-
-    pub(super) fn new(policy: &'a Compiled, identifier: &'a Identifier) -> Self {
-        Self {
-            policy,
-            identifier,
-            private: None,
-            known: HashMap::new(),
-        }
-    }
-
-    fn at(&mut self, path: &Path) -> Result<Option<Identity>> {
-        Ok(self.seen(path)?.map(|seen| seen.identity))
-    }
-
-    pub(super) fn seen(&mut self, path: &Path) -> Result<Option<Seen>> {
-        if let Some(known) = self.known.get(path) {
-            return Ok(known.clone());
-        }
-        let seen = match self.private {
-            Some(private) if private.holds(path) => {
-                let identity = private.identify(path, self.identifier)?;
-                identity.map(Seen::unlinked)
-            }
-            _ => self.look(path)?,
-        };
-        self.known.insert(path.to_owned(), seen.clone());
-        Ok(seen)
-    }
-
-    /// What is opened and the links on the way are looked at one after the other: they belong together where both lead to the same file.
-    fn look(&self, path: &Path) -> Result<Option<Seen>> {
-        for _ in 0..Self::TRIES {
-            let Some(found) = self.identifier.identify(path)? else {
-                return Ok(None);
-            };
-            let (to, link) = follow(self.policy, path);
-            let there = self.identifier.identify_unlinked(&to)?;
-            if there.is_some_and(|there| there.identity == found.identity) {
-                return Ok(Some(Seen {
-                    identity: found.identity,
-                    led: link.map(|link| Led { link, to }),
-                    is_block_device: found.is_block_device,
-                }));
-            }
-        }
-        anyhow::bail!("a link on the way was changed while it was looked at")
-    }
-
-    /// Where a path leads by such links, the last part of which need not exist; `None` where there is none on the way.
-    fn leads(&mut self, path: &Path) -> Result<Option<Led>> {
-        for above in path.ancestors() {
-            if let Some(seen) = self.seen(above)? {
-                let below = path.strip_prefix(above).unwrap_or(Path::new(""));
-                return Ok(seen.led.map(|led| Led {
-                    to: if above == path {
-                        led.to
-                    } else {
-                        led.to.join(below)
-                    },
-                    ..led
-                }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The same of a name in the directory that a path stands in: if that is a link itself, it is not followed.
-    fn leads_by_name(&mut self, path: &Path) -> Result<Option<Led>> {
-        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-            return Ok(None);
-        };
-        let led = self.leads(above)?;
-        Ok(led.map(|led| Led {
-            to: led.to.join(name),
-            ..led
-        }))
-    }
-}
-
-impl Seen {
-    fn unlinked(identity: Identity) -> Self {
-        Self {
-            identity,
-            led: None,
-            is_block_device: false,
-        }
-    }
-}
-
-/// A path that leads elsewhere by a link that a session under the same policy could have made.
-#[derive(Clone, Debug)]
-pub(super) struct Led {
-    link: PathBuf,
-    to: PathBuf,
-}
-
-/// Follows a path as the kernel does: where it leads, and the first link on the way that a session under the policy could have made. Where
-/// the last part of it does not exist, that is taken as it is.
-fn follow(policy: &Compiled, path: &Path) -> (PathBuf, Option<PathBuf>) {
-    /// Links that the kernel follows in one path (`MAXSYMLINKS`).
-    const MOST: usize = 40;
-    let parts = |path: &Path| -> Vec<OsString> {
-        let parts = path.components().rev();
-        parts.map(|part| part.as_os_str().to_owned()).collect()
-    };
-    let mut rest = parts(path);
-    let (mut to, mut link) = (PathBuf::from("/"), None);
-    let mut followed = 0;
-    while let Some(part) = rest.pop() {
-        match part.as_encoded_bytes() {
-            b"." => continue,
-            b".." => {
-                to.pop();
-                continue;
-            }
-            _ => {}
-        }
-        // That of an absolute path is the root.
-        let next = to.join(&part);
-        match fs::read_link(&next) {
-            Ok(target) if followed < MOST => {
-                followed += 1;
-                let may_write = explain::decide_file(policy, Access::Write, &next).effect;
-                if link.is_none() && may_write != Effect::Deny {
-                    link = Some(next);
-                }
-                rest.extend(parts(&target));
-            }
-            _ => to = next,
-        }
-    }
-    (to, link)
-}
-
 /// What a rule gives through such a link: no more than the policy does where it leads.
 fn limited(policy: &Compiled, led: Option<&Led>, value: Place) -> Place {
     led.map_or(value, |led| {
         stricter(value, place_of(policy, &inherited(policy, &led.to)))
     })
-}
-
-impl Led {
-    pub(super) fn told(&self, path: &Path) -> String {
-        format!(
-            "{}: {} is a link that a session under this policy could have made; the rule gives no more than what the policy says of {}; \
-             hint: name that",
-            path.display(),
-            self.link.display(),
-            self.to.display()
-        )
-    }
 }
 
 impl Entries {
@@ -469,205 +306,6 @@ impl Entries {
         }
     }
 
-    /// Gives the roots of mounts what holds above them, and says what holds for file systems of a kind that shows the host.
-    fn roots(&mut self, policy: &Compiled, looked: &mut Looked<'_>, mounts: &[files::Mount]) {
-        let mut roots: HashMap<PlaceAt, Place> = HashMap::new();
-        for mount in mounts {
-            let value = place_of(policy, &inherited(policy, &mount.point));
-            if let Some(magic) = mount.magic() {
-                roots
-                    .entry((BY_MAGIC, magic))
-                    .and_modify(|old| *old = stricter(*old, value))
-                    .or_insert(value);
-            }
-            // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway. A device that is mounted
-            // as a file is named by no rule around it.
-            if let Ok(Some(found)) = looked.identifier.identify_unlinked(&mount.point)
-                && found.identity.dev == mount.dev
-                && !found.is_block_device
-                && let identity = found.identity
-                && !self.places.contains_key(&(identity.dev, identity.inode))
-            {
-                roots
-                    .entry((identity.dev, identity.inode))
-                    .and_modify(|old| *old = stricter(*old, value))
-                    .or_insert(value);
-            }
-        }
-        self.places.extend(roots);
-    }
-
-    /// Enters by their names what stands below such roots: another instance, which a session mounts for itself, has other devices and
-    /// inodes, and shows the same.
-    fn instances(&mut self, policy: &Compiled, mounts: &[files::Mount]) {
-        let hosts: HashMap<&Path, PlaceAt> = mounts
-            .iter()
-            .filter_map(|mount| Some((mount.point.as_path(), (BY_MAGIC, mount.magic()?))))
-            .collect();
-        for entered in &policy.places {
-            // Most places are below none.
-            if !entered
-                .path
-                .ancestors()
-                .any(|path| hosts.contains_key(path))
-            {
-                continue;
-            }
-            let around = mounts
-                .iter()
-                .filter(|mount| entered.path.starts_with(&mount.point))
-                .max_by_key(|mount| mount.point.components().count());
-            let Some(point) = around.map(|mount| mount.point.as_path()) else {
-                continue;
-            };
-            let (Some(&root), Ok(below)) = (hosts.get(point), entered.path.strip_prefix(point))
-            else {
-                continue;
-            };
-            let names: Vec<&OsStr> = below.iter().rev().collect();
-            let Some(place) = self.places.get_mut(&root) else {
-                continue;
-            };
-            if names.is_empty() {
-                continue;
-            }
-            let value = place_of(policy, &entered.decisions);
-            if names.len() > limits::MISSING {
-                let told = format!(
-                    "{}: it is more than {} directories deep, and does not hold where a session mounts {} for itself",
-                    entered.path.display(),
-                    limits::MISSING,
-                    point.display()
-                );
-                self.miss(policy, &entered.path, value, told);
-                continue;
-            }
-            place.flags |= place::CHILDREN;
-            self.wait_below(root, names, &entered.path, value);
-        }
-    }
-
-    /// What the host has mounted once more, and shows the same wherever it is mounted, holds what is held below the first of them.
-    fn again(&mut self, identifier: &Identifier, mounts: &[files::Mount]) {
-        let depth = |mount: &&files::Mount| mount.point.components().count();
-        for kind in ["proc", "sysfs"] {
-            let of_kind = || mounts.iter().filter(|mount| mount.kind == kind);
-            let Some(first) = of_kind().min_by_key(depth) else {
-                continue;
-            };
-            let Some(shown) = first.magic().map(|magic| (BY_MAGIC, magic)) else {
-                continue;
-            };
-            for mount in of_kind().filter(|mount| mount.dev != first.dev) {
-                let Ok(Some(found)) = identifier.identify_unlinked(&mount.point) else {
-                    continue;
-                };
-                let root = (found.identity.dev, found.identity.inode);
-                let (Some(shown_there), Some(place)) =
-                    (self.places.get(&shown).copied(), self.places.get_mut(&root))
-                else {
-                    continue;
-                };
-                let generation = place.generation;
-                *place = Place {
-                    generation,
-                    ..stricter(*place, shown_there)
-                };
-                self.waits_too(shown, root);
-            }
-        }
-    }
-
-    /// Enters what holds in file systems that only a container has: at their roots what holds at their host's name, or in the host's own
-    /// for those that show the host; and the places below. Nothing in them is executed, as in what a session mounts for itself.
-    fn private(&mut self, policy: &Compiled, identifier: &Identifier, private: &Private) {
-        self.notes.extend(private.notes.iter().cloned());
-        if private.mounts.is_empty() {
-            return;
-        }
-        let mut roots: HashMap<PlaceAt, Place> = HashMap::new();
-        for own in &private.mounts {
-            let identity = own.identity;
-            let mut value = if own.mount.shows_the_host() {
-                let hosts = own.shows_the_host.map(|magic| (BY_MAGIC, magic));
-                let Some(hosts) = hosts.and_then(|kind| self.places.get(&kind)) else {
-                    continue;
-                };
-                *hosts
-            } else {
-                place_of(policy, &inherited(policy, &own.mount.point))
-            };
-            value.generation = identity.generation;
-            roots
-                .entry((identity.dev, identity.inode))
-                .and_modify(|old| *old = stricter(*old, value))
-                .or_insert(value);
-            if let Some(magic) = own.shows_the_host {
-                self.waits_too((BY_MAGIC, magic), (identity.dev, identity.inode));
-            }
-        }
-        self.places.extend(roots);
-        let mut looked = Looked {
-            policy,
-            identifier,
-            private: Some(private),
-            known: private
-                .mounts
-                .iter()
-                .map(|own| (own.mount.point.clone(), Some(Seen::unlinked(own.identity))))
-                .collect(),
-        };
-        let below = policy
-            .places
-            .iter()
-            .filter(|place| private.holds(&place.path));
-        for place in below {
-            let value = unexecuted(place_of(policy, &place.decisions));
-            if let Ok(Some(identity)) = looked.at(&place.path) {
-                self.enter(&place.path, identity, value);
-            }
-            self.wait_for(policy, &mut looked, &place.path, value);
-        }
-        self.pin_ancestors(policy, &mut looked);
-        for ((dev, _), place) in &mut self.places {
-            if private.has(*dev) {
-                *place = unexecuted(*place);
-            }
-        }
-    }
-
-    /// Waits in one directory for the names that another waits for.
-    fn waits_too(&mut self, (dev, inode): PlaceAt, other: PlaceAt) {
-        let from = ChildAt {
-            dev,
-            inode,
-            name: Vec::new(),
-        };
-        let names: Vec<(ChildAt, Child)> = self
-            .children
-            .range(from..)
-            .take_while(|(at, _)| (at.dev, at.inode) == (dev, inode))
-            .map(|(at, child)| {
-                let at = ChildAt {
-                    dev: other.0,
-                    inode: other.1,
-                    name: at.name.clone(),
-                };
-                (at, *child)
-            })
-            .collect();
-        self.children.extend(names);
-    }
-
-    /// Marks the layers of overlays that the host mounted.
-    fn layers(&mut self, policy: &Compiled, looked: &mut Looked<'_>, mounts: &[files::Mount]) {
-        for layer in mounts.iter().flat_map(files::Mount::layers) {
-            if let Ok(Some(seen)) = looked.seen(&layer) {
-                self.flag(policy, &layer, &seen, place::LAYER);
-            }
-        }
-    }
-
     /// A place that may not be written inside one that may protects the directories on the way to it: renaming or
     /// removing one of them would carry it off.
     fn pin_ancestors(&mut self, policy: &Compiled, looked: &mut Looked<'_>) {
@@ -754,15 +392,6 @@ impl Entries {
             )),
         }
     }
-}
-
-/// The same, but for executing.
-fn unexecuted(mut value: Place) -> Place {
-    if value.effects[right::EXEC] != effect::DENY {
-        value.effects[right::EXEC] = effect::DENY;
-        value.rules[right::EXEC] = rule::OWN;
-    }
-    value
 }
 
 /// What holds at a path by the places around it.
