@@ -8,7 +8,7 @@ use crate::kernel::load::{cgroup_programs, lsm_programs};
 
 const NO_ACT: &[(&str, &[&str])] = &[
     (
-        "it enters whose something is, and refuses only what it has no room for",
+        "it enters whose something is, and refuses at most what there is no room for",
         &[
             "task_alloc",
             "socket_post_create",
@@ -44,7 +44,7 @@ const NO_ACT: &[(&str, &[&str])] = &[
         &["file_send_sigiotask"],
     ),
     (
-        "it refuses only a request that starts a program of the host's, which what comes through would do",
+        "besides a key that there is no room for it refuses a request that starts a program of the host's, as what comes through would",
         &["key_alloc"],
     ),
     (
