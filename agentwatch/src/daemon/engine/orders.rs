@@ -26,7 +26,7 @@ use crate::{
         enrich::Subject,
         model::{Lifecycle, SessionRef},
     },
-    kernel::probe,
+    kernel::{maps::Bound, probe},
     policy::model::{Compiled, Opens},
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
@@ -405,17 +405,21 @@ impl Engine {
         let started = self.enter_kernel(number, &plan, &holding, &path);
         let started = started.and_then(|(bound, id)| {
             let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
-            if bound.gaps.is_empty() || accepted {
-                self.limit(&path, plan.origin, plan.mode, &plan.policy)?;
-                return Ok((bound, id));
+            let may_begin = if bound.gaps.is_empty() || accepted {
+                self.limit(&path, plan.origin, plan.mode, &plan.policy)
+            } else {
+                let gaps = bound.gaps.join("\n  - ");
+                Err(anyhow::anyhow!(
+                    "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
+                ))
+            };
+            match may_begin {
+                Ok(()) => Ok((bound, id)),
+                Err(error) => {
+                    self.undo(number, &bound);
+                    Err(error)
+                }
             }
-            let gaps = bound.gaps.join("\n  - ");
-            self.kernel.maps.remove_cgroups(number);
-            self.kernel.maps.remove_policy(&bound);
-            self.kernel.maps.close_session(number)?;
-            Err(anyhow::anyhow!(
-                "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
-            ))
         });
         let (mut bound, cgroup_id) = match started {
             Ok(parts) => parts,
@@ -504,7 +508,7 @@ impl Engine {
         plan: &Plan<'_>,
         holding: &Holding,
         path: &Path,
-    ) -> Result<(crate::kernel::maps::Bound, u64)> {
+    ) -> Result<(Bound, u64)> {
         let bits = self.flags(plan.mode, &plan.policy);
         let _ = holding;
         let bound = self
@@ -525,12 +529,29 @@ impl Engine {
         match rest {
             Ok(id) => Ok((bound, id)),
             Err(error) => {
-                self.kernel.maps.remove_cgroups(number);
-                self.kernel.maps.remove_policy(&bound);
-                let _ = self.kernel.maps.close_session(number);
+                self.undo(number, &bound);
                 Err(error)
             }
         }
+    }
+
+    /// Takes a session out of the kernel that does not begin after all, with what its processes, where it has some, did meanwhile.
+    fn undo(&mut self, number: u32, bound: &Bound) {
+        let maps = &mut self.kernel.maps;
+        // First, so that nothing is judged by a policy that is half gone.
+        maps.stop_counting(number);
+        if let Err(error) = maps.close_session(number) {
+            tracing::error!(
+                number,
+                error = format!("{error:#}"),
+                "the slot of a session that did not begin stays open in the kernel, without a policy; \
+                 hint: the next daemon closes it: restart this one"
+            );
+        }
+        maps.remove_cgroups(number);
+        maps.remove_objects(number);
+        maps.remove_folds(number);
+        maps.remove_policy(bound);
     }
 
     /// Bits of a session's binding.
