@@ -10,6 +10,7 @@ mod refused;
 mod reload;
 mod resume;
 mod review;
+mod start;
 mod stray;
 
 use std::{

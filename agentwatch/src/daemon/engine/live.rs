@@ -60,7 +60,72 @@ const RECENT: usize = 8;
 /// Events of a session's life that are told again after a restart.
 const TOLD: usize = 16;
 
+/// What a session is from the start, or was for the daemon before.
+pub struct Beginning {
+    pub number: u32,
+    pub uid: u32,
+    pub origin: Origin,
+    pub command: Vec<String>,
+    pub holding: Holding,
+    pub backends: Vec<String>,
+    pub started: Timestamp,
+    pub cgroup: PathBuf,
+    pub cgroup_id: u64,
+    pub shown: String,
+    pub subject: Subject,
+    pub bound: Bound,
+    pub told: Vec<Event>,
+}
+
 impl Live {
+    /// A session of which nothing has been heard yet.
+    pub fn new(beginning: Beginning) -> Self {
+        let Beginning {
+            number,
+            uid,
+            origin,
+            command,
+            holding,
+            backends,
+            started,
+            cgroup,
+            cgroup_id,
+            shown,
+            subject,
+            bound,
+            told,
+        } = beginning;
+        Self {
+            number,
+            uid,
+            origin,
+            command,
+            holding,
+            backends,
+            started,
+            cgroup,
+            cgroup_id,
+            shown,
+            subject,
+            bound,
+            retiring: Vec::new(),
+            account: Account::default(),
+            taken_over_at: None,
+            unreckoned: false,
+            epoch: 0,
+            stale_folds: None,
+            exit_code: None,
+            seen_tasks: false,
+            empty_since: None,
+            events: 0,
+            denied: 0,
+            told,
+            recent: VecDeque::new(),
+            refused: Refusals::default(),
+            strays: Strays::default(),
+        }
+    }
+
     pub fn id(&self) -> &str {
         &self.subject.reference.id
     }

@@ -1,41 +1,23 @@
-//! What the command line asks for, and starting sessions.
+//! What the command line asks for.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    sync::Arc,
-    sync::atomic::Ordering,
+    collections::BTreeMap, os::unix::fs::MetadataExt as _, path::Path, sync::atomic::Ordering,
 };
 
-use agentwatch_common::{limits, policy::flags};
-use anyhow::Result;
-use jiff::Timestamp;
+use agentwatch_common::limits;
 
-use super::{Engine, live::Live, policies, refused::Refusals, stray::Strays};
+use super::{Engine, live::Live, policies, start::Plan};
 use crate::{
-    allocator,
     approval::metrics::Metrics,
     daemon::{
         control::{Asker, Peer},
-        launch::{self, Holding, Origin},
+        launch::Origin,
     },
-    event::{
-        Kind, Mode,
-        account::Account,
-        enrich::Subject,
-        model::{Lifecycle, SessionRef},
-    },
-    kernel::{maps::Bound, probe},
-    policy::model::{Compiled, Opens},
+    event::Mode,
     session::{cgroup, watch::Watch},
     wire::control::{PolicyText, Request, Response, Status},
 };
 
-/// Sessions that one user (but root) may have at the same time.
-const SESSIONS_OF_A_USER: usize = 64;
-/// Bytes of a session's name, which stands in every event.
-const LONGEST_NAME: usize = 128;
 /// Arguments of a session's command that are kept, in bytes; as many as of any execution.
 const LONGEST_COMMAND: usize = limits::ARGV;
 
@@ -74,19 +56,6 @@ impl std::fmt::Display for Refusal {
             None => Ok(()),
         }
     }
-}
-
-/// A session that is to be.
-struct Plan<'a> {
-    name: String,
-    uid: u32,
-    origin: Origin,
-    command: Vec<String>,
-    policy: Arc<Compiled>,
-    mode: Mode,
-    accept_degraded: bool,
-    /// The cgroup that is there already, or none for one of its own.
-    cgroup: Option<&'a Path>,
 }
 
 impl Engine {
@@ -344,256 +313,6 @@ impl Engine {
             cgroup: Some(path),
         })?;
         Ok(())
-    }
-
-    /// Puts a session into the kernel, its rules before its processes.
-    fn start(&mut self, plan: Plan<'_>) -> Result<u32, Refusal> {
-        let mut holding = launch::holding(
-            self.kernel.file_backend,
-            probe::landlock_abi(),
-            plan.origin,
-            plan.mode,
-            &plan.policy,
-        );
-        if plan.mode == Mode::Enforce {
-            self.prove();
-            holding.lacks(self.proof.failures.clone());
-        }
-        holding.lacks(policies::limit_gaps(
-            &self.kernel.cgroup_root,
-            plan.origin,
-            plan.mode,
-            &plan.policy.limits,
-        ));
-        policies::degraded(&holding.missing, plan.accept_degraded, &plan.policy)?;
-        self.admit(plan.uid, &plan.policy)?;
-        if let Some(path) = plan.cgroup
-            && let Some(other) = self
-                .sessions
-                .values()
-                .find(|live| path.starts_with(&live.cgroup) || live.cgroup.starts_with(path))
-        {
-            return Err(Refusal::new(format!(
-                "cgroup {} is part of session {} already",
-                path.display(),
-                other.id()
-            )));
-        }
-        let own_sessions = self
-            .sessions
-            .values()
-            .filter(|live| live.uid == plan.uid)
-            .count();
-        if plan.uid != 0 && own_sessions >= SESSIONS_OF_A_USER {
-            return Err(Refusal::new(format!(
-                "user {} has {own_sessions} sessions already",
-                plan.uid
-            ))
-            .hint("end some: agentwatch detach"));
-        }
-        if plan.name.len() > LONGEST_NAME {
-            return Err(Refusal::new(format!(
-                "a session's name is at most {LONGEST_NAME} bytes long"
-            )));
-        }
-        let number = self.free_number()?;
-        let id = uuid::Uuid::now_v7().to_string();
-        let (path, own) = match plan.cgroup {
-            Some(path) => (path.to_owned(), false),
-            None => (cgroup::create(&self.kernel.cgroup_root, &id)?, true),
-        };
-        let started = self.enter_kernel(number, &plan, &holding, &path);
-        let started = started.and_then(|(bound, id)| {
-            let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
-            let may_begin = if bound.gaps.is_empty() || accepted {
-                self.limit(&path, plan.origin, plan.mode, &plan.policy)
-            } else {
-                let gaps = bound.gaps.join("\n  - ");
-                Err(anyhow::anyhow!(
-                    "some rules cannot be put in force:\n  - {gaps}\nhint: --accept-degraded starts the session without them"
-                ))
-            };
-            match may_begin {
-                Ok(()) => Ok((bound, id)),
-                Err(error) => {
-                    self.undo(number, &bound);
-                    Err(error)
-                }
-            }
-        });
-        let (mut bound, cgroup_id) = match started {
-            Ok(parts) => parts,
-            Err(error) => {
-                if own {
-                    cgroup::remove(&path);
-                }
-                return Err(error.into());
-            }
-        };
-        let shown = cgroup::shown(&self.kernel.cgroup_root, &path);
-        let backends = match holding.coverage {
-            crate::event::model::Coverage::Off => Vec::new(),
-            _ => self.kernel.backends(),
-        };
-        let reference = SessionRef {
-            id: id.clone(),
-            name: plan.name,
-            policy: plan.policy.digest.clone(),
-            mode: plan.mode,
-        };
-        let mut event = self.enricher.own(&reference, Kind::Session);
-        event.lifecycle = Some(Lifecycle::Started {
-            coverage: holding.coverage,
-            missing: holding.missing.clone(),
-            backends: backends.clone(),
-            cgroup: shown.clone(),
-            uid: plan.uid,
-            command: plan.command.clone(),
-            origin: plan.origin.name().to_owned(),
-            policy: Some(Box::new(plan.policy.record())),
-        });
-        self.outbox.tell(event.clone());
-        tracing::info!(session = id, name = reference.name, coverage = ?holding.coverage, "session started");
-        // Policies are compiled and bound by much code that events do not need.
-        allocator::give_back_code();
-        let live = Live {
-            number,
-            uid: plan.uid,
-            origin: plan.origin,
-            command: plan.command,
-            backends,
-            started: Timestamp::now(),
-            cgroup: path,
-            shown,
-            subject: Subject {
-                number: bound.number(),
-                reference,
-                policy: plan.policy,
-                before: Vec::new(),
-                cgroups: HashMap::new(),
-                landlock: self.kernel.traces_by_syscall(),
-                private: std::mem::take(&mut bound.private),
-            },
-            bound,
-            cgroup_id,
-            retiring: Vec::new(),
-            account: Account::default(),
-            taken_over_at: None,
-            unreckoned: false,
-            epoch: 0,
-            stale_folds: None,
-            exit_code: None,
-            seen_tasks: false,
-            empty_since: None,
-            events: 0,
-            denied: 0,
-            holding,
-            told: vec![event],
-            recent: VecDeque::new(),
-            refused: Refusals::default(),
-            strays: Strays::default(),
-        };
-        self.sessions.insert(number, live);
-        self.write_down(number);
-        if !own && let Err(error) = self.kernel.census() {
-            self.end(number, "detached");
-            return Err(error.into());
-        }
-        Ok(number)
-    }
-
-    fn enter_kernel(
-        &mut self,
-        number: u32,
-        plan: &Plan<'_>,
-        holding: &Holding,
-        path: &Path,
-    ) -> Result<(Bound, u64)> {
-        let bits = self.flags(plan.mode, &plan.policy);
-        let _ = holding;
-        let bound = self
-            .kernel
-            .insert_policy(number, &plan.policy, plan.cgroup)?;
-        let rest = (|| {
-            self.kernel.maps.open_session(number, number, bits)?;
-            // Each is in the map before its children are listed, so that the kernel adds those that are made meanwhile.
-            let mut cgroups = vec![path.to_owned()];
-            while let Some(cgroup) = cgroups.pop() {
-                self.kernel
-                    .maps
-                    .insert_cgroup(cgroup::id(&cgroup)?, number)?;
-                cgroups.extend(cgroup::children(&cgroup));
-            }
-            cgroup::id(path)
-        })();
-        match rest {
-            Ok(id) => Ok((bound, id)),
-            Err(error) => {
-                self.undo(number, &bound);
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes a session out of the kernel that does not begin after all, with what its processes, where it has some, did meanwhile.
-    fn undo(&mut self, number: u32, bound: &Bound) {
-        let maps = &mut self.kernel.maps;
-        // First, so that nothing is judged by a policy that is half gone.
-        maps.stop_counting(number);
-        if let Err(error) = maps.close_session(number) {
-            tracing::error!(
-                number,
-                error = format!("{error:#}"),
-                "the slot of a session that did not begin stays open in the kernel, without a policy; \
-                 hint: the next daemon closes it: restart this one"
-            );
-        }
-        maps.remove_cgroups(number);
-        maps.remove_objects(number);
-        maps.remove_folds(number);
-        maps.remove_policy(bound);
-    }
-
-    /// Bits of a session's binding.
-    pub(super) fn flags(&self, mode: Mode, policy: &Compiled) -> u32 {
-        let mut bits = match policy.opens {
-            Opens::Fold => 0,
-            Opens::All => flags::OPENS_ALL,
-            Opens::Writes => flags::OPENS_WRITES,
-        };
-        if mode == Mode::Monitor {
-            bits |= flags::MONITOR;
-        }
-        if self.kernel.traces_by_syscall() {
-            bits |= flags::LANDLOCK;
-        }
-        bits
-    }
-
-    /// A number that nothing has had: a tag or a record may still bear an old one.
-    pub(super) fn next_number(&mut self) -> Result<u32, Refusal> {
-        self.last_number = self.last_number.wrapping_add(1).max(1);
-        self.kernel.set_last_number(self.last_number)?;
-        Ok(self.last_number)
-    }
-
-    /// A number whose slot is free.
-    fn free_number(&mut self) -> Result<u32, Refusal> {
-        let slots = limits::SESSIONS as u32;
-        let taken: Vec<u32> = self
-            .sessions
-            .keys()
-            .chain(&self.inheritance.strangers)
-            .map(|number| number % slots)
-            .collect();
-        for _ in 0..slots {
-            let number = self.next_number()?;
-            if !taken.contains(&(number % slots)) {
-                return Ok(number);
-            }
-        }
-        Err(Refusal::new(format!("{slots} sessions run already"))
-            .hint("end some: agentwatch sessions, agentwatch detach"))
     }
 
     pub(super) fn find(&mut self, peer: Peer, named: &str) -> Result<&mut Live, Refusal> {

@@ -4,7 +4,7 @@
 //! Nothing here opens what is closed: a session that nothing is known of stays enforced for as long as anything lives in it.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Instant,
 };
@@ -14,7 +14,10 @@ use agentwatch_common::policy::flags;
 use anyhow::Result;
 use tokio::sync::mpsc;
 
-use super::{Engine, live::Live, refused::Refusals, stray::Strays};
+use super::{
+    Engine,
+    live::{Beginning, Live},
+};
 use crate::{
     daemon::{
         launch,
@@ -239,41 +242,35 @@ impl Engine {
             bits | epoch << flags::EPOCH_SHIFT,
         );
         let mut live = Live {
-            number: record.number,
-            uid: record.uid,
-            origin: record.origin,
-            command: record.command,
-            backends: record.backends,
-            started: record.started,
-            cgroup: record.cgroup,
-            shown,
-            subject: Subject {
-                number: policy.number,
-                reference: policy.reference.clone(),
-                policy: Arc::clone(&policy.policy),
-                before,
-                cgroups: HashMap::new(),
-                landlock: self.kernel.traces_by_syscall(),
-                private: Mounts::default(),
-            },
-            bound,
-            retiring: Vec::new(),
-            cgroup_id: record.cgroup_id,
-            account: Account::default(),
             taken_over_at: Some(kernel.seq),
             unreckoned: true,
             epoch,
             stale_folds: Some(Instant::now()),
             exit_code: record.exit_code,
             seen_tasks: true,
-            empty_since: None,
-            events: 0,
-            denied: 0,
-            holding,
-            told: record.told,
-            recent: VecDeque::new(),
-            refused: Refusals::default(),
-            strays: Strays::default(),
+            ..Live::new(Beginning {
+                number: record.number,
+                uid: record.uid,
+                origin: record.origin,
+                command: record.command,
+                holding,
+                backends: record.backends,
+                started: record.started,
+                cgroup: record.cgroup,
+                cgroup_id: record.cgroup_id,
+                shown,
+                subject: Subject {
+                    number: policy.number,
+                    reference: policy.reference.clone(),
+                    policy: Arc::clone(&policy.policy),
+                    before,
+                    cgroups: HashMap::new(),
+                    landlock: self.kernel.traces_by_syscall(),
+                    private: Mounts::default(),
+                },
+                bound,
+                told: record.told,
+            })
         };
         live.changed(&event);
         self.inheritance.known.insert(record.id.clone());
