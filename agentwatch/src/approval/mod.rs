@@ -5,9 +5,11 @@ mod desk;
 pub mod metrics;
 pub mod model;
 mod opinion;
+mod pending;
 
-pub use desk::{About, Answer, Asked, Desk, Filed, Given, Papers, Pending, Waiting, summary};
+pub use desk::{Answer, Asked, Desk, Filed, Given, Papers};
 pub use opinion::Opinion;
+pub use pending::{About, Pending, Waiting, summary};
 
 /// The longest reason that a decision may have, in bytes.
 pub const LONGEST_REASON: usize = 1024;
