@@ -36,12 +36,13 @@ use nix::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
+    task::{JoinError, JoinHandle},
 };
 
 use crate::{
     allocator,
     event::redact::Redactor,
-    kernel::{self, Kernel, pin::Pins},
+    kernel::{self, Kernel, load::Rings, pin::Pins},
 };
 use config::Config;
 pub use release::release;
@@ -60,6 +61,17 @@ pub struct Paths {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config, paths: Paths) -> Result<()> {
+    let _lock = prepare(&paths)?;
+    let mut running = Running::start(&config, &paths)?;
+    tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
+    allocator::give_back_code();
+    let ended = running.wait().await?;
+    tracing::info!("stopping");
+    running.stop(ended, &paths).await
+}
+
+/// Makes the directories, and sees to it that they have one daemon for as long as the lock lives.
+fn prepare(paths: &Paths) -> Result<Flock<fs::File>> {
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "the daemon must be root: it loads programs into the kernel; hint: sudo agentwatch daemon"
@@ -70,22 +82,135 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
         fs::set_permissions(dir, fs::Permissions::from_mode(mode))
             .with_context(|| format!("open {} to readers", dir.display()))?;
     }
-    let _lock = lock(&paths)?;
-    let redactor = Arc::new(redactor(&config, &paths)?);
-    let (stop, stopped) = watch::channel(false);
+    lock(paths)
+}
+
+/// How the engine's task has ended.
+type Ended = Result<Result<()>, JoinError>;
+
+/// Everything that runs.
+struct Running {
+    /// Says to all but `control` that the daemon stops.
+    stop: watch::Sender<bool>,
+    engine: JoinHandle<Result<()>>,
+    control: JoinHandle<()>,
+    forward: std::thread::JoinHandle<()>,
+    reckoner: JoinHandle<()>,
+    supervisor: JoinHandle<()>,
+    /// The reviewer, what notifies, and what serves metrics, where there are such.
+    helpers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(config: &Config, paths: &Paths) -> Result<Self> {
+        let redactor = Arc::new(redactor(config, paths)?);
+        let (stop, stopped) = watch::channel(false);
+        let (colleagues, opinions, mut helpers) = colleagues(config, &redactor, &stopped)?;
+        let listener = control::listen(&paths.runtime)?;
+        let (kernel, rings) = load(paths)?;
+
+        let collector = supervise::Collector::new(config, paths)?;
+        helpers.extend(exporter(config, paths, &collector, &stopped));
+        // Short: what it has no room for waits in the kernel's rings, which are there in any case.
+        let (events, inbox) = mpsc::channel(256);
+        let (forward, figures) = forward::start(inbox, paths, config.spool.max_bytes, redactor)?;
+        let supervisor = tokio::spawn(collector.run(stopped.clone()));
+        let (commands, orders) = mpsc::channel(64);
+        let mut engine = engine::Engine::new(
+            kernel,
+            rings,
+            events,
+            config,
+            figures.clone(),
+            registry::Registry::open(&paths.state)?,
+            &paths.runtime,
+            colleagues,
+        )?;
+        let (ask, wanted) = mpsc::unbounded_channel();
+        engine.take_over(ask)?;
+        let (answers, found) = mpsc::channel(16);
+        let reckoner = tokio::spawn(reckon::run(
+            paths.runtime.clone(),
+            figures,
+            wanted,
+            answers,
+            stopped.clone(),
+        ));
+        Ok(Self {
+            stop,
+            engine: tokio::spawn(engine.run(orders, found, opinions, stopped)),
+            control: tokio::spawn(control::serve(listener, commands)),
+            forward,
+            reckoner,
+            supervisor,
+            helpers,
+        })
+    }
+
+    /// Until the daemon is told to stop, or the engine ends by itself: how, then.
+    async fn wait(&mut self) -> Result<Option<Ended>> {
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        Ok(tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            ended = &mut self.engine => Some(ended),
+        })
+    }
+
+    /// Stops everything, the engine before what it tells.
+    async fn stop(self, ended: Option<Ended>, paths: &Paths) -> Result<()> {
+        self.control.abort();
+        let _ = self.stop.send(true);
+        let ended = match ended {
+            Some(ended) => ended,
+            None => self.engine.await,
+        };
+        // The engine has let go of its end, so the forwarder empties what it has, to the collector or to disk.
+        tokio::task::spawn_blocking(move || self.forward.join())
+            .await
+            .context("wait for the forwarder")?
+            .map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
+        for helper in self.helpers {
+            helper
+                .await
+                .context("wait for the reviewer, what notifies, and what serves metrics")?;
+        }
+        self.reckoner.await.context("wait for the reckoner")?;
+        self.supervisor.await.context("wait for the collector")?;
+        let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
+        ended.context("the engine panicked")?
+    }
+}
+
+/// Starts who is told of what waits and who decides on it, where the configuration names some.
+fn colleagues(
+    config: &Config,
+    redactor: &Arc<Redactor>,
+    stopped: &watch::Receiver<bool>,
+) -> Result<(
+    engine::Colleagues,
+    mpsc::Receiver<review::Reviewed>,
+    Vec<JoinHandle<()>>,
+)> {
     let (notifier, mut helpers) =
-        notify::start(&config.approvals.notify, Arc::clone(&redactor), &stopped)?;
+        notify::start(&config.approvals.notify, Arc::clone(redactor), stopped)?;
     let (said, opinions) = mpsc::channel(16);
     let reviewer = match &config.approvals.reviewer {
         Some(config) => {
             let (reviewer, task) =
-                review::start(config, Arc::clone(&redactor), said, stopped.clone())?;
+                review::start(config, Arc::clone(redactor), said, stopped.clone())?;
             helpers.push(task);
             Some(reviewer)
         }
         None => None,
     };
-    let listener = control::listen(&paths.runtime)?;
+    let colleagues = engine::Colleagues { reviewer, notifier };
+    Ok((colleagues, opinions, helpers))
+}
+
+/// Puts the programs in force, with what is our own protected.
+fn load(paths: &Paths) -> Result<(Kernel, Rings)> {
     let started = Instant::now();
     let pins = match Pins::open(&paths.runtime) {
         Ok(pins) => Some(pins),
@@ -114,80 +239,27 @@ pub async fn run(config: Config, paths: Paths) -> Result<()> {
     for check in &kernel.checks {
         tracing::info!(check = check.name, state = ?check.state, "{}", check.detail);
     }
-
     // The kernel's types took tens of megabytes to look through, and are not needed again.
     allocator::give_back();
+    Ok((kernel, rings))
+}
 
-    let collector = supervise::Collector::new(&config, &paths)?;
-    if let Some(listen) = config.metrics.listen.clone() {
-        let (uid, gid) = collector.user();
-        let exporter = exporter::Exporter {
-            listen,
-            runtime: paths.runtime.clone(),
-            uid,
-            gid,
-        };
-        helpers.push(tokio::spawn(exporter.run(stopped.clone())));
-    }
-    // Short: what it has no room for waits in the kernel's rings, which are there in any case.
-    let (events, inbox) = mpsc::channel(256);
-    let (forward, figures) = forward::start(inbox, &paths, config.spool.max_bytes, redactor)?;
-    let supervisor = tokio::spawn(collector.run(stopped.clone()));
-    let (commands, orders) = mpsc::channel(64);
-    let mut engine = engine::Engine::new(
-        kernel,
-        rings,
-        events,
-        &config,
-        figures.clone(),
-        registry::Registry::open(&paths.state)?,
-        &paths.runtime,
-        engine::Colleagues { reviewer, notifier },
-    )?;
-    let (ask, wanted) = mpsc::unbounded_channel();
-    engine.take_over(&registry::Registry::open(&paths.state)?, ask)?;
-    let (answers, found) = mpsc::channel(16);
-    let reckoner = tokio::spawn(reckon::run(
-        paths.runtime.clone(),
-        figures,
-        wanted,
-        answers,
-        stopped.clone(),
-    ));
-    let engine = tokio::spawn(engine.run(orders, found, opinions, stopped.clone()));
-    let control = tokio::spawn(control::serve(listener, commands));
-    tracing::info!(runtime = %paths.runtime.display(), state = %paths.state.display(), "ready");
-    allocator::give_back_code();
-
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut engine = engine;
-    let outcome = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        ended = &mut engine => Some(ended),
+/// Starts what serves the metrics, where the configuration says at which address.
+fn exporter(
+    config: &Config,
+    paths: &Paths,
+    collector: &supervise::Collector,
+    stopped: &watch::Receiver<bool>,
+) -> Option<JoinHandle<()>> {
+    let listen = config.metrics.listen.clone()?;
+    let (uid, gid) = collector.user();
+    let exporter = exporter::Exporter {
+        listen,
+        runtime: paths.runtime.clone(),
+        uid,
+        gid,
     };
-    tracing::info!("stopping");
-    control.abort();
-    let _ = stop.send(true);
-    let outcome = match outcome {
-        Some(ended) => ended,
-        None => engine.await,
-    };
-    // The engine has let go of its end, so the forwarder empties what it has, to the collector or to disk.
-    tokio::task::spawn_blocking(move || forward.join())
-        .await
-        .context("wait for the forwarder")?
-        .map_err(|_| anyhow::anyhow!("the forwarder panicked"))?;
-    for helper in helpers {
-        helper
-            .await
-            .context("wait for the reviewer, what notifies, and what serves metrics")?;
-    }
-    reckoner.await.context("wait for the reckoner")?;
-    supervisor.await.context("wait for the collector")?;
-    let _ = fs::remove_file(paths.runtime.join(crate::wire::control::CONTROL_SOCKET));
-    outcome.context("the engine panicked")?
+    Some(tokio::spawn(exporter.run(stopped.clone())))
 }
 
 /// What takes secrets out of events, with this host's key, which is made at the first start.

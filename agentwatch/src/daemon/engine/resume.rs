@@ -22,7 +22,7 @@ use crate::{
     daemon::{
         launch,
         reckon::{Found, History, Wanted},
-        registry::{Damaged, Policy, Record, Registry},
+        registry::{Damaged, Policy, Record},
     },
     event::{
         Kind,
@@ -59,12 +59,8 @@ pub struct Inheritance {
 
 impl Engine {
     /// Takes over what is written down and what the kernel has. Questions to the history go to `wanted`.
-    pub fn take_over(
-        &mut self,
-        registry: &Registry,
-        wanted: mpsc::UnboundedSender<Wanted>,
-    ) -> Result<()> {
-        let (records, damaged) = registry.load()?;
+    pub fn take_over(&mut self, wanted: mpsc::UnboundedSender<Wanted>) -> Result<()> {
+        let (records, damaged) = self.registry.load()?;
         let host = Host::read()?;
         let fresh = self.kernel.taken == Taken::Fresh;
         let mut sessions: HashMap<u32, _> = self
@@ -106,7 +102,7 @@ impl Engine {
                 None => "lost".to_owned(),
             };
             self.mourn(&record, reason);
-            registry.remove(&record.id);
+            self.registry.remove(&record.id);
         }
         for number in sessions.into_keys() {
             if self.kernel.maps.counted_tasks(number).unwrap_or(1) == 0 {
