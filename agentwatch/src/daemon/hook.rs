@@ -28,7 +28,8 @@ const UNASSIGNED: u32 = 61_112;
 const LONGEST: Duration = Duration::from_secs(3600);
 
 pub struct Hook {
-    command: Vec<String>,
+    program: String,
+    arguments: Vec<String>,
     uid: u32,
     gid: u32,
     home: String,
@@ -47,7 +48,7 @@ impl Hook {
         user: Option<&str>,
         deadline: jiff::SignedDuration,
     ) -> Result<Self> {
-        let Some(program) = command.first() else {
+        let Some((program, arguments)) = command.split_first() else {
             bail!("{key}.command is empty; hint: name a program and its arguments");
         };
         ensure!(
@@ -78,7 +79,8 @@ impl Hook {
             }
         };
         Ok(Self {
-            command: command.to_vec(),
+            program: program.clone(),
+            arguments: arguments.to_vec(),
             uid,
             gid,
             home,
@@ -95,7 +97,7 @@ impl Hook {
 
     /// What it is called in events and in the log.
     pub fn name(&self) -> &str {
-        self.command.first().map_or("", String::as_str)
+        &self.program
     }
 
     /// Starts it, gives it the input, and takes what it says until it ends.
@@ -124,9 +126,9 @@ impl Hook {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        let mut command = Command::new(self.name());
+        let mut command = Command::new(&self.program);
         command
-            .args(&self.command[1..])
+            .args(&self.arguments)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", &self.home)
