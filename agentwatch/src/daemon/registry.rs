@@ -184,7 +184,13 @@ impl Registry {
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(file = %path.display(), %error, "it stays");
+            tracing::warn!(
+                session = id,
+                file = %path.display(),
+                %error,
+                "what no longer waits or is granted in a session stays on disk: the next daemon believes it if the session lives then; \
+                 hint: remove the file"
+            );
         }
     }
 

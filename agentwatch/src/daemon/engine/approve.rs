@@ -89,7 +89,7 @@ impl Engine {
                 task: task.tid,
                 object: pending.about.object(),
             };
-            self.say(key, pending.rights, *task, word.allowed);
+            self.say(id, key, pending.rights, *task, word.allowed);
         }
         let how = match word.step {
             Step::Approved => "approved",

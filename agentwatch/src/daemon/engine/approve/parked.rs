@@ -190,7 +190,7 @@ impl Engine {
             start: hold.start,
             since: hold.since,
         };
-        self.say(key, hold.rights, task, false);
+        self.say("", key, hold.rights, task, false);
         self.heard_soon.push((key, now));
     }
 

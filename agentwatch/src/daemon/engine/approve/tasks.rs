@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::Word;
 use crate::{
     approval::Waiting,
-    daemon::engine::Engine,
+    daemon::engine::{Engine, live::Live},
     event::{
         host::boottime_ns,
         model::{DeciderKind, Step},
@@ -47,8 +47,15 @@ struct Seen {
 }
 
 impl Engine {
-    /// Tells a task that it may go on, or that it may not.
-    pub(super) fn say(&mut self, key: GrantKey, rights: u32, task: Waiting, allowed: bool) {
+    /// Tells a task that it may go on, or that it may not. `id` is its request's; empty where there was no room for one.
+    pub(super) fn say(
+        &mut self,
+        id: &str,
+        key: GrantKey,
+        rights: u32,
+        task: Waiting,
+        allowed: bool,
+    ) {
         let is_command = key.object.kind == object::COMMAND;
         if !is_command {
             let grant = Grant {
@@ -60,7 +67,16 @@ impl Engine {
                 _pad: 0,
             };
             if let Err(error) = self.kernel.maps.grant(&key, grant) {
-                tracing::error!(error = format!("{error:#}"), "a task waits on");
+                tracing::error!(
+                    session = self.sessions.get(&key.session).map(Live::id),
+                    request = id,
+                    pid = task.pid,
+                    tid = task.tid,
+                    allowed,
+                    error = format!("{error:#}"),
+                    "what was decided does not reach the kernel, and a task waits on; \
+                     hint: it is asked about again: decide again, or kill the process"
+                );
                 return;
             }
         }
@@ -112,7 +128,7 @@ impl Engine {
                 tracing::error!(
                     pid = task.pid,
                     error = format!("{error:#}"),
-                    "a process waits on"
+                    "a command that waits has a deadly signal and does not end; hint: kill it, or decide on its request"
                 );
             }
             self.thaw(task.pid);
