@@ -85,7 +85,12 @@ impl Place {
 
     /// The real binary, listening.
     pub async fn start(&self) -> Running {
-        let mut child = self.command().spawn().expect("the binary starts");
+        self.listening(&mut self.command()).await
+    }
+
+    /// The same, started as it is said.
+    pub async fn listening(&self, command: &mut Command) -> Running {
+        let mut child = command.spawn().expect("the binary starts");
         let until = Instant::now() + PATIENCE;
         while StdStream::connect(self.socket(QUERY_SOCKET)).is_err() {
             assert!(
