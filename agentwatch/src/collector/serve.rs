@@ -409,10 +409,37 @@ fn listen(path: &Path, mode: u32) -> Result<StdListener> {
 
 fn unusable(state: &Path, error: StoreError) -> anyhow::Error {
     let path: PathBuf = state.join(FILE);
-    let hint = match error {
+    let hint = match &error {
         StoreError::Newer { .. } => "run the agentwatch that wrote it, or give another --state-dir",
         StoreError::Full => "free some space where it lies",
-        _ => "the collector's user must be able to write there",
+        error if error.is_permission() => "the collector's user must be able to write there",
+        // Of what is damaged the error itself says what to do.
+        _ => return anyhow::anyhow!("open the history {}: {error}", path.display()),
     };
     anyhow::anyhow!("open the history {}: {error}\nhint: {hint}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_are_hinted_at_where_they_are_missing_only() {
+        let sql = |code| {
+            StoreError::Sql(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(code),
+                None,
+            ))
+        };
+        for (error, hinted) in [
+            (StoreError::Io(ErrorKind::PermissionDenied.into()), true),
+            (sql(rusqlite::ffi::SQLITE_CANTOPEN), true),
+            (StoreError::Io(ErrorKind::InvalidData.into()), false),
+            (sql(rusqlite::ffi::SQLITE_BUSY), false),
+            (StoreError::Segment("it is cut off".to_owned()), false),
+        ] {
+            let said = unusable(Path::new("/var/lib/agentwatch"), error).to_string();
+            assert_eq!(said.contains("must be able to write"), hinted, "{said}");
+        }
+    }
 }

@@ -84,6 +84,25 @@ pub enum StoreError {
     Question(String),
 }
 
+impl StoreError {
+    /// Whether the history's files may not be used, as the kernel says it or as SQLite passes it on.
+    pub(super) fn is_permission(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, PermissionDenied, ReadOnly};
+        use std::io::ErrorKind;
+        match self {
+            StoreError::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            ),
+            StoreError::Sql(error) => matches!(
+                error.sqlite_error_code(),
+                Some(CannotOpen | PermissionDenied | ReadOnly)
+            ),
+            _ => false,
+        }
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
