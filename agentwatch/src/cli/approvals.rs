@@ -77,7 +77,7 @@ impl ApprovalsArgs {
 fn waiting(runtime_dir: &Path) -> Result<Vec<Asked>> {
     match control::ask(&control::connect(runtime_dir)?, &Request::Approvals)? {
         Response::Approvals { requests } => Ok(requests),
-        _ => anyhow::bail!("the daemon gave an answer to another question"),
+        other => Err(control::other_answer(&Request::Approvals, &other)),
     }
 }
 
@@ -345,10 +345,9 @@ pub struct GrantsArgs {
 
 impl GrantsArgs {
     pub fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        let Response::Grants { grants } =
-            control::ask(&control::connect(runtime_dir)?, &Request::Grants)?
-        else {
-            anyhow::bail!("the daemon gave an answer to another question");
+        let answer = control::ask(&control::connect(runtime_dir)?, &Request::Grants)?;
+        let Response::Grants { grants } = answer else {
+            return Err(control::other_answer(&Request::Grants, &answer));
         };
         let mut out = Output::stdout();
         let result = if self.json {

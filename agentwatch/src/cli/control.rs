@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 use crate::{
     policy::{default, model::Context, sources},
@@ -54,6 +55,23 @@ pub fn ask(stream: &UnixStream, request: &Request) -> Result<Response> {
         Response::Error { message, hint } => Err(Refused { message, hint }.into()),
         response => Ok(response),
     }
+}
+
+/// What is wrong when the daemon answers to another question than was asked.
+pub fn other_answer(asked: &Request, got: &Response) -> anyhow::Error {
+    anyhow::anyhow!(
+        "the daemon answered {} to {}; it is probably of another version; hint: restart it",
+        tag(got, "response"),
+        tag(asked, "request")
+    )
+}
+
+/// What a message is called on the socket.
+fn tag(message: &impl Serialize, of: &str) -> String {
+    serde_json::to_value(message)
+        .ok()
+        .and_then(|value| Some(value.get(of)?.as_str()?.to_owned()))
+        .unwrap_or_else(|| format!("an unknown {of}"))
 }
 
 /// How long the daemon may take to learn what an earlier one had told of its sessions.
@@ -119,4 +137,17 @@ fn home() -> std::path::PathBuf {
                 .map(|user| user.dir)
         })
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_answer_is_named_with_its_question() {
+        assert_eq!(
+            other_answer(&Request::Status, &Response::Done).to_string(),
+            "the daemon answered done to status; it is probably of another version; hint: restart it"
+        );
+    }
 }

@@ -184,15 +184,16 @@ fn become_command(
 ) -> i32 {
     let prepared = (|| -> Result<(String, Vec<OsString>)> {
         let stream = control::connect(runtime_dir)?;
+        let answer = control::ask(&stream, request)?;
         let Response::Ready {
             session,
             warnings,
             environment,
             landlock,
             ..
-        } = control::ask(&stream, request)?
+        } = answer
         else {
-            anyhow::bail!("the daemon gave an answer to another question");
+            return Err(control::other_answer(request, &answer));
         };
         for warning in warnings {
             eprintln!("agentwatch: {}", escape(&warning));

@@ -60,10 +60,9 @@ pub struct StatusArgs {
 
 impl StatusArgs {
     pub async fn run(self, runtime_dir: &Path) -> Result<ExitCode> {
-        let Response::Status { status } =
-            control::ask(&control::connect(runtime_dir)?, &Request::Status)?
-        else {
-            anyhow::bail!("the daemon gave an answer to another question");
+        let answer = control::ask(&control::connect(runtime_dir)?, &Request::Status)?;
+        let Response::Status { status } = answer else {
+            return Err(control::other_answer(&Request::Status, &answer));
         };
         let history = history(runtime_dir).await;
         if self.json {

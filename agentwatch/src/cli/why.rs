@@ -43,14 +43,15 @@ impl WhyArgs {
             session: self.session,
             after: 0,
         };
+        let answer = control::ask(&control::connect(runtime_dir)?, &request)?;
         let Response::Why {
             session,
             name,
             count,
             refused,
-        } = control::ask(&control::connect(runtime_dir)?, &request)?
+        } = answer
         else {
-            anyhow::bail!("the daemon gave an answer to another question");
+            return Err(control::other_answer(&request, &answer));
         };
         let shown = &refused[refused.len().saturating_sub(self.number)..];
         let mut out = Output::stdout();

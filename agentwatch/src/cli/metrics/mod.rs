@@ -100,7 +100,7 @@ fn daemon(runtime_dir: &Path) -> Result<Status> {
     stream.set_read_timeout(Some(serve::PATIENCE))?;
     match control::ask(&stream, &Request::Status)? {
         Response::Status { status } => Ok(*status),
-        _ => anyhow::bail!("the daemon gave an answer to another question"),
+        other => Err(control::other_answer(&Request::Status, &other)),
     }
 }
 
