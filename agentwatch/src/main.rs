@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use agentwatch::{allocator, cli};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -60,23 +61,42 @@ fn main() -> ExitCode {
         runtime_dir,
         command,
     } = Arguments::parse();
+    let dir = &runtime_dir;
     let result = match command {
         // Forks: no thread may exist.
-        Command::Run(args) => return args.run(&runtime_dir),
-        Command::Attach(args) => args.run(&runtime_dir),
-        Command::Detach(args) => args.run(&runtime_dir),
-        Command::Reload(args) => args.run(&runtime_dir),
-        Command::Release(args) => args.run(&runtime_dir),
-        Command::Approvals(args) => args.run(&runtime_dir),
-        Command::Approve(args) => args.run(&runtime_dir),
-        Command::Reject(args) => args.run(&runtime_dir),
-        Command::Grants(args) => args.run(&runtime_dir),
-        Command::Revoke(args) => args.run(&runtime_dir),
-        Command::Why(args) => args.run(&runtime_dir),
-        Command::Policy(command) => command.run(&runtime_dir),
+        Command::Run(args) => return args.run(dir),
+        Command::Attach(args) => args.run(dir),
+        Command::Detach(args) => args.run(dir),
+        Command::Reload(args) => args.run(dir),
+        Command::Release(args) => args.run(dir),
+        Command::Approvals(args) => args.run(dir),
+        Command::Approve(args) => args.run(dir),
+        Command::Reject(args) => args.run(dir),
+        Command::Grants(args) => args.run(dir),
+        Command::Revoke(args) => args.run(dir),
+        Command::Why(args) => args.run(dir),
+        Command::Policy(command) => command.run(dir),
         Command::Verify(args) => args.run(),
         Command::Canary(args) => args.run(),
-        command => threaded(command, &runtime_dir),
+        // What the allocator is told, it is told before there are threads, which would have arenas of their own.
+        Command::Daemon(args) => {
+            allocator::be_small();
+            threaded(args.run(dir))
+        }
+        Command::Collector(args) => {
+            allocator::share_arenas();
+            threaded(args.run(dir))
+        }
+        Command::Doctor(args) => threaded(args.run()),
+        Command::Sessions(args) => threaded(args.run(dir)),
+        Command::Events(args) => threaded(args.run(dir)),
+        Command::Timeline(args) => threaded(args.run(dir)),
+        Command::Report(args) => threaded(args.run(dir)),
+        Command::Query(args) => threaded(args.run(dir)),
+        Command::Status(args) => threaded(args.run(dir)),
+        Command::Metrics(args) => threaded(args.run(dir)),
+        Command::Export(args) => threaded(args.run(dir)),
+        Command::Webhook(args) => threaded(args.run()),
     };
     result.unwrap_or_else(|error| {
         eprintln!("agentwatch: {error:#}");
@@ -84,54 +104,17 @@ fn main() -> ExitCode {
     })
 }
 
-/// Commands that wait for several things at once.
-fn threaded(command: Command, runtime_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
+/// Runs a command that waits for several things at once. Nothing of it happens before there are threads.
+fn threaded(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
             EnvFilter::try_from_env("AGENTWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
         )
         .init();
-    // Before there are threads, which would have arenas of their own.
-    match &command {
-        Command::Daemon(_) => allocator::be_small(),
-        Command::Collector(_) => allocator::share_arenas(),
-        _ => {}
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        match command {
-            Command::Daemon(args) => args.run(runtime_dir).await,
-            Command::Doctor(args) => args.run().await,
-            Command::Sessions(args) => args.run(runtime_dir).await,
-            Command::Events(args) => args.run(runtime_dir).await,
-            Command::Timeline(args) => args.run(runtime_dir).await,
-            Command::Report(args) => args.run(runtime_dir).await,
-            Command::Query(args) => args.run(runtime_dir).await,
-            Command::Status(args) => args.run(runtime_dir).await,
-            Command::Metrics(args) => args.run(runtime_dir).await,
-            Command::Export(args) => args.run(runtime_dir).await,
-            Command::Collector(args) => args.run(runtime_dir).await,
-            Command::Webhook(args) => args.run().await,
-            Command::Run(_)
-            | Command::Attach(_)
-            | Command::Detach(_)
-            | Command::Reload(_)
-            | Command::Release(_)
-            | Command::Approvals(_)
-            | Command::Approve(_)
-            | Command::Reject(_)
-            | Command::Grants(_)
-            | Command::Revoke(_)
-            | Command::Why(_)
-            | Command::Verify(_)
-            | Command::Policy(_)
-            | Command::Canary(_) => {
-                unreachable!("dispatched by main")
-            }
-        }
-    })
+    runtime.block_on(command)
 }
