@@ -122,6 +122,17 @@ struct Drive {
     state: Arc<Mutex<SinkStatus>>,
 }
 
+/// What is delivered next.
+struct Next {
+    batch: Vec<Event>,
+    /// How many of its events are words of ours, which are not counted as delivered.
+    words: u64,
+    /// The losses that they tell: refused, and gone from the history.
+    told: (u64, u64),
+    /// Number of the last event that is passed with it.
+    last: i64,
+}
+
 /// What was delivered and is not known to have stayed so.
 struct Offered {
     when: Instant,
@@ -249,36 +260,15 @@ impl Drive {
             self.showing(|state| state.state = "delivering".to_owned());
         }
         while self.owes() || !events.is_empty() {
-            let owed = self.owed();
-            let mut batch: Vec<Event> = owed.iter().map(|(event, _)| event.clone()).collect();
-            let told = owed
-                .iter()
-                .fold((0, 0), |all, (_, told)| (all.0 + told.0, all.1 + told.1));
-            let (mut bytes, mut last) = (0, self.reached);
-            let mut own = 0;
-            while batch.len() < self.sink.most_events()
-                && let Some((_, event)) = events.front()
-            {
-                bytes += feed::weight(event);
-                if own > 0 && bytes > DELIVERY_BYTES {
-                    break;
-                }
-                if let Some((number, event)) = events.pop_front() {
-                    batch.push(event);
-                    (last, own) = (number, own + 1);
-                }
-            }
-            if events.is_empty() {
-                last = upto;
-            }
-            let delivered = self.offer(batch).await?;
-            self.told = (self.told.0 + told.0, self.told.1 + told.1);
-            self.reached = last;
+            let next = self.next_batch(&mut events, upto);
+            let delivered = self.offer(next.batch).await?;
+            self.told = (self.told.0 + next.told.0, self.told.1 + next.told.1);
+            self.reached = next.last;
             self.unsettled.push_back(Offered {
                 when: Instant::now(),
-                number: last,
-                events: delivered.saturating_sub(owed.len() as u64),
-                told,
+                number: next.last,
+                events: delivered.saturating_sub(next.words),
+                told: next.told,
             });
             self.pause = FIRST_PAUSE;
             self.settle();
@@ -311,6 +301,38 @@ impl Drive {
         }
         self.show();
         Ok(any || upto < newest)
+    }
+
+    /// Takes what is delivered next: the losses that are owed, then events as far as there is room.
+    fn next_batch(&self, events: &mut VecDeque<(i64, Event)>, upto: i64) -> Next {
+        let owed = self.owed();
+        let mut batch: Vec<Event> = owed.iter().map(|(event, _)| event.clone()).collect();
+        let told = owed
+            .iter()
+            .fold((0, 0), |all, (_, told)| (all.0 + told.0, all.1 + told.1));
+        let (mut bytes, mut last) = (0, self.reached);
+        let mut own = 0;
+        while batch.len() < self.sink.most_events()
+            && let Some((_, event)) = events.front()
+        {
+            bytes += feed::weight(event);
+            if own > 0 && bytes > DELIVERY_BYTES {
+                break;
+            }
+            if let Some((number, event)) = events.pop_front() {
+                batch.push(event);
+                (last, own) = (number, own + 1);
+            }
+        }
+        if events.is_empty() {
+            last = upto;
+        }
+        Next {
+            batch,
+            words: owed.len() as u64,
+            told,
+            last,
+        }
     }
 
     /// Offers a batch until all of it is taken or refused for good; returns how many were taken.
