@@ -171,7 +171,7 @@ impl Collector {
             .args(["--config", "-"])
             .stdin(Stdio::piped());
         // What the service manager keeps of ours, it keeps of a sink there.
-        command.stdout(if self.sinks.iter().any(|sink| sink.stdout.is_some()) {
+        command.stdout(if self.sinks.iter().any(|sink| sink.target.is_stdout()) {
             Stdio::inherit()
         } else {
             Stdio::null()

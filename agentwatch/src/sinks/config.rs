@@ -3,7 +3,12 @@
 //! The daemon, which may read them, puts the files that a sink names (keys, certificates, tokens) into the configuration before it hands
 //! it to the collector, which may not.
 
-use std::path::{Path, PathBuf};
+mod read;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytesize::ByteSize;
@@ -18,8 +23,7 @@ const MOST: usize = 16;
 const MOST_BYTES: u64 = 1 << 20;
 
 /// A place that events are sent to.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Serialize)]
 pub struct SinkConfig {
     /// Names the sink in `status`, and its position on disk.
     pub name: String,
@@ -35,16 +39,19 @@ pub struct SinkConfig {
     pub sessions: Vec<String>,
     /// Where a sink that is new begins.
     pub from: From,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<FileTarget>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub syslog: Option<SyslogTarget>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub http: Option<HttpTarget>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub otlp: Option<OtlpTarget>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stdout: Option<StdoutTarget>,
+    #[serde(flatten)]
+    pub target: Target,
+}
+
+/// What events are sent to. Written as the table of its name.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    File(FileTarget),
+    Syslog(SyslogTarget),
+    Http(HttpTarget),
+    Otlp(OtlpTarget),
+    Stdout(StdoutTarget),
 }
 
 /// Where a sink begins that has no position yet.
@@ -223,50 +230,82 @@ pub struct Tls {
     pub key: Option<String>,
 }
 
-impl SinkConfig {
-    /// What a person calls its target.
+/// What a person calls it.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::File(file) => write!(f, "file {}", file.path.display()),
+            Target::Syslog(syslog) => write!(f, "syslog {}", syslog.address),
+            Target::Http(http) => write!(f, "http {}", without_secrets(&http.url)),
+            Target::Otlp(otlp) => write!(f, "otlp {}", without_secrets(&otlp.url)),
+            Target::Stdout(StdoutTarget {}) => f.write_str("stdout"),
+        }
+    }
+}
+
+impl Target {
+    /// Whether the collector's standard output has to lead somewhere.
     #[must_use]
-    pub fn target(&self) -> String {
-        if let Some(file) = &self.file {
-            format!("file {}", file.path.display())
-        } else if let Some(syslog) = &self.syslog {
-            format!("syslog {}", syslog.address)
-        } else if let Some(http) = &self.http {
-            format!("http {}", without_secrets(&http.url))
-        } else if let Some(otlp) = &self.otlp {
-            format!("otlp {}", without_secrets(&otlp.url))
-        } else {
-            "stdout".to_owned()
+    pub fn is_stdout(&self) -> bool {
+        matches!(self, Target::Stdout(_))
+    }
+
+    fn tls(&mut self) -> Option<&mut Tls> {
+        match self {
+            Target::Syslog(syslog) => Some(&mut syslog.tls),
+            Target::Http(http) => Some(&mut http.access.tls),
+            Target::Otlp(otlp) => Some(&mut otlp.access.tls),
+            Target::File(_) | Target::Stdout(_) => None,
         }
     }
 
+    fn access(&mut self) -> Option<&mut Access> {
+        match self {
+            Target::Http(http) => Some(&mut http.access),
+            Target::Otlp(otlp) => Some(&mut otlp.access),
+            Target::File(_) | Target::Syslog(_) | Target::Stdout(_) => None,
+        }
+    }
+
+    /// Checks what can be said without making it.
+    fn check(&self, sink: &str) -> Result<()> {
+        match self {
+            Target::File(file) => {
+                ensure!(
+                    file.path.is_absolute() && file.path.file_name().is_some(),
+                    "sink {sink:?}: file.path must be an absolute path of a file"
+                );
+                ensure!(
+                    file.rotate.as_u64() >= 4096,
+                    "sink {sink:?}: file.rotate must be 4 KiB or more"
+                );
+                Ok(())
+            }
+            // These are checked when they are made.
+            Target::Syslog(_) | Target::Http(_) | Target::Otlp(_) | Target::Stdout(_) => Ok(()),
+        }
+    }
+}
+
+impl SinkConfig {
     /// Puts what is in the files that it names in their place.
     ///
     /// # Errors
     /// When one cannot be read, is too large or is not text.
     pub fn read_files(&mut self) -> Result<()> {
-        let name = self.name.clone();
-        let tls = [
-            self.syslog.as_mut().map(|syslog| &mut syslog.tls),
-            self.http.as_mut().map(|http| &mut http.access.tls),
-            self.otlp.as_mut().map(|otlp| &mut otlp.access.tls),
-        ];
-        for tls in tls.into_iter().flatten() {
+        let name = &self.name;
+        if let Some(tls) = self.target.tls() {
             for (file, text) in [
                 (&mut tls.ca_file, &mut tls.ca),
                 (&mut tls.cert_file, &mut tls.cert),
                 (&mut tls.key_file, &mut tls.key),
             ] {
-                embed(&name, file, text)?;
+                embed(name, file, text)?;
             }
         }
-        let access = [
-            self.http.as_mut().map(|http| &mut http.access),
-            self.otlp.as_mut().map(|otlp| &mut otlp.access),
-        ];
-        for access in access.into_iter().flatten() {
-            embed(&name, &mut access.token_file, &mut access.token)?;
-            embed(&name, &mut access.password_file, &mut access.password)?;
+        if let Some(access) = self.target.access() {
+            embed(name, &mut access.token_file, &mut access.token)?;
+            embed(name, &mut access.password_file, &mut access.password)?;
             for secret in [&mut access.token, &mut access.password]
                 .into_iter()
                 .flatten()
@@ -299,32 +338,8 @@ impl SinkConfig {
             "sink: {:?} cannot be a name; hint: up to 64 letters, digits, `-` and `_`",
             self.name
         );
-        let targets = [
-            self.file.is_some(),
-            self.syslog.is_some(),
-            self.http.is_some(),
-            self.otlp.is_some(),
-            self.stdout.is_some(),
-        ];
-        ensure!(
-            targets.into_iter().filter(|there| *there).count() == 1,
-            "sink {:?} needs one of the tables [sink.file], [sink.syslog], [sink.http], [sink.otlp] and [sink.stdout]",
-            self.name
-        );
         self.session_globs()?;
-        if let Some(file) = &self.file {
-            ensure!(
-                file.path.is_absolute() && file.path.file_name().is_some(),
-                "sink {:?}: file.path must be an absolute path of a file",
-                self.name
-            );
-            ensure!(
-                file.rotate.as_u64() >= 4096,
-                "sink {:?}: file.rotate must be 4 KiB or more",
-                self.name
-            );
-        }
-        Ok(())
+        self.target.check(&self.name)
     }
 }
 
@@ -397,7 +412,7 @@ fn without_secrets(url: &str) -> String {
 mod tests {
     use super::*;
 
-    #[derive(Deserialize)]
+    #[derive(Serialize, Deserialize)]
     struct File {
         sink: Vec<SinkConfig>,
     }
@@ -466,6 +481,36 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_without_its_one_target_is_pointed_at() {
+        let one = "[[sink]]\nname = \"a\"\n[sink.stdout]\n";
+        for wrong in ["", "[sink.stdout]\n[sink.otlp]\nurl = \"http://x\"\n"] {
+            let text = format!("{one}[[sink]]\nname = \"b\"\n{wrong}");
+            let error = format!("{:#}", parsed(&text).expect_err(&text));
+            assert!(error.contains("line 4, column 1"), "{error}");
+            assert!(error.contains("sink \"b\" needs one of"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_target_is_handed_on() {
+        for (table, target) in [
+            ("file]\npath = \"/x/y\"", "file /x/y"),
+            (
+                "syslog]\naddress = \"udp://siem:514\"",
+                "syslog udp://siem:514",
+            ),
+            ("http]\nurl = \"http://x:8088\"", "http http://x:8088"),
+            ("otlp]\nurl = \"http://x:4318\"", "otlp http://x:4318"),
+            ("stdout]", "stdout"),
+        ] {
+            let sink = parsed(&format!("[[sink]]\nname = \"a\"\n[sink.{table}\n")).expect(table);
+            let handed = toml::to_string(&File { sink }).expect("TOML");
+            let again = parsed(&handed).expect(&handed);
+            assert_eq!(again[0].target.to_string(), target, "{handed}");
+        }
+    }
+
+    #[test]
     fn files_are_handed_on_as_what_is_in_them() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let token = directory.path().join("token");
@@ -477,18 +522,12 @@ mod tests {
         sinks[0].read_files().expect("read");
         let handed = toml::to_string(&serde_json::json!({"sink": sinks})).expect("TOML");
         let again = parsed(&handed).expect("the same");
-        assert_eq!(
-            again[0]
-                .http
-                .as_ref()
-                .expect("http")
-                .access
-                .token
-                .as_deref(),
-            Some("s3cret")
-        );
+        let Target::Http(target) = &again[0].target else {
+            panic!("{:?}", again[0].target);
+        };
+        assert_eq!(target.access.token.as_deref(), Some("s3cret"));
         assert_eq!(again[0].verdicts, [Verdict::Denied]);
-        assert_eq!(again[0].target(), "http http://127.0.0.1:8088");
+        assert_eq!(again[0].target.to_string(), "http http://127.0.0.1:8088");
         let mut missing = parsed("[[sink]]\nname = \"a\"\n[sink.otlp]\nurl = \"http://x:4318\"\ntoken_file = \"/nowhere\"\n").expect("a sink");
         let error = format!("{:#}", missing[0].read_files().expect_err("missing"));
         assert!(error.contains("/nowhere"), "{error}");

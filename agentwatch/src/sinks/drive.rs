@@ -76,7 +76,7 @@ pub(crate) fn start(
     for (config, sink) in sinks {
         let state = Arc::new(Mutex::new(SinkStatus {
             name: config.name.clone(),
-            target: config.target(),
+            target: config.target.to_string(),
             state: "starting".to_owned(),
             ..SinkStatus::default()
         }));

@@ -20,7 +20,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use config::SinkConfig;
+pub use config::{SinkConfig, Target};
 pub(crate) use drive::start;
 
 use crate::event::Event;
@@ -120,16 +120,12 @@ pub(crate) fn make(config: &SinkConfig) -> Result<Any> {
     use anyhow::Context as _;
     let made = || -> Result<Any> {
         let format = config.format;
-        Ok(if let Some(target) = &config.file {
-            Any::File(file::File::new(target, format))
-        } else if let Some(target) = &config.syslog {
-            Any::Syslog(Box::new(syslog::Syslog::new(target, format)?))
-        } else if let Some(target) = &config.http {
-            Any::Http(Box::new(http::Http::new(target, format)?))
-        } else if let Some(target) = &config.otlp {
-            Any::Otlp(Box::new(otlp::Otlp::new(target, format)?))
-        } else {
-            Any::Stdout(stdout::Stdout::new(format))
+        Ok(match &config.target {
+            Target::File(target) => Any::File(file::File::new(target, format)),
+            Target::Syslog(target) => Any::Syslog(Box::new(syslog::Syslog::new(target, format)?)),
+            Target::Http(target) => Any::Http(Box::new(http::Http::new(target, format)?)),
+            Target::Otlp(target) => Any::Otlp(Box::new(otlp::Otlp::new(target, format)?)),
+            Target::Stdout(config::StdoutTarget {}) => Any::Stdout(stdout::Stdout::new(format)),
         })
     };
     made().with_context(|| format!("sink {:?}", config.name))
