@@ -9,10 +9,8 @@ use std::{
 
 use super::{
     diagnostic::quote,
-    explain::decide_file,
     model::{
-        Access, CommandRule, Compiled, Context, Decision, Effect, MAX_ARGUMENTS, Program, Rule,
-        RuleIndex,
+        CommandRule, Compiled, Context, Decision, Effect, MAX_ARGUMENTS, Program, Rule, RuleIndex,
     },
     path::{self, Fault},
 };
@@ -169,20 +167,6 @@ pub fn decide<S: AsRef<str>>(
     )
 }
 
-/// What is decided for executing a program with arguments: by its place, and by the rules on commands where that does not
-/// deny it.
-pub fn decide_command<S: AsRef<str>>(
-    compiled: &Compiled,
-    path: &Path,
-    arguments: &[S],
-) -> Decision {
-    settle(
-        compiled,
-        decide_file(compiled, Access::Exec, path),
-        decide(compiled, |program| program.is(path), arguments),
-    )
-}
-
 /// What a program's place and a rule on its command mean together. A command's rule opens no program, and what the
 /// administrator says of the place is not loosened by it.
 pub fn settle(compiled: &Compiled, place: Decision, command: Option<Decision>) -> Decision {
@@ -233,7 +217,7 @@ pub(super) fn merge(rules: impl Iterator<Item = (Command, Decision, Layer)>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Sources, compile::examine_all, load, sources::Managed};
+    use crate::policy::{Sources, examine_all, explain::decide_command, load, sources::Managed};
 
     fn context() -> Context {
         Context {

@@ -21,7 +21,7 @@ use super::{
     command, default,
     diagnostic::{Diagnostic, PolicyError, Report, Severity, quote},
     expect::{self, Expectation},
-    explain, lint,
+    lint,
     model::{
         Access, Approvals, CommandRule, Compiled, Context, DEFAULT_RULES, Decision, Effect,
         Environment, FILES_DEFAULT, FamilyRule, GuardRule, Limits, MAX_PORT_RULES, NETWORK_DEFAULT,
@@ -310,7 +310,7 @@ fn unix(rules: &Rules, managed_names: &[Name], base: RuleIndex) -> Vec<UnixRule>
         .map(|rule| rule.target.as_path())
         .collect();
     let managed = |path: &Path| {
-        explain::names_over(managed_names, path, None)[Access::Write as usize]
+        name::names_over(managed_names, path, None)[Access::Write as usize]
             .is_some_and(|name| name.effect == Effect::Deny)
             || path.ancestors().any(|above| closed.contains(above))
     };
@@ -576,14 +576,14 @@ fn places(rules: &[FileRule], names: &[Name], managed_names: &[Name]) -> Vec<Pla
             |(above, decisions, floor)| (Some(above), decisions, floor),
         );
         // What rules on names take away between there and here is inherited too.
-        let over = explain::names_over(names, path, above);
+        let over = name::names_over(names, path, above);
         let inherited = Access::ALL
-            .map(|access| explain::under_names(over[access as usize], decisions[access as usize]));
+            .map(|access| name::under_names(over[access as usize], decisions[access as usize]));
         let floor = stated.floor.inside(floor);
         let decisions = stated.decide(inherited);
         enclosing.push((path, decisions, floor));
         // What the administrator says holds whatever is said below it, and so does what he says of names.
-        let over = explain::names_over(managed_names, path, None);
+        let over = name::names_over(managed_names, path, None);
         let decisions = Access::ALL
             .map(|access| floor.limit(access, over[access as usize], decisions[access as usize]));
         places.push(Place {

@@ -18,7 +18,7 @@ use super::{
         Access, Compiled, Decision, Effect, FAMILIES_DEFAULT, FILES_DEFAULT, LISTEN_DEFAULT,
         NETWORK_DEFAULT, Name, NetOp, Place, Prefix, Rule, RuleIndex, UNIX_DEFAULT, UnixTarget,
     },
-    name,
+    name::{each_name, names_over, under_names},
     network::canonical,
 };
 use crate::event::model::Layer;
@@ -45,75 +45,6 @@ const NOTHING: Decision = Decision {
     effect: Effect::Deny,
     rule: FILES_DEFAULT,
 };
-
-/// What rules on names leave of what is decided around them. A name is nearer: of two that say the same it is the one to tell.
-pub(super) fn under_names(names: Option<Decision>, around: Decision) -> Decision {
-    names
-        .filter(|name| name.effect >= around.effect)
-        .unwrap_or(around)
-}
-
-/// What the rules on names at and above a path, below `above`, take away: right by right the strictest, and of those the nearest.
-pub(super) fn names_over(
-    names: &[Name],
-    path: &Path,
-    above: Option<&Path>,
-) -> [Option<Decision>; 3] {
-    let mut over = [None; 3];
-    for (_, decisions) in each_name(names, path, above) {
-        for (own, further) in over.iter_mut().zip(decisions) {
-            if further.effect > own.map_or(Effect::Allow, |own: Decision| own.effect) {
-                *own = Some(further);
-            }
-        }
-        if over
-            .iter()
-            .all(|own| own.is_some_and(|own| own.effect == Effect::Deny))
-        {
-            break;
-        }
-    }
-    over
-}
-
-/// The names at and above a path, below `above`, that rules are about, the nearest first: the path up to there, and what they say.
-fn each_name<'p>(
-    names: &[Name],
-    path: &'p Path,
-    above: Option<&Path>,
-) -> impl Iterator<Item = (&'p Path, [Decision; 3])> {
-    let ancestors = path
-        .ancestors()
-        .take(if names.is_empty() { 0 } else { usize::MAX });
-    ancestors
-        .take_while(move |part| Some(*part) != above)
-        .filter_map(|part| Some((part, at_name(names, part.file_name()?.as_encoded_bytes())?)))
-}
-
-/// What the rules on one name say: the longest that fits its end and the longest that fits its beginning, and of these two the
-/// stricter, right by right.
-fn at_name(names: &[Name], text: &[u8]) -> Option<[Decision; 3]> {
-    let longest = |ends: bool| {
-        names
-            .iter()
-            .filter(|rule| {
-                name::rank(&rule.pattern).0 == ends && name::matches(&rule.pattern, text)
-            })
-            .max_by_key(|rule| name::rank(&rule.pattern))
-            .map(|rule| rule.decisions)
-    };
-    match (longest(true), longest(false)) {
-        (Some(end), Some(beginning)) => Some(Access::ALL.map(|access| {
-            let (end, beginning) = (end[access as usize], beginning[access as usize]);
-            if beginning.effect > end.effect {
-                beginning
-            } else {
-                end
-            }
-        })),
-        (end, beginning) => end.or(beginning),
-    }
-}
 
 /// What the administrator denies or has approved at a path, right by right, whatever the policy says there.
 pub fn managed_over(compiled: &Compiled, path: &Path) -> [Option<Decision>; 3] {
@@ -143,6 +74,20 @@ pub fn managed_over(compiled: &Compiled, path: &Path) -> [Option<Decision>; 3] {
             (None, name) => name,
         }
     })
+}
+
+/// What is decided for executing a program with arguments: by its place, and by the rules on commands where that does not
+/// deny it.
+pub fn decide_command<S: AsRef<str>>(
+    compiled: &Compiled,
+    path: &Path,
+    arguments: &[S],
+) -> Decision {
+    command::settle(
+        compiled,
+        decide_file(compiled, Access::Exec, path),
+        command::decide(compiled, |program| program.is(path), arguments),
+    )
 }
 
 /// The other end of a UNIX socket.
@@ -283,13 +228,13 @@ pub fn explain_unnamed_device(compiled: &Compiled) -> Answer<'_> {
     }
 }
 
-/// Explains executing a program with arguments; see [`command::decide_command`].
+/// Explains executing a program with arguments; see [`decide_command`].
 pub fn explain_command<'a, S: AsRef<str>>(
     compiled: &'a Compiled,
     path: &Path,
     arguments: &[S],
 ) -> Answer<'a> {
-    let decision = command::decide_command(compiled, path, arguments);
+    let decision = decide_command(compiled, path, arguments);
     let mut chain = Chain::new(compiled);
     let place = decide_file(compiled, Access::Exec, path);
     if decision == place {

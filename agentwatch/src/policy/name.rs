@@ -1,10 +1,12 @@
-//! Rules on names: what a file is called, wherever it stands. Only what the kernel can look up exactly is a pattern here: a
-//! whole name, or its beginning or its end. It must never be used to say what is allowed, because a session can give any
-//! file any name.
+//! Rules on names: what a file is called, wherever it stands, and what such rules take away from a path. Only what the
+//! kernel can look up exactly is a pattern here: a whole name, or its beginning or its end. It must never be used to say
+//! what is allowed, because a session can give any file any name.
+
+use std::path::Path;
 
 use super::{
     diagnostic::quote,
-    model::{MAX_NAME_PATTERN, NamePattern},
+    model::{Access, Decision, Effect, MAX_NAME_PATTERN, Name, NamePattern},
     path::Fault,
 };
 
@@ -106,6 +108,73 @@ pub fn rank(pattern: &NamePattern) -> (bool, usize) {
         NamePattern::Exact(whole) => (true, whole.len() + 1),
         NamePattern::Suffix(end) => (true, end.len()),
         NamePattern::Prefix(beginning) => (false, beginning.len()),
+    }
+}
+
+/// What rules on names leave of what is decided around them. A name is nearer: of two that say the same it is the one to tell.
+pub(super) fn under_names(names: Option<Decision>, around: Decision) -> Decision {
+    names
+        .filter(|name| name.effect >= around.effect)
+        .unwrap_or(around)
+}
+
+/// What the rules on names at and above a path, below `above`, take away: right by right the strictest, and of those the nearest.
+pub(super) fn names_over(
+    names: &[Name],
+    path: &Path,
+    above: Option<&Path>,
+) -> [Option<Decision>; 3] {
+    let mut over = [None; 3];
+    for (_, decisions) in each_name(names, path, above) {
+        for (own, further) in over.iter_mut().zip(decisions) {
+            if further.effect > own.map_or(Effect::Allow, |own: Decision| own.effect) {
+                *own = Some(further);
+            }
+        }
+        if over
+            .iter()
+            .all(|own| own.is_some_and(|own| own.effect == Effect::Deny))
+        {
+            break;
+        }
+    }
+    over
+}
+
+/// The names at and above a path, below `above`, that rules are about, the nearest first: the path up to there, and what they say.
+pub(super) fn each_name<'p>(
+    names: &[Name],
+    path: &'p Path,
+    above: Option<&Path>,
+) -> impl Iterator<Item = (&'p Path, [Decision; 3])> {
+    let ancestors = path
+        .ancestors()
+        .take(if names.is_empty() { 0 } else { usize::MAX });
+    ancestors
+        .take_while(move |part| Some(*part) != above)
+        .filter_map(|part| Some((part, at_name(names, part.file_name()?.as_encoded_bytes())?)))
+}
+
+/// What the rules on one name say: the longest that fits its end and the longest that fits its beginning, and of these two the
+/// stricter, right by right.
+fn at_name(names: &[Name], text: &[u8]) -> Option<[Decision; 3]> {
+    let longest = |ends: bool| {
+        names
+            .iter()
+            .filter(|rule| rank(&rule.pattern).0 == ends && matches(&rule.pattern, text))
+            .max_by_key(|rule| rank(&rule.pattern))
+            .map(|rule| rule.decisions)
+    };
+    match (longest(true), longest(false)) {
+        (Some(end), Some(beginning)) => Some(Access::ALL.map(|access| {
+            let (end, beginning) = (end[access as usize], beginning[access as usize]);
+            if beginning.effect > end.effect {
+                beginning
+            } else {
+                end
+            }
+        })),
+        (end, beginning) => end.or(beginning),
     }
 }
 
