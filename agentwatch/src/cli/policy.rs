@@ -22,12 +22,11 @@ use serde_json::json;
 use crate::{
     event::model::Mode,
     policy::{
-        self, Examined, Report,
-        compile::MAX_TEXT,
-        default,
+        self, Examined, Report, default,
         diagnostic::{Severity, Visible, quote},
         expect::{self, Question},
         explain::{self, Answer},
+        file::MAX_TEXT,
         model::{Access, Compiled, Context, Effect, NetOp},
         path::clean,
         sources::{self, Sources},

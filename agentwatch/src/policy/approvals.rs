@@ -230,9 +230,7 @@ fn count(number: &Spanned<i64>, report: &mut Report) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{
-        Sources, compile::Examined, compile::examine_all, model::Context, sources::Managed,
-    };
+    use crate::policy::{Examined, Sources, examine_all, model::Context, sources::Managed};
 
     fn examined(text: &str, managed: &str) -> Examined {
         let context = Context {

@@ -2,8 +2,8 @@
 //! ordinary policy file, so that a person can read it, copy it and change it.
 
 use super::{
-    compile::load,
     diagnostic::PolicyError,
+    examine::load,
     model::{Compiled, Context},
 };
 

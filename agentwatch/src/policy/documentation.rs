@@ -87,7 +87,7 @@ fn every_policy_on_the_page_means_what_it_says() {
                     managed: &managed,
                     ..super::Sources::alone("task.toml", b"", &context)
                 };
-                let examined = super::compile::examine_all(&sources);
+                let examined = super::examine_all(&sources);
                 assert_eq!(
                     examined.report.errors(),
                     0,

@@ -15,6 +15,9 @@ pub use self::read::read;
 use super::diagnostic::Report;
 use crate::event::model::{Layer, Mode};
 
+/// The longest policy text, in bytes.
+pub const MAX_TEXT: usize = 1 << 20;
+
 /// A policy file: what a session may read, write, execute and connect to. What is not named is denied.
 #[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(title = "agentwatch policy", deny_unknown_fields, default)]

@@ -13,8 +13,10 @@ use proptest::{
 };
 
 use super::{
-    compile::{Examined, MAX_TEXT, examine_all},
-    default, expect, explain,
+    default,
+    examine::{Examined, examine_all},
+    expect, explain,
+    file::MAX_TEXT,
     learn::Learner,
     model::{Access, Compiled, Context, NetOp},
     preset, replay,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    compile::{Examined, examine_all},
+    examine::{Examined, examine_all},
     explain::{UnixPeer, decide_file, decide_guard, decide_net, decide_unix},
     model::{Access, Compiled, Context, Decision, Effect, NetOp},
     sources::{Managed, Sources, gather},

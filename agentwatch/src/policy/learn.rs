@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    compile::load,
+    examine::load,
     expect::Question,
     explain::decide_file,
     model::{Access, Compiled, Context, Effect, MAX_ARGUMENTS, NetOp, Place},

@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    compile::{examine, load},
+    examine::{examine, load},
     explain::{decide_file, decide_net, explain_file, explain_net},
     model::{Access, Compiled, Context, Decision, Effect, NetOp},
 };

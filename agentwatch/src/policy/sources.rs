@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     check::{self, Rules},
-    compile::MAX_TEXT,
     diagnostic::{Diagnostic, Report, quote},
-    file,
+    file::{self, MAX_TEXT},
     model::Context,
     path::{self, Fault},
     preset,

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::policy::{compile::MAX_TEXT, model::Context, sources::Managed};
+use crate::policy::{file::MAX_TEXT, model::Context, sources::Managed};
 
 /// Where the files are when the configuration names no other directory.
 pub const DEFAULT: &str = "/etc/agentwatch/managed.d";

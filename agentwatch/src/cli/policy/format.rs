@@ -8,7 +8,7 @@ use clap::Args;
 use super::{INVALID, complain, print, read_policy};
 use crate::{
     event::model::Layer,
-    policy::{self, Report, compile::MAX_TEXT, diagnostic::Visible},
+    policy::{self, Report, diagnostic::Visible, file::MAX_TEXT},
 };
 
 #[derive(Clone, Debug, Args)]

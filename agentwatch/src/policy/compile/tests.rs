@@ -1,7 +1,18 @@
 //! What rules mean together, case by case.
 
-use super::*;
-use crate::policy::explain::{decide_file, decide_net};
+use std::path::Path;
+
+use crate::{
+    event::model::Layer,
+    policy::{
+        explain::{decide_file, decide_net},
+        load,
+        model::{
+            Access, Compiled, Context, DEFAULT_RULES, Effect, MAX_PORT_RULES, NetOp, RuleIndex,
+            UnixTarget,
+        },
+    },
+};
 
 fn context() -> Context {
     Context {
@@ -491,71 +502,4 @@ error: at `10.0.0.0/8` there are more than 16 rules on ports, those around it in
         "{error}"
     );
     assert_eq!(error.report().errors(), 1);
-}
-
-#[test]
-fn the_digest_is_of_the_meaning() {
-    let digest = |file: &str, text: &str| load(file, text.as_bytes(), &context()).unwrap().digest;
-    let base = digest("p.toml", "[files]\nread = [\"/usr\"]\n");
-    assert!(
-        base.strip_prefix("sha256:")
-            .is_some_and(|hex| hex.len() == 64)
-    );
-    assert_eq!(
-        base,
-        digest(
-            "other.toml",
-            "# moved\n\nname = \"x\"\n[files]\n\nread = ['/usr',]\n"
-        )
-    );
-    for other in [
-        "[files]\nread = [\"/usr/lib\"]\n",
-        "[files]\nread = [\"/usr/\"]\n",
-        "[files]\nwrite = [\"/usr\"]\n",
-        "mode = \"monitor\"\n[files]\nread = [\"/usr\"]\n",
-        "[files]\nread = [\"/usr\"]\n[network]\nallow = [\"*\"]\n",
-        "[files]\nread = [\"/usr\"]\ndeny = [\"**/.env\"]\n",
-        "[files]\nread = [\"/usr\"]\n[network]\nunix = [\"@x\"]\n",
-        "[files]\nread = [\"/usr\"]\n[network]\nfamilies = [\"raw\"]\n",
-        "[files]\nread = [\"/usr\"]\n[guard]\nallow = [\"bpf\"]\n",
-    ] {
-        assert_ne!(base, digest("p.toml", other), "{other}");
-    }
-    let elsewhere = Context {
-        cwd: "/v".into(),
-        home: "/home/u".into(),
-        ..Default::default()
-    };
-    let relative = b"[files]\nread = [\".\"]\n";
-    assert_ne!(
-        load("p", relative, &context()).unwrap().digest,
-        load("p", relative, &elsewhere).unwrap().digest
-    );
-}
-
-#[test]
-fn what_is_no_text_is_refused() {
-    let error = load("p.toml", b"name = \"\xff\"\n", &context())
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "error: the policy is not UTF-8\n --> p.toml:1:9\n  |\n1 | name = \"\u{fffd}\"\n  |         ^\n  |\n  = help: save the file as UTF-8 text"
-    );
-    let error = load("p.toml", &vec![b'#'; MAX_TEXT + 1], &context())
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "error: the policy is longer than 1048576 bytes\n--> p.toml\n = help: name directories instead of the files in them"
-    );
-    assert!(load("p.toml", &vec![b'#'; MAX_TEXT], &context()).is_ok());
-    assert!(
-        load(
-            "p.toml",
-            b"\xef\xbb\xbf[files]\r\nread = [\"/usr\"]\r\n",
-            &context()
-        )
-        .is_ok()
-    );
 }
