@@ -1,6 +1,7 @@
 //! The form of a policy file: which keys there are and what stands in them. This and [`read`](self::read()) are the only places that
 //! know TOML; they must not know what a path or an address means.
 
+mod keys;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,7 @@ use std::ops::Range;
 use schemars::JsonSchema;
 use toml::Spanned;
 
-pub(in crate::policy) use self::read::order_of;
+pub(in crate::policy) use self::keys::order_of;
 pub use self::read::read;
 use super::diagnostic::Report;
 use crate::event::model::{Layer, Mode};

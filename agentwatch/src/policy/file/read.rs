@@ -12,6 +12,7 @@ use super::{
         diagnostic::{Diagnostic, Report, quote},
         suggest::suggestion,
     },
+    keys::*,
     *,
 };
 
@@ -37,135 +38,6 @@ pub fn read(text: &str, layer: Layer, base: usize, report: &mut Report) -> Polic
     reader.file(table.get_ref())
 }
 
-/// The keys of one table.
-pub(super) struct Keys {
-    /// Name of the table; empty for the top level.
-    pub(super) table: &'static str,
-    pub(super) known: &'static [&'static str],
-    /// The keys of a managed file, which only takes away.
-    pub(super) managed: &'static [&'static str],
-    /// Keys that the language will have. They are named so that a policy written for a later agentwatch is refused with
-    /// a reason, and never understood by half.
-    pub(super) planned: &'static [&'static str],
-}
-
-pub(super) const TOP: Keys = Keys {
-    table: "",
-    known: &[
-        "name",
-        "mode",
-        "extends",
-        "task",
-        "files",
-        "network",
-        "exec",
-        "guard",
-        "approvals",
-        "limits",
-        "env",
-        "trace",
-        "expect",
-    ],
-    managed: &[
-        "mode",
-        "accept_degraded",
-        "sessions",
-        "files",
-        "network",
-        "exec",
-        "guard",
-        "approvals",
-    ],
-    planned: &["redact"],
-};
-pub(super) const TASK: Keys = Keys {
-    table: "task",
-    known: &["goal", "owner", "ticket", "acceptance"],
-    managed: &[],
-    planned: &[],
-};
-pub(super) const FILES: Keys = Keys {
-    table: "files",
-    known: &["read", "write", "exec", "deny", "approve"],
-    managed: &["deny", "approve"],
-    planned: &[],
-};
-pub(super) const APPROVE: Keys = Keys {
-    table: "files.approve",
-    known: &["path", "access"],
-    managed: &["path", "access"],
-    planned: &[],
-};
-pub(super) const NETWORK: Keys = Keys {
-    table: "network",
-    known: &[
-        "allow", "deny", "approve", "unknown", "listen", "unix", "families",
-    ],
-    managed: &["deny", "approve", "unknown"],
-    planned: &["domains", "dns", "sni"],
-};
-pub(super) const EXEC: Keys = Keys {
-    table: "exec",
-    known: &["allow", "deny", "approve"],
-    managed: &["deny", "approve"],
-    planned: &[],
-};
-pub(super) const GUARD: Keys = Keys {
-    table: "guard",
-    known: &["allow"],
-    managed: &["deny"],
-    planned: &["approve"],
-};
-pub(super) const APPROVALS: Keys = Keys {
-    table: "approvals",
-    known: &["timeout", "on_timeout", "max_pending", "max_per_hour"],
-    managed: &["timeout", "on_timeout", "max_pending", "max_per_hour"],
-    planned: &[],
-};
-pub(super) const LIMITS: Keys = Keys {
-    table: "limits",
-    known: &["pids", "memory", "cpu", "wall_time"],
-    managed: &[],
-    planned: &["io"],
-};
-pub(super) const ENV: Keys = Keys {
-    table: "env",
-    known: &["pass", "drop"],
-    managed: &[],
-    planned: &["set"],
-};
-pub(super) const TRACE: Keys = Keys {
-    table: "trace",
-    known: &["opens"],
-    managed: &[],
-    planned: &["redact"],
-};
-pub(super) const EXPECT: Keys = Keys {
-    table: "expect",
-    known: &[
-        "read", "write", "exec", "connect", "listen", "verdict", "rule",
-    ],
-    managed: &[],
-    planned: &[],
-};
-pub(super) const SESSIONS: Keys = Keys {
-    table: "sessions",
-    known: &[],
-    managed: &["users", "groups", "max_per_user"],
-    planned: &[],
-};
-
-/// The keys of a table in the order in which they are written down, by the table's path.
-pub(in crate::policy) fn order_of(path: &[&str]) -> Vec<&'static str> {
-    let name = path.join(".");
-    let mut tables = [&TOP, &EXPECT].into_iter().chain(TABLES);
-    let Some(keys) = tables.find(|keys| keys.table == name) else {
-        return Vec::new();
-    };
-    let of_managed = keys.managed.iter().filter(|key| !keys.known.contains(key));
-    keys.known.iter().chain(of_managed).copied().collect()
-}
-
 type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
 type Value<'i> = Spanned<DeValue<'i>>;
 
@@ -189,115 +61,134 @@ impl Reader<'_> {
                 "mode" => file.mode = self.mode(key, value),
                 "extends" => file.extends = self.strings("", key, value),
                 "accept_degraded" => file.accept_degraded = self.boolean("", key, value),
-                "task" => self.section(&TASK, key, value, |reader, name, key, value| match name {
-                    "goal" => file.task.goal = reader.string("task", key, value),
-                    "owner" => file.task.owner = reader.string("task", key, value),
-                    "ticket" => file.task.ticket = reader.string("task", key, value),
-                    _ => file.task.acceptance = reader.strings("task", key, value),
-                }),
-                "files" => self.section(&FILES, key, value, |reader, name, key, value| {
-                    if name == "approve" {
-                        file.files.approve = reader.approve(key, value);
-                        return;
-                    }
-                    let entries = reader.strings("files", key, value);
-                    match name {
-                        "read" => file.files.read = entries,
-                        "write" => file.files.write = entries,
-                        "exec" => file.files.exec = entries,
-                        _ => file.files.deny = entries,
-                    }
-                }),
-                "network" => self.section(&NETWORK, key, value, |reader, name, key, value| {
-                    if name == "unknown" {
-                        file.network.unknown = reader.string("network", key, value);
-                        return;
-                    }
-                    let entries = reader.strings("network", key, value);
-                    match name {
-                        "allow" => file.network.allow = entries,
-                        "deny" => file.network.deny = entries,
-                        "approve" => file.network.approve = entries,
-                        "listen" => file.network.listen = entries,
-                        "unix" => file.network.unix = entries,
-                        _ => file.network.families = entries,
-                    }
-                }),
-                "exec" => self.section(&EXEC, key, value, |reader, name, key, value| {
-                    let entries = reader.commands(key, value);
-                    match name {
-                        "allow" => file.exec.allow = entries,
-                        "deny" => file.exec.deny = entries,
-                        _ => file.exec.approve = entries,
-                    }
-                }),
-                "approvals" => {
-                    let table = &mut file.approvals;
-                    self.section(
-                        &APPROVALS,
-                        key,
-                        value,
-                        |reader, name, key, value| match name {
-                            "timeout" => table.timeout = reader.string("approvals", key, value),
-                            "on_timeout" => {
-                                table.on_timeout = reader.string("approvals", key, value);
-                            }
-                            "max_pending" => {
-                                table.max_pending = reader.integer("approvals", key, value);
-                            }
-                            _ => table.max_per_hour = reader.integer("approvals", key, value),
-                        },
-                    );
-                }
-                "guard" => self.section(&GUARD, key, value, |reader, name, key, value| {
-                    let entries = reader.strings("guard", key, value);
-                    match name {
-                        "allow" => file.guard.allow = entries,
-                        _ => file.guard.deny = entries,
-                    }
-                }),
-                "limits" => {
-                    self.section(&LIMITS, key, value, |reader, name, key, value| match name {
-                        "pids" => file.limits.pids = reader.integer("limits", key, value),
-                        "memory" => file.limits.memory = reader.string("limits", key, value),
-                        "cpu" => file.limits.cpu = reader.number("limits", key, value),
-                        _ => file.limits.wall_time = reader.string("limits", key, value),
-                    })
-                }
-                "env" => self.section(&ENV, key, value, |reader, name, key, value| {
-                    let entries = reader.strings("env", key, value);
-                    match name {
-                        "pass" => file.env.pass = entries,
-                        _ => file.env.drop = entries,
-                    }
-                }),
+                "task" => self.task(key, value, &mut file.task),
+                "files" => self.files(key, value, &mut file.files),
+                "network" => self.network(key, value, &mut file.network),
+                "exec" => self.exec(key, value, &mut file.exec),
+                "approvals" => self.approvals(key, value, &mut file.approvals),
+                "guard" => self.guard(key, value, &mut file.guard),
+                "limits" => self.limits(key, value, &mut file.limits),
+                "env" => self.env(key, value, &mut file.env),
                 "trace" => self.section(&TRACE, key, value, |reader, _, key, value| {
                     file.trace.opens = reader.string("trace", key, value);
                 }),
-                "sessions" => {
-                    self.section(
-                        &SESSIONS,
-                        key,
-                        value,
-                        |reader, name, key, value| match name {
-                            "max_per_user" => {
-                                file.sessions.max_per_user = reader.integer("sessions", key, value);
-                            }
-                            _ => {
-                                let entries = reader.strings("sessions", key, value);
-                                let entries = Some(reader.keep(value, entries));
-                                match name {
-                                    "users" => file.sessions.users = entries,
-                                    _ => file.sessions.groups = entries,
-                                }
-                            }
-                        },
-                    );
-                }
+                "sessions" => self.sessions(key, value, &mut file.sessions),
                 _ => self.expectations(key, value, &mut file.expect),
             }
         }
         file
+    }
+
+    fn task(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut TaskTable) {
+        self.section(&TASK, key, value, |reader, name, key, value| match name {
+            "goal" => table.goal = reader.string("task", key, value),
+            "owner" => table.owner = reader.string("task", key, value),
+            "ticket" => table.ticket = reader.string("task", key, value),
+            _ => table.acceptance = reader.strings("task", key, value),
+        });
+    }
+
+    fn files(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut FilesTable) {
+        self.section(&FILES, key, value, |reader, name, key, value| {
+            if name == "approve" {
+                table.approve = reader.approve(key, value);
+                return;
+            }
+            let entries = reader.strings("files", key, value);
+            match name {
+                "read" => table.read = entries,
+                "write" => table.write = entries,
+                "exec" => table.exec = entries,
+                _ => table.deny = entries,
+            }
+        });
+    }
+
+    fn network(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut NetworkTable) {
+        self.section(&NETWORK, key, value, |reader, name, key, value| {
+            if name == "unknown" {
+                table.unknown = reader.string("network", key, value);
+                return;
+            }
+            let entries = reader.strings("network", key, value);
+            match name {
+                "allow" => table.allow = entries,
+                "deny" => table.deny = entries,
+                "approve" => table.approve = entries,
+                "listen" => table.listen = entries,
+                "unix" => table.unix = entries,
+                _ => table.families = entries,
+            }
+        });
+    }
+
+    fn exec(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut ExecTable) {
+        self.section(&EXEC, key, value, |reader, name, key, value| {
+            let entries = reader.commands(key, value);
+            match name {
+                "allow" => table.allow = entries,
+                "deny" => table.deny = entries,
+                _ => table.approve = entries,
+            }
+        });
+    }
+
+    fn approvals(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut ApprovalsTable) {
+        self.section(
+            &APPROVALS,
+            key,
+            value,
+            |reader, name, key, value| match name {
+                "timeout" => table.timeout = reader.string("approvals", key, value),
+                "on_timeout" => table.on_timeout = reader.string("approvals", key, value),
+                "max_pending" => table.max_pending = reader.integer("approvals", key, value),
+                _ => table.max_per_hour = reader.integer("approvals", key, value),
+            },
+        );
+    }
+
+    fn guard(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut GuardTable) {
+        self.section(&GUARD, key, value, |reader, name, key, value| {
+            let entries = reader.strings("guard", key, value);
+            match name {
+                "allow" => table.allow = entries,
+                _ => table.deny = entries,
+            }
+        });
+    }
+
+    fn limits(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut LimitsTable) {
+        self.section(&LIMITS, key, value, |reader, name, key, value| match name {
+            "pids" => table.pids = reader.integer("limits", key, value),
+            "memory" => table.memory = reader.string("limits", key, value),
+            "cpu" => table.cpu = reader.number("limits", key, value),
+            _ => table.wall_time = reader.string("limits", key, value),
+        });
+    }
+
+    fn env(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut EnvTable) {
+        self.section(&ENV, key, value, |reader, name, key, value| {
+            let entries = reader.strings("env", key, value);
+            match name {
+                "pass" => table.pass = entries,
+                _ => table.drop = entries,
+            }
+        });
+    }
+
+    fn sessions(&mut self, key: &Key<'_>, value: &Value<'_>, table: &mut SessionsTable) {
+        self.section(&SESSIONS, key, value, |reader, name, key, value| {
+            if name == "max_per_user" {
+                table.max_per_user = reader.integer("sessions", key, value);
+                return;
+            }
+            let entries = reader.strings("sessions", key, value);
+            let entries = Some(reader.keep(value, entries));
+            match name {
+                "users" => table.users = entries,
+                _ => table.groups = entries,
+            }
+        });
     }
 
     fn shift(&self, span: Range<usize>) -> Range<usize> {
@@ -611,10 +502,6 @@ impl Reader<'_> {
         fault.help(suggestion(key, known, &intro))
     }
 }
-
-pub(super) const TABLES: [&Keys; 10] = [
-    &FILES, &NETWORK, &EXEC, &GUARD, &APPROVALS, &TASK, &LIMITS, &ENV, &TRACE, &SESSIONS,
-];
 
 fn full(table: &str, key: &str) -> String {
     if table.is_empty() {

@@ -1,4 +1,4 @@
-use super::{read::*, *};
+use super::{keys::*, *};
 
 fn faults(text: &str) -> String {
     let mut report = Report::new("p.toml", text);
