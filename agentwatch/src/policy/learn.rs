@@ -1,6 +1,9 @@
 //! A policy out of what was recorded: directories instead of files, ports instead of sockets, and nothing that the base
 //! preset takes for a credential. Pure: the history is handed in, and a text is handed back.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -183,18 +186,45 @@ impl Learner {
 
     /// Writes the policy. `context` has the directory that the sessions worked in, and the home of their user.
     pub fn learn(&self, sessions: &[String], context: &Context) -> Learned {
-        let secrets = secrets(context);
+        let base = secrets(context);
+        let base = base.as_ref();
         let mut left_out = Vec::new();
+        let rules = self.file_rules(base, context, &mut left_out);
+        let approve = self.approved_files(base, &mut left_out);
+        let mut text = heading(sessions, &left_out);
+        let list = |access: Access| {
+            rules
+                .iter()
+                .filter(move |((own, _), _)| *own == access)
+                .map(|((_, rule), seen)| (rule.clone(), seen.comment()))
+                .collect::<Vec<_>>()
+        };
+        text.push_str("\n[files]\n");
+        push_list(&mut text, "read", &list(Access::Read));
+        push_list(&mut text, "write", &list(Access::Write));
+        push_list(&mut text, "exec", &list(Access::Exec));
+        push_list(&mut text, "deny", &denied(base, &rules, context));
+        push_values(&mut text, "approve", &approve);
+        let commands = self.approved_commands();
+        if !commands.is_empty() {
+            text.push_str("\n[exec]\n");
+            push_values(&mut text, "approve", &commands);
+        }
+        self.push_network(&mut text, base);
+        Learned { text, left_out }
+    }
+
+    /// What was done with files, by the trees that they stand for.
+    fn file_rules(
+        &self,
+        base: Option<&Compiled>,
+        context: &Context,
+        left_out: &mut Vec<String>,
+    ) -> BTreeMap<(Access, String), Seen> {
         let mut rules: BTreeMap<(Access, String), Seen> = BTreeMap::new();
-        let written: BTreeMap<PathBuf, String> = self
-            .files
-            .keys()
-            .filter(|(access, path)| *access == Access::Write && !is_secret(secrets.as_ref(), path))
-            .map(|(_, path)| widen(Access::Write, path, context))
-            .filter_map(|rule| Some((super::path::parse(&rule, context).ok()?, rule)))
-            .collect();
+        let written = self.written(base, context);
         for ((access, path), seen) in &self.files {
-            if is_secret(secrets.as_ref(), path) {
+            if is_secret(base, path) {
                 left_out.push(format!(
                     "{} of {} ({}): the base preset denies it",
                     name(*access),
@@ -217,21 +247,29 @@ impl Learner {
             };
             rules.entry((access, rule)).or_default().add(seen);
         }
-        let list = |access: Access| {
-            rules
-                .iter()
-                .filter(move |((own, _), _)| *own == access)
-                .map(|((_, rule), seen)| (rule.clone(), seen.comment()))
-                .collect::<Vec<_>>()
-        };
-        let (read, write, exec) = (list(Access::Read), list(Access::Write), list(Access::Exec));
+        rules
+    }
+
+    /// The trees that were written to, each with the rule that names it.
+    fn written(&self, base: Option<&Compiled>, context: &Context) -> BTreeMap<PathBuf, String> {
+        self.files
+            .keys()
+            .filter(|(access, path)| *access == Access::Write && !is_secret(base, path))
+            .map(|(_, path)| widen(Access::Write, path, context))
+            .filter_map(|rule| Some((super::path::parse(&rule, context).ok()?, rule)))
+            .collect()
+    }
+
+    /// What was approved is asked about again, and nothing around it: entries as TOML.
+    fn approved_files(
+        &self,
+        base: Option<&Compiled>,
+        left_out: &mut Vec<String>,
+    ) -> Vec<(String, String)> {
         let mut approve = Vec::new();
         for ((access, path), seen) in &self.approved.files {
             let text = path.display().to_string();
-            if is_secret(secrets.as_ref(), path)
-                || text.contains("${")
-                || super::name::is_pattern(&text)
-            {
+            if is_secret(base, path) || text.contains("${") || super::name::is_pattern(&text) {
                 left_out.push(format!(
                     "{} of {} ({}, with approval): it is a credential, or has a name that a policy cannot write",
                     name(*access),
@@ -240,7 +278,6 @@ impl Learner {
                 ));
                 continue;
             }
-            // What was approved is asked about again, and nothing around it.
             let path = toml::Value::from(text);
             let entry = match access {
                 Access::Read => path.to_string(),
@@ -249,57 +286,7 @@ impl Learner {
             };
             approve.push((entry, seen.comment()));
         }
-        let commands = self.approved_commands();
-        let mut text = String::new();
-        let _ = writeln!(
-            text,
-            "# Learned from {} {}: {}.\n# Every rule says what it was seen for; read it before it is used.",
-            sessions.len(),
-            if sessions.len() == 1 {
-                "session"
-            } else {
-                "sessions"
-            },
-            visible(&sessions.join(", "))
-        );
-        for sentence in &left_out {
-            let _ = writeln!(text, "# Left out: {sentence}.");
-        }
-        text.push_str("\n[files]\n");
-        push_list(&mut text, "read", &read);
-        push_list(&mut text, "write", &write);
-        push_list(&mut text, "exec", &exec);
-        let deny = denied(secrets.as_ref(), &rules, context);
-        push_list(&mut text, "deny", &deny);
-        push_values(&mut text, "approve", &approve);
-        if !commands.is_empty() {
-            text.push_str("\n[exec]\n");
-            push_values(&mut text, "approve", &commands);
-        }
-        let net = |op| self.addresses(op);
-        let (allow, listen) = (net(NetOp::Connect), net(NetOp::Listen));
-        let unix: Vec<(String, String)> = self
-            .unix
-            .iter()
-            .filter(|(path, _)| {
-                !path.starts_with('/') || !is_secret(secrets.as_ref(), Path::new(path))
-            })
-            .map(|(path, seen)| (path.clone(), seen.comment()))
-            .collect();
-        let asked: Vec<(String, String)> = self
-            .approved
-            .net
-            .iter()
-            .map(|(address, seen)| (address_of(*address), seen.comment()))
-            .collect();
-        if !(allow.is_empty() && asked.is_empty() && listen.is_empty() && unix.is_empty()) {
-            text.push_str("\n[network]\n");
-            push_list(&mut text, "allow", &allow);
-            push_list(&mut text, "approve", &asked);
-            push_list(&mut text, "listen", &listen);
-            push_list(&mut text, "unix", &unix);
-        }
-        Learned { text, left_out }
+        approve
     }
 
     /// What was approved of programs: by as many arguments as tell it from what was executed without approval.
@@ -342,6 +329,32 @@ impl Learner {
             .collect()
     }
 
+    /// Adds the table on sockets, if anything is in it.
+    fn push_network(&self, text: &mut String, base: Option<&Compiled>) {
+        let allow = self.addresses(NetOp::Connect);
+        let listen = self.addresses(NetOp::Listen);
+        let unix: Vec<(String, String)> = self
+            .unix
+            .iter()
+            .filter(|(path, _)| !path.starts_with('/') || !is_secret(base, Path::new(path)))
+            .map(|(path, seen)| (path.clone(), seen.comment()))
+            .collect();
+        let approve: Vec<(String, String)> = self
+            .approved
+            .net
+            .iter()
+            .map(|(address, seen)| (address_of(*address), seen.comment()))
+            .collect();
+        if allow.is_empty() && approve.is_empty() && listen.is_empty() && unix.is_empty() {
+            return;
+        }
+        text.push_str("\n[network]\n");
+        push_list(text, "allow", &allow);
+        push_list(text, "approve", &approve);
+        push_list(text, "listen", &listen);
+        push_list(text, "unix", &unix);
+    }
+
     fn addresses(&self, op: NetOp) -> Vec<(String, String)> {
         let mut by_port: BTreeMap<u16, Vec<(IpAddr, &Seen)>> = BTreeMap::new();
         for ((own, address, port), seen) in &self.net {
@@ -371,6 +384,26 @@ impl Learner {
             .map(|(rule, seen)| (rule, seen.comment()))
             .collect()
     }
+}
+
+/// What the policy was learned from, and what is not in it.
+fn heading(sessions: &[String], left_out: &[String]) -> String {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "# Learned from {} {}: {}.\n# Every rule says what it was seen for; read it before it is used.",
+        sessions.len(),
+        if sessions.len() == 1 {
+            "session"
+        } else {
+            "sessions"
+        },
+        visible(&sessions.join(", "))
+    );
+    for sentence in left_out {
+        let _ = writeln!(text, "# Left out: {sentence}.");
+    }
+    text
 }
 
 /// What has to be allowed for an address: for 0.0.0.0 and `::` loopback, and they themselves where a socket is bound to something.
@@ -553,232 +586,4 @@ fn push_values(text: &mut String, name: &str, rules: &[(String, String)]) {
         let _ = writeln!(text, "    {rule}, # {comment}");
     }
     text.push_str("]\n");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        event::{
-            model::{File, Kind, Net},
-            samples::sample,
-        },
-        policy::replay::Backtest,
-    };
-
-    fn context() -> Context {
-        Context {
-            cwd: "/home/u/project".into(),
-            home: "/home/u".into(),
-            uid: 1000,
-            ..Context::default()
-        }
-    }
-
-    fn file(kind: Kind, path: &str, access: &[&str]) -> Event {
-        let mut event = sample(kind);
-        event.file = Some(File {
-            path: path.to_owned(),
-            access: access.iter().map(|word| (*word).to_owned()).collect(),
-            ..File::default()
-        });
-        event.verdict = Verdict::Allowed;
-        event.errno = None;
-        event.rule = None;
-        event
-    }
-
-    fn net(kind: Kind, addr: &str, port: u16) -> Event {
-        let mut event = file(kind, "", &[]);
-        event.file = None;
-        event.net = Some(Net {
-            family: "inet".into(),
-            addr: Some(addr.into()),
-            port: Some(port),
-            ..Net::default()
-        });
-        event
-    }
-
-    #[test]
-    fn what_was_approved_is_asked_about_again() {
-        let approved = |mut event: Event, rule: &str| {
-            event.rule = Some(crate::event::model::RuleRef {
-                id: rule.to_owned(),
-                layer: crate::event::model::Layer::Task,
-                source: "task.toml:3".to_owned(),
-            });
-            event
-        };
-        let run = |words: &[&str]| {
-            let mut event = file(Kind::Exec, "/usr/bin/git", &["exec"]);
-            if let Some(process) = &mut event.process {
-                process.exe = "/usr/bin/git".to_owned();
-                process.argv = words.iter().map(|word| (*word).to_owned()).collect();
-            }
-            event
-        };
-        let mut gh = file(Kind::Exec, "/usr/bin/gh", &["exec"]);
-        gh.process = None;
-        let mut waiting = file(Kind::Open, "/srv/waits", &["read"]);
-        waiting.verdict = Verdict::Held;
-        let events = [
-            file(Kind::Open, "/home/u/project/a", &["write"]),
-            approved(
-                file(Kind::Open, "/home/u/project/Cargo.lock", &["write"]),
-                "files.approve[0]",
-            ),
-            file(Kind::Open, "/home/u/project/Cargo.lock", &["read"]),
-            approved(
-                file(Kind::Open, "/srv/report", &["read"]),
-                "files.approve[1]",
-            ),
-            run(&["git", "commit"]),
-            run(&["git", "push", "--dry-run"]),
-            approved(run(&["git", "push", "origin", "main"]), "exec.approve[0]"),
-            approved(gh, "exec.approve[1]"),
-            net(Kind::Connect, "10.0.0.1", 443),
-            approved(net(Kind::Connect, "192.0.2.7", 443), "network.default"),
-            waiting,
-        ];
-        let mut learner = Learner::default();
-        events.iter().for_each(|event| learner.see(event));
-        let learned = learner.learn(&["s".to_owned()], &context());
-        for expected in [
-            "{ path = \"/home/u/project/Cargo.lock\", access = [\"write\"] }, # seen",
-            "    \"/srv/report\", # seen",
-            "[\"/usr/bin/git\", \"push\", \"origin\"], # seen",
-            "    \"/usr/bin/gh\", # seen",
-            "approve = [\n    \"192.0.2.7:443\", # seen",
-        ] {
-            assert!(
-                learned.text.contains(expected),
-                "{expected} is missing in\n{}",
-                learned.text
-            );
-        }
-        assert!(!learned.text.contains("waits"), "{}", learned.text);
-        let policy = load("learned.toml", learned.text.as_bytes(), &context()).unwrap();
-        let mut backtest = Backtest::default();
-        events
-            .iter()
-            .for_each(|event| backtest.judge(&policy, event));
-        backtest.finish(&policy);
-        let objects = |list: &[crate::policy::replay::Difference]| -> Vec<String> {
-            list.iter().map(|one| one.object.clone()).collect()
-        };
-        assert_eq!(objects(&backtest.newly_denied), ["/srv/waits"]);
-        assert!(backtest.newly_held.is_empty() && backtest.newly_allowed.is_empty());
-    }
-
-    #[test]
-    fn a_session_is_generalised_and_replays_without_a_denial() {
-        let mut events = vec![
-            file(Kind::Exec, "/usr/bin/cat", &["exec"]),
-            file(Kind::Open, "/usr/lib/x/libc.so", &["read"]),
-            file(Kind::Open, "/etc/ld.so.cache", &["read"]),
-            file(Kind::Open, "/etc/ssl/certs/a.pem", &["read"]),
-            file(Kind::Open, "/home/u/project/src/main.c", &["read"]),
-            file(Kind::Create, "/home/u/project/target/x.o", &["create"]),
-            file(Kind::Exec, "/home/u/project/target/x", &["exec"]),
-            file(Kind::Open, "/tmp/cc12345.s", &["write"]),
-            file(Kind::Open, "/dev/null", &["write"]),
-            file(
-                Kind::Open,
-                "/home/u/.cargo/registry/index/a",
-                &["read", "write"],
-            ),
-            file(Kind::Open, "/home/u/.gitconfig", &["read"]),
-            file(Kind::Open, "/srv/data/set/1/a*b", &["read"]),
-            net(Kind::Connect, "127.0.0.1", 40123),
-            net(Kind::Connect, "192.0.2.7", 443),
-            net(Kind::Bind, "127.0.0.1", 0),
-        ];
-        for number in 1..20 {
-            events.push(net(Kind::Connect, &format!("198.51.100.{number}"), 8443));
-        }
-        let mut learner = Learner::default();
-        events.iter().for_each(|event| learner.see(event));
-        // What was denied, and what is a secret.
-        let mut denied = file(Kind::Open, "/srv/closed", &["read"]);
-        denied.verdict = Verdict::Denied;
-        learner.see(&denied);
-        learner.see(&file(Kind::Open, "/home/u/.ssh/id_rsa", &["read"]));
-        learner.see(&file(Kind::Open, "/home/u/project/.env", &["read"]));
-
-        let learned = learner.learn(&["one".to_owned()], &context());
-        let text = &learned.text;
-        for expected in [
-            "read = [\n    \"${home}/.gitconfig\", # seen once, by cat",
-            "    \"${workspace}\", # seen ",
-            "    \"${home}/.cargo/registry\", # seen ",
-            "    \"/etc/ssl\", # seen ",
-            "    \"/usr\", # seen ",
-            "    \"/tmp\", # seen ",
-            "    \"127.0.0.1\", # seen ",
-            "    \"192.0.2.7:443\", # seen ",
-            "    \"*:8443\", # seen 19 times",
-            "# Left out: reading of /home/u/.ssh/id_rsa",
-            "    \"**/.env\", # denied by the base preset",
-        ] {
-            assert!(text.contains(expected), "{expected} is missing in\n{text}");
-        }
-        assert_eq!(learned.left_out.len(), 2);
-        assert!(!text.contains("/srv/closed"), "{text}");
-        let compiled = load("learned.toml", text.as_bytes(), &context())
-            .unwrap_or_else(|error| panic!("{text}\n{error}"));
-        let mut backtest = Backtest::default();
-        events
-            .iter()
-            .for_each(|event| backtest.judge(&compiled, event));
-        backtest.finish(&compiled);
-        assert!(
-            backtest.newly_denied.is_empty(),
-            "{:?}\n{text}",
-            backtest.newly_denied
-        );
-        let decide = |path: &str| decide_file(&compiled, Access::Read, Path::new(path)).effect;
-        for path in [
-            "/home/u/.ssh/id_rsa",
-            "/home/u/project/.env",
-            "/srv/closed",
-            "/etc/shadow",
-            "/home/u/.bashrc",
-        ] {
-            assert_eq!(decide(path), Effect::Deny, "{path}");
-        }
-    }
-
-    proptest::proptest! {
-        /// Whatever was done: what is learned can be read, and replays without a denial but for what it says it left out.
-        #[test]
-        fn what_is_learned_replays(
-            paths in proptest::collection::vec(("(/(usr|etc|home|u|\\.ssh|a\\*|\\$\\{x\\}|é|\"|w|\\.env)){1,6}", 0..4), 1..12),
-        ) {
-            let events: Vec<Event> = paths
-                .iter()
-                .map(|(path, kind)| match kind {
-                    0 => file(Kind::Open, path, &["read"]),
-                    1 => file(Kind::Open, path, &["write"]),
-                    2 => file(Kind::Exec, path, &["exec"]),
-                    _ => file(Kind::Delete, path, &["delete"]),
-                })
-                .collect();
-            let mut learner = Learner::default();
-            events.iter().for_each(|event| learner.see(event));
-            let learned = learner.learn(&["s".to_owned()], &context());
-            let compiled = load("learned.toml", learned.text.as_bytes(), &context());
-            proptest::prop_assert!(compiled.is_ok(), "{}", learned.text);
-            let formatted = crate::policy::format::format(&learned.text).expect("TOML");
-            proptest::prop_assert_eq!(&formatted, &learned.text);
-            let compiled = compiled.unwrap();
-            let mut backtest = Backtest::default();
-            events.iter().for_each(|event| backtest.judge(&compiled, event));
-            backtest.finish(&compiled);
-            for denied in &backtest.newly_denied {
-                let said = learned.left_out.iter().any(|sentence| sentence.contains(&denied.object));
-                proptest::prop_assert!(said, "{:?}\n{}", denied, learned.text);
-            }
-        }
-    }
 }
