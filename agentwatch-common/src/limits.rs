@@ -37,12 +37,15 @@ pub const MISSING: usize = 8;
 pub const OBJECTS: usize = 1 << 16;
 /// Files whose events sessions have had told to somebody.
 pub const OWNERS: usize = 1 << 17;
-/// Of both, what one session has at the most: what it would have beyond is refused to it, and other sessions' share is left.
+/// Kernel objects of one session, and descriptors whose events it has had told to somebody by `fcntl`: what it would have beyond is
+/// refused to it, and other sessions' share is left. Other calls that set an owner cannot be refused, and have twice this.
 pub const SHARE: u32 = 1 << 13;
 /// Opens that io_uring has in hand at the same time, of all sessions.
 pub const URING_OPENS: usize = 4096;
 /// Tasks that wait for a person at the same time.
 pub const HOLDS: usize = 1 << 14;
+/// Of one session at the most: what is to wait beyond is refused to it, and other sessions' share is left.
+pub const HOLD_SHARE: u64 = 1 << 10;
 /// What people have granted.
 pub const GRANTS: usize = 1 << 15;
 /// Rules on the arguments of commands, of all policies in force.
@@ -53,6 +56,8 @@ pub const COMMAND_RULE: usize = 112;
 pub const ARGV: usize = 4096;
 /// Path components that are recorded, in bytes.
 pub const PATH: usize = 4096;
+/// Bytes of a socket's address that are recorded: all of the longest, that of a UNIX socket.
+pub const SOCKET_ADDRESS: usize = 112;
 /// Bytes of the names of directories that are kept from one record to the next; a power of two.
 pub const WAY: usize = 256;
 /// Longest file name, with its NUL (`NAME_MAX` in linux/limits.h).

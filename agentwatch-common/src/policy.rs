@@ -160,7 +160,7 @@ pub struct Tag {
     /// What of the system call in hand has been recorded already, so that its end is not recorded again.
     pub denied: u64,
     /// The socket address of the `connect` in hand.
-    pub addr: [u8; 112],
+    pub addr: [u8; limits::SOCKET_ADDRESS],
     pub addr_len: u32,
     /// Whether its end has been recorded.
     pub ended: u32,
@@ -333,7 +333,7 @@ const _: () = assert!(size_of::<Held>() == 64);
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HeldOf {
-    /// Digest of what it stands on; 0 where that cannot be told.
+    /// Digest of what it stands on. Those that say so are odd: an even one is none yet, and is found again.
     pub seal: u64,
     /// Address of the directory entry.
     pub dentry: u64,

@@ -22,7 +22,10 @@ counters! {
     CGROUP_FULL = "cgroup_map_full",
     READ_FAILED = "read_failed",
     OBJECTS_FULL = "objects_map_full",
+    OWNERS_FULL = "owners_map_full",
+    URING_OPENS_FULL = "uring_opens_map_full",
     TOO_DEEP = "too_deep",
     HOLDS_FULL = "hold_map_full",
     NOT_PARKED = "not_parked",
+    NOT_KILLED = "not_killed",
 }

@@ -156,9 +156,12 @@ impl Draft {
     #[inline(always)]
     pub fn name_bytes(&mut self, address: *const u8, len: u32) {
         let data = unsafe { &raw mut (*self.0).data }.cast();
-        let len = if len > 112 { 112 } else { len };
+        const MOST: u32 = limits::SOCKET_ADDRESS as u32;
+        let len = if len > MOST { MOST } else { len };
         if unsafe { bpf_probe_read_kernel(data, len, address.cast()) } == 0 {
             self.record().name_len = len;
+        } else {
+            count(stats::READ_FAILED);
         }
     }
 

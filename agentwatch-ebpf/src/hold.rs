@@ -25,7 +25,7 @@ use aya_ebpf::helpers::{
 use crate::{
     emit,
     kernel::{self, DentryAt, Entry as _, Task},
-    maps::{GRANTS, HOLDS, URING_OPENS, count},
+    maps::{GRANTS, HELD, HOLDS, URING_OPENS, count},
     memory,
     session::{Subject, add64},
 };
@@ -49,8 +49,6 @@ const SIGSTOP: u32 = 19;
 const SYS_CONNECT: u64 = 42;
 const SYS_SENDTO: u64 = 44;
 const SYS_SENDMSG: u64 = 46;
-const SYS_EXECVE: u64 = 59;
-const SYS_EXECVEAT: u64 = 322;
 const SYS_IO_URING_ENTER: u64 = 426;
 
 /// The action that is to wait.
@@ -246,12 +244,26 @@ pub fn runs() {
     }
 }
 
+/// Ends the current process before it goes on, where nothing can be refused any more.
+#[inline(always)]
+pub fn kill() {
+    // SAFETY: no requirements.
+    if unsafe { bpf_send_signal(SIGKILL) } != 0 {
+        count(stats::NOT_KILLED);
+    }
+}
+
 /// A task ends: it waits for nothing any more.
 #[inline(always)]
 pub fn forget(tid: u32) {
-    // SAFETY: only looked at whether it is there.
-    if unsafe { HOLDS.get(tid) }.is_some() {
-        let _ = HOLDS.remove(tid);
+    // SAFETY: only its session is read, which stays.
+    let Some(hold) = (unsafe { HOLDS.get(tid) }) else {
+        return;
+    };
+    let held = held(hold.key.session);
+    // User space may have been first.
+    if HOLDS.remove(tid).is_ok() && !held.is_null() {
+        add64(held, u64::MAX);
     }
 }
 
@@ -260,13 +272,6 @@ pub fn forget(tid: u32) {
 pub fn stop() -> bool {
     // SAFETY: no requirements.
     unsafe { bpf_send_signal_thread(SIGSTOP) == 0 }
-}
-
-/// Whether the task in hand is being executed into another program.
-#[inline(always)]
-pub fn executes() -> bool {
-    let call = kernel::system_call();
-    call == SYS_EXECVE || call == SYS_EXECVEAT
 }
 
 #[inline(always)]
@@ -354,11 +359,25 @@ fn note(hold: &Hold) -> u32 {
         add64(unsafe { &raw mut (*old).tries }, 1);
         return PARKED_AGAIN;
     }
-    if HOLDS.insert(hold.tid, hold, 0).is_err() {
+    forget(hold.tid);
+    let held = held(hold.key.session);
+    // SAFETY: a value of a map. What a session before left behind in the slot may have taken it below nothing.
+    if held.is_null()
+        || unsafe { held.read_volatile() } as i64 >= limits::HOLD_SHARE as i64
+        || HOLDS.insert(hold.tid, hold, 0).is_err()
+    {
         count(stats::HOLDS_FULL);
         return IMPOSSIBLE;
     }
+    add64(held, 1);
     PARKED
+}
+
+/// Where it is counted how many tasks of a session wait.
+#[inline(always)]
+fn held(session: u32) -> *mut u64 {
+    let slot = session & (limits::SESSIONS as u32 - 1);
+    HELD.get_ptr_mut(slot).unwrap_or(core::ptr::null_mut())
 }
 
 /// Whether both wait for the same: everything up to and with the policy.

@@ -13,7 +13,7 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     bindings::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -82,6 +82,9 @@ pub static COMMANDS: LpmTrie<CommandKey, Command, { limits::COMMANDS }> = LpmTri
 #[btf_map]
 pub static HOLDS: HashMap<u32, Hold, { limits::HOLDS }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+/// How many of them each slot's session has. User space, which ends the waiting of some, maps it into its memory.
+#[btf_map]
+pub static HELD: Array<u64, { limits::SESSIONS }, { BPF_F_MMAPABLE as usize }> = Array::new();
 /// What people have granted and rejected. User space writes it.
 #[btf_map]
 pub static GRANTS: HashMap<GrantKey, Grant, { limits::GRANTS }, { BPF_F_NO_PREALLOC as usize }> =
@@ -90,7 +93,7 @@ pub static GRANTS: HashMap<GrantKey, Grant, { limits::GRANTS }, { BPF_F_NO_PREAL
 /// What was found to hold in directories, those that were asked for last, by the digests of their places.
 #[btf_map]
 pub static DIRECTORIES: LruHashMap<u64, Kept, { limits::DIRECTORIES }> = LruHashMap::new();
-/// Sessions by the sockets that they made.
+/// Sessions by the sockets that they made, with a bit for those that they listen with: see `hooks::socket`.
 #[btf_map]
 pub static SOCKETS: SocketStorage<u32> = SocketStorage::new();
 /// Sessions by the address of other kernel objects that they made: file systems, keys, System V objects.
@@ -202,9 +205,9 @@ local_storage!(
     BPF_F_NO_PREALLOC
 );
 local_storage!(
-    /// A value per socket.
+    /// A value per socket. One that is accepted begins with that of the socket which listened.
     SocketStorage: BPF_MAP_TYPE_SK_STORAGE, bpf_sk_storage_get, BPF_SK_STORAGE_GET_F_CREATE,
-    BPF_F_NO_PREALLOC
+    BPF_F_NO_PREALLOC | BPF_F_CLONE
 );
 
 /// Adds one to a counter.

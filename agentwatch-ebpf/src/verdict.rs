@@ -116,7 +116,8 @@ pub fn file_sealed(
     decision
 }
 
-/// Says of the decision that follows whether it is on a file that is opened behind an overlay of the session's.
+/// Sets, for the decision that follows, the file that an overlay of the session's shows in front of the one in hand, 1 for one that is not told, 0 for
+/// none.
 #[inline(always)]
 pub fn set_behind(subject: &Subject, behind: u64) {
     // SAFETY: the subject was found by its tag.
@@ -188,7 +189,7 @@ fn keep_device(tag: *mut Tag, inode: u64) -> u32 {
     0
 }
 
-/// The same of a directory entry by address, without what is kept; for programs whose pointers have no type.
+/// As [`file`], of a directory entry by its address, without what is kept; for programs whose pointers have no type.
 #[inline(always)]
 pub fn file_at(subject: &Subject, dentry: u64, rights: Rights) -> Decision {
     everything_at(subject, dentry);

@@ -28,7 +28,7 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// Called for every task of the host: tags those that are in a session's cgroup already, and takes the census. User space reads the iterator
-/// after it has entered the cgroup into the map; whoever forks or enters from then on is tagged by the hooks above.
+/// after it has entered the cgroup into the map; whoever forks or enters from then on is tagged by the hooks of process.rs.
 #[unsafe(link_section = "iter/task")]
 #[unsafe(no_mangle)]
 pub extern "C" fn tag_tasks(ctx: *mut c_void) -> i32 {

@@ -338,7 +338,7 @@ fn ioctl(file: File, command: u32) -> i32 {
         return super::guard::refuse(guard::TERMINAL, 0, u64::from(command));
     }
     if command == FIOSETOWN || command == SIOCSPGRP || command == FIOASYNC {
-        return super::guard::own();
+        return super::guard::may_own_descriptor();
     }
     if SET_ATTRIBUTES.contains(&command) {
         return change(kind::ATTR, access::ATTR, file.dentry());
@@ -391,8 +391,9 @@ fn map(file: File) -> i32 {
         policy::everything(&subject, dentry)
     };
     let decision = policy::code(held);
-    // A library that may be loaded is no event: its opening is. A program that waits for a person is mapped before it does.
-    if decision.allows() || (decision.holds() && hold::executes()) {
+    // A library that may be loaded is no event: its opening is, and there it waited for a person, if it had to. A program that waits is
+    // mapped before it does.
+    if decision.allows() || decision.holds() {
         return 0;
     }
     answer(

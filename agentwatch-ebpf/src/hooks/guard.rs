@@ -10,7 +10,7 @@ use agentwatch_common::{
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, task_struct},
     btf_maps::HashMap,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_send_signal},
+    helpers::bpf_get_current_pid_tgid,
     macros::lsm,
     programs::LsmContext,
 };
@@ -24,7 +24,6 @@ use crate::{
 };
 
 const EPERM: i32 = 1;
-const SIGKILL: u32 = 9;
 const SIGCONT: u32 = 18;
 /// include/linux/ptrace.h: to change a process, and not only to look at it.
 const PTRACE_MODE_ATTACH: u32 = 2;
@@ -158,7 +157,7 @@ pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
     )
 }
 
-/// A process that asks its parent to trace it: what traces it from outside would stop it, and who waits for it would not know why.
+/// A process asks its parent to trace it. A tracer outside the session could stop the process, and read and write all it has.
 #[lsm(hook = "ptrace_traceme")]
 pub fn ptrace_traceme(ctx: LsmContext) -> i32 {
     outside(guard::PTRACE, ctx.arg(0), 0, true)
@@ -244,12 +243,12 @@ pub fn file_fcntl(ctx: LsmContext) -> i32 {
     let sets = (command == F_SETFL && argument & FASYNC != 0)
         || (SET.contains(&command) && argument != 0)
         || (LEASE.contains(&command) && argument != F_UNLCK);
-    if sets { own() } else { 0 }
+    if sets { may_own_descriptor() } else { 0 }
 }
 
 /// Whether the session may have another descriptor's owner remembered.
 #[inline(always)]
-pub fn own() -> i32 {
+pub fn may_own_descriptor() -> i32 {
     let Some(subject) = Subject::current() else {
         return 0;
     };
@@ -266,10 +265,10 @@ pub fn file_set_fowner(ctx: LsmContext) -> i32 {
     let owner = kernel::file_owner(ctx.arg(0));
     match Subject::current() {
         Some(subject) => {
-            if !take_in(&OWNERS, owner, &subject, owners, 2 * limits::SHARE) && !subject.monitors()
+            if !take_in(&OWNERS, owner, &subject, owners, 2 * limits::SHARE)
+                && decide(&subject, guard::SIGNAL, 0, 0, 0, true) != 0
             {
-                // SAFETY: no requirements.
-                unsafe { bpf_send_signal(SIGKILL) };
+                hold::kill();
             }
         }
         None => take_out(&OWNERS, owner, owners),
@@ -326,7 +325,11 @@ fn take_in<const LEN: usize>(
     if unsafe { table.get(object) }.is_some_and(|owner| *owner == subject.number) {
         return true;
     }
-    crate::maps::count(stats::OBJECTS_FULL);
+    crate::maps::count(if LEN == limits::OWNERS {
+        stats::OWNERS_FULL
+    } else {
+        stats::OBJECTS_FULL
+    });
     false
 }
 
@@ -389,12 +392,7 @@ pub fn uring_override_creds(_ctx: LsmContext) -> i32 {
     refuse(guard::CREDENTIALS, 0, 0)
 }
 
-#[lsm(hook = "tun_dev_create")]
-pub fn tun_dev_create(_ctx: LsmContext) -> i32 {
-    refuse(guard::CAPABILITY, 0, u64::from(CAP_NET_ADMIN))
-}
-
-/// One that is there already: its owner needs no capability.
+/// A tun device that is there already: its owner needs no capability. To make one needs the network namespace's, which `capable` decides.
 #[lsm(hook = "tun_dev_open")]
 pub fn tun_dev_open(_ctx: LsmContext) -> i32 {
     refuse(guard::CAPABILITY, 0, u64::from(CAP_NET_ADMIN))

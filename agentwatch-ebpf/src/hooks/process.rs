@@ -6,7 +6,6 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::generated::bpf_send_signal,
     macros::{btf_tracepoint, lsm},
     programs::{BtfTracePointContext, LsmContext},
 };
@@ -18,7 +17,6 @@ use crate::{
     verdict::{self as policy, Decision},
 };
 
-const SIGKILL: u32 = 9;
 const CLONE_THREAD: u64 = 0x0001_0000;
 const EACCES: i32 = 13;
 const ENOMEM: i32 = 12;
@@ -168,7 +166,7 @@ fn judged(ctx: &BtfTracePointContext) -> i32 {
     }
     if outcome == verdict::DENIED {
         // Nobody refused it before: it dies before its first instruction.
-        unsafe { bpf_send_signal(SIGKILL) };
+        hold::kill();
     }
     // SAFETY: the subject was found by its tag.
     unsafe {
@@ -222,7 +220,7 @@ fn executed(ctx: &BtfTracePointContext) -> i32 {
         if (holds || by_trace) && !subject.monitors() {
             outcome = verdict::DENIED;
             noted = state::NOT_HELD;
-            unsafe { bpf_send_signal(SIGKILL) };
+            hold::kill();
         }
     }
     let Some(mut draft) = emit::begin(kind::EXEC, &subject, task) else {

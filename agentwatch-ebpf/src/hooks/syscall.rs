@@ -5,7 +5,9 @@
 use agentwatch_common::{
     event::{access, kind, verdict},
     hold::RESTART,
+    limits,
     policy::flags,
+    stats,
 };
 use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_probe_read_user, macros::tracepoint,
@@ -21,6 +23,7 @@ use crate::{
     kernel::{
         AT_FDCWD, Entry as _, FMODE_CREATED, FMODE_READ, FMODE_WRITE, O_TRUNC, SockaddrAt, Task,
     },
+    maps::count,
     session::Subject,
 };
 
@@ -109,7 +112,11 @@ pub fn sys_enter_openat(ctx: TracePointContext) -> u32 {
 pub fn sys_enter_openat2(ctx: TracePointContext) -> u32 {
     let mut how = 0u64;
     // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user((&raw mut how).cast(), 8, argument(&ctx, 2) as *const _) };
+    let error =
+        unsafe { bpf_probe_read_user((&raw mut how).cast(), 8, argument(&ctx, 2) as *const _) };
+    if error != 0 {
+        count(stats::READ_FAILED);
+    }
     enter(argument(&ctx, 0) as i32, argument(&ctx, 1), how)
 }
 
@@ -258,7 +265,8 @@ pub fn sys_enter_connect(ctx: TracePointContext) -> u32 {
     };
     let tag = subject.tag;
     let len = argument(&ctx, 2) as u32;
-    let len = if len > 112 { 112 } else { len };
+    const MOST: u32 = limits::SOCKET_ADDRESS as u32;
+    let len = if len > MOST { MOST } else { len };
     // SAFETY: the subject was found by its tag; the helper checks the agent's address.
     unsafe {
         (*tag).fd = argument(&ctx, 0) as i32;

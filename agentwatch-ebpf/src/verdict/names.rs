@@ -272,7 +272,8 @@ pub(super) fn read_name(scratch: *mut Scratch, address: u64, len: u32) -> bool {
         let read = if len == u32::MAX {
             bpf_probe_read_kernel_str(raw.cast(), limits::NAME as u32, address as *const _) - 1
         } else {
-            let len = if len > 112 { 112 } else { len };
+            const MOST: u32 = limits::SOCKET_ADDRESS as u32;
+            let len = if len > MOST { MOST } else { len };
             if bpf_probe_read_kernel(raw.cast(), len, address as *const _) == 0 {
                 i64::from(len)
             } else {

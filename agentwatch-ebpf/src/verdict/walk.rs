@@ -233,7 +233,9 @@ fn keep(dentry: *const c_void, policy: u32, generation: u32, moves: u32, held: &
         of,
         generation,
         moves,
-        inode_generation,
+        // Where a file system counts no generations (overlayfs does not), another directory may get the number: such a one is never found.
+        // Arithmetic and not a branch, behind which the verifier would follow everything again.
+        inode_generation: inode_generation.wrapping_sub(u32::from(inode_generation == 0)),
         _pad: 0,
         held: *held,
         seal: version,

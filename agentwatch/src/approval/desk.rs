@@ -28,7 +28,7 @@ pub use papers::Papers;
 const GRANTS: usize = 256;
 /// Decisions that are shown with the next request of a session.
 const DECIDED: usize = 8;
-/// Rejections that are remembered, of all sessions.
+/// Rejections of a session that are remembered.
 const REJECTED: usize = 4096;
 /// Requests of a session are counted over this time.
 const HOUR: u64 = 3600 * 1_000_000_000;
@@ -86,7 +86,8 @@ pub struct Desk {
     given: Vec<Given>,
     /// Times of a session's requests within the last hour.
     asked: HashMap<u32, VecDeque<u64>>,
-    rejected: HashSet<(u32, About, u32)>,
+    /// What was rejected to a session, with the rights that were asked for.
+    rejected: HashMap<u32, HashSet<(About, u32)>>,
     decided: HashMap<u32, VecDeque<String>>,
     answers: HashMap<u32, Answer>,
     metrics: Metrics,
@@ -133,7 +134,8 @@ impl Desk {
         times.push_back(now);
         let repeated = self
             .rejected
-            .contains(&(session, about.clone(), hold.rights));
+            .get(&session)
+            .is_some_and(|rejected| rejected.contains(&(about.clone(), hold.rights)));
         let id = self.new_id();
         self.pending.push(Pending {
             id: id.clone(),
@@ -231,11 +233,12 @@ impl Desk {
             list.pop_front();
         }
         list.push_back(format!("{how}: {}", pending.summary()));
-        let key = (pending.session, pending.about.clone(), pending.rights);
+        let rejected = self.rejected.entry(pending.session).or_default();
+        let key = (pending.about.clone(), pending.rights);
         if allowed {
-            self.rejected.remove(&key);
-        } else if self.rejected.len() < REJECTED {
-            self.rejected.insert(key);
+            rejected.remove(&key);
+        } else if rejected.len() < REJECTED {
+            rejected.insert(key);
         }
         for task in &pending.tasks {
             self.answers.insert(
@@ -312,7 +315,7 @@ impl Desk {
     pub fn forget(&mut self, session: u32) {
         self.asked.remove(&session);
         self.decided.remove(&session);
-        self.rejected.retain(|(number, ..)| *number != session);
+        self.rejected.remove(&session);
         self.answers
             .retain(|_, answer| answer.pending.session != session);
     }

@@ -109,7 +109,7 @@ pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
         };
         let Some(share) = Share::of(&stream, &shares) else {
             tracing::warn!(
-                "a client was turned away: its cgroup, or its user, has too many at once"
+                "a client was turned away: it has gone already, or its cgroup or its user has too many at once"
             );
             continue;
         };
@@ -141,12 +141,12 @@ struct Share {
 impl Share {
     fn of(stream: &UnixStream, shares: &Shares) -> Option<Self> {
         let credentials = stream.peer_cred().ok()?;
-        // Who has gone already is of no cgroup.
+        // Who has gone already is of no cgroup, and is given no place: whoever has its connection would have another one's.
         let cgroup = credentials
             .pid()
             .and_then(|pid| procfs::process::Process::new(pid).ok()?.cgroups().ok())
-            .and_then(|cgroups| cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0))
-            .map_or_else(String::new, |cgroup| cgroup.pathname);
+            .and_then(|cgroups| cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0))?
+            .pathname;
         let mut of = vec![Of::Cgroup(cgroup)];
         if credentials.uid() != 0 {
             of.push(Of::User(credentials.uid()));

@@ -14,7 +14,7 @@ mod start;
 mod stray;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -134,6 +134,8 @@ pub struct Engine {
     notifier: Notifier,
     /// What was said to tasks that no request stands for.
     heard_soon: Vec<(GrantKey, u64)>,
+    /// Sessions of which more tasks wait than is written down.
+    unsaved: BTreeSet<u32>,
 }
 
 /// The way to the forwarder.
@@ -221,6 +223,7 @@ impl Engine {
             reviewer: colleagues.reviewer,
             notifier: colleagues.notifier,
             heard_soon: Vec::new(),
+            unsaved: BTreeSet::new(),
         })
     }
 

@@ -246,8 +246,40 @@ impl Entries {
             return;
         }
         self.flag(policy, above, &start, place::CHILDREN);
-        let start = start.identity;
-        self.wait_below((start.dev, start.inode), names, path, value);
+        let at = (start.identity.dev, start.identity.inode);
+        self.wait_below(at, names.clone(), path, value);
+        // What may not be written keeps the directories above it where they are.
+        if value.effects[right::WRITE] == effect::ALLOW {
+            self.wait_above(policy, looked, (above, start), names, path, value);
+        }
+    }
+
+    /// Enters the same names, and those of the directories above, where the session may take such a directory away and make it again:
+    /// the rule is to hold in the new one. A way through a link is not gone back.
+    fn wait_above<'p>(
+        &mut self,
+        policy: &Compiled,
+        looked: &mut Looked<'_>,
+        (mut below, mut seen): (&'p Path, Seen),
+        mut names: Vec<&'p OsStr>,
+        path: &Path,
+        value: Place,
+    ) {
+        while let (Some(above), Some(name)) = (below.parent(), below.file_name()) {
+            names.push(name);
+            let may_write =
+                explain::decide_file(policy, Access::Write, above).effect == Effect::Allow;
+            if seen.led.is_some() || names.len() > limits::MISSING || !may_write {
+                return;
+            }
+            let Ok(Some(next)) = looked.seen(above) else {
+                return;
+            };
+            self.flag(policy, above, &next, place::CHILDREN);
+            let at = (next.identity.dev, next.identity.inode);
+            self.wait_below(at, names.clone(), path, value);
+            (below, seen) = (above, next);
+        }
     }
 
     /// Enters names, the last one first, below a place that names are waited for in.

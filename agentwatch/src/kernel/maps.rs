@@ -22,7 +22,10 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key},
 };
 
-use self::{folds::Folds, shared::Bindings};
+use self::{
+    folds::Folds,
+    shared::{Bindings, Held},
+};
 use super::{
     bind::{self, Own},
     container::Private,
@@ -34,6 +37,7 @@ use crate::policy::model::Compiled;
 /// The maps that user space writes or reads.
 pub struct Maps {
     bindings: Bindings,
+    held: Held,
     policies: HashMap<MapData, u32, Policy>,
     sessions: Array<MapData, Session>,
     census: Array<MapData, u32>,
@@ -115,6 +119,7 @@ impl Maps {
             identifier: Identifier::new(map("IDENTIFIED")?.try_into()?, asks)?,
             own: Own::default(),
             bindings: Bindings::of_sessions(map("BINDINGS")?)?,
+            held: Held::of_sessions(map("HELD")?)?,
             policies: map("POLICIES")?.try_into()?,
             sessions: map("SESSIONS")?.try_into()?,
             census: map("CENSUS")?.try_into()?,
@@ -272,6 +277,7 @@ impl Maps {
     }
 
     pub fn open_session(&mut self, number: u32, policy: u32, flags: u32) -> Result<()> {
+        self.held.clear(slot(number));
         self.bind_policy(number, policy, flags);
         let session = Session {
             number,
@@ -300,6 +306,12 @@ impl Maps {
         self.sessions
             .get(&slot(number), 0)
             .context("read the session from the kernel")
+    }
+
+    /// Whether the kernel holds processes to what is in force for a session.
+    pub fn is_open(&self, number: u32) -> bool {
+        self.session(number)
+            .is_ok_and(|session| session.number == number)
     }
 
     pub(super) fn clear_census(&mut self) -> Result<()> {

@@ -8,9 +8,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
+        linux::net::SocketAddrExt,
         unix::{
             fs::PermissionsExt,
-            net::{UnixListener, UnixStream},
+            net::{self as unix, UnixListener, UnixStream},
         },
     },
     path::Path,
@@ -24,8 +25,9 @@ use super::{Failure, ipc, sys};
 /// What it keeps in its memory at `outside.word`.
 pub const WORD: [u8; 8] = *b"outside!";
 
-/// Makes everything in `dir`, says on standard output where it is, and serves until standard input ends.
-pub fn serve(dir: &Path) -> Result<()> {
+/// Makes everything in `dir`, says on standard output where it is, and serves until standard input ends. A `neighbour` is in a
+/// session of its own, and makes what a session may.
+pub fn serve(dir: &Path, neighbour: bool) -> Result<()> {
     // Whatever Yama says about strangers: these tests are about what agentwatch says.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
@@ -39,9 +41,12 @@ pub fn serve(dir: &Path) -> Result<()> {
         .read(true)
         .write(true)
         .open(dir.join("in/kept"))?;
-    let posix = format!("/dev/shm/agentwatch-outside-{own}");
+    let name = format!("agentwatch-outside-{own}");
+    let abstract_name = unix::SocketAddr::from_abstract_name(name.as_bytes())?;
+    let _abstract = UnixListener::bind_addr(&abstract_name).context("bind the abstract name")?;
+    let posix = format!("/dev/shm/{name}");
     fs::write(&posix, "x")?;
-    let values = make(own).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let values = make(own, neighbour).map_err(|failure| anyhow::anyhow!("{failure}"))?;
     let mut values: BTreeMap<String, String> = values;
     values.insert("outside.pid".into(), own.to_string());
     values.insert("outside.word".into(), (word.as_ptr() as usize).to_string());
@@ -49,6 +54,15 @@ pub fn serve(dir: &Path) -> Result<()> {
     let waits = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen")?;
     let own_socket = waits.as_raw_fd().to_string();
     values.insert("outside.socket".into(), own_socket);
+    let port = waits.local_addr().context("where it listens")?.port();
+    values.insert("outside.port".into(), port.to_string());
+    values.insert("outside.abstract".into(), format!("@{name}"));
+    let cgroup = fs::read_to_string("/proc/self/cgroup")?;
+    let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::/"));
+    values.insert(
+        "outside.own-cgroup".into(),
+        cgroup.unwrap_or_default().to_owned(),
+    );
     values.insert("outside.posix-shm".into(), posix.clone());
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
@@ -66,7 +80,7 @@ pub fn serve(dir: &Path) -> Result<()> {
 }
 
 /// Objects that outlive the process unless they are removed.
-fn make(own: u32) -> Result<BTreeMap<String, String>, Failure> {
+fn make(own: u32, neighbour: bool) -> Result<BTreeMap<String, String>, Failure> {
     let mut values = BTreeMap::new();
     let mut put = |name: &str, value: String| values.insert(format!("outside.{name}"), value);
     let key = 0x6177_0000 | (own as i32 & 0xffff);
@@ -91,13 +105,19 @@ fn make(own: u32) -> Result<BTreeMap<String, String>, Failure> {
     put("msg", queue.to_string());
     put("msg-2", sys!(libc::msgget(private, 0o600))?.to_string());
 
+    const PROCESS_KEYRING: i32 = -2;
     const USER_KEYRING: i32 = -4;
+    let keyring = if neighbour {
+        PROCESS_KEYRING
+    } else {
+        USER_KEYRING
+    };
     const ALL_RIGHTS: u32 = 0x3f3f_0000;
     for (name, description) in [
         ("key", c"agentwatch-outside"),
         ("key-2", c"agentwatch-other"),
     ] {
-        let key = ipc::add_key(description, USER_KEYRING)?;
+        let key = ipc::add_key(description, keyring)?;
         sys!(libc::syscall(
             libc::SYS_keyctl,
             libc::KEYCTL_SETPERM,
@@ -107,16 +127,18 @@ fn make(own: u32) -> Result<BTreeMap<String, String>, Failure> {
         put(name, key.to_string());
     }
 
-    let name = format!("/agentwatch-outside-{own}");
-    let c_name = super::c_string(&name)?;
-    let none = std::ptr::null::<libc::mq_attr>();
-    sys!(libc::mq_open(
-        c_name.as_ptr(),
-        libc::O_RDWR | libc::O_CREAT,
-        0o600,
-        none
-    ))?;
-    put("mq", name);
+    if !neighbour {
+        let name = format!("/agentwatch-outside-{own}");
+        let c_name = super::c_string(&name)?;
+        let none = std::ptr::null::<libc::mq_attr>();
+        sys!(libc::mq_open(
+            c_name.as_ptr(),
+            libc::O_RDWR | libc::O_CREAT,
+            0o600,
+            none
+        ))?;
+        put("mq", name);
+    }
 
     // The master stays open with the process.
     let master = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY)?;

@@ -1,7 +1,7 @@
 //! The actor: performs one operation (`act open-read /etc/passwd`) or, with `--script`, the steps that it reads as
 //! JSON from standard input (each for 40 seconds at most, or as many as follow). Prints `ok` or the errno's name; exits 0 where all went well, 1 where it did not and 2
-//! where it was called wrongly. With `--outside DIR` it is the process outside that conformance cases act upon; with
-//! `--container CGROUP ROOT VOLUME LAYERS UID` it reads its steps as the first process of a container.
+//! where it was called wrongly. With `--outside DIR` it is the process outside that conformance cases act upon, with `--neighbour DIR` the same
+//! in a session of its own; with `--container CGROUP ROOT VOLUME LAYERS UID` it reads its steps as the first process of a container.
 
 use std::{io::Read, process::ExitCode};
 
@@ -31,8 +31,9 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
-        Some("--outside") => {
-            match act::outside::serve(words.get(1).map_or(".", |dir| dir).as_ref()) {
+        Some(word @ ("--outside" | "--neighbour")) => {
+            let dir = words.get(1).map_or(".", |dir| dir);
+            match act::outside::serve(dir.as_ref(), word == "--neighbour") {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     eprintln!("act: {error:#}");

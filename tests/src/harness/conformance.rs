@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    agentwatch::Daemon,
+    agentwatch::{Agentwatch, Daemon},
     compare,
     container::{Attached, Container},
     fixture::{self, Listeners},
@@ -48,6 +48,8 @@ pub struct Family {
     /// Whether there is a process outside the session to act upon: `{outside.*}`.
     #[serde(default)]
     pub outside: bool,
+    /// The policy of that process, where it is in a session of its own while the cases are done in theirs.
+    pub neighbour: Option<String>,
     /// Text of the policy, with placeholders. A line that holds `{id}` is repeated for every case.
     pub policy: String,
     /// What stands before the first case; a path that holds `{id}` is made for every case.
@@ -329,14 +331,16 @@ fn try_run(
         seconds: 120 * u64::from(stage.patience),
     };
     // Both halves find the same: files, sockets and the process outside are made anew.
-    let fresh = |listeners: &mut Listeners| -> Result<(Values, Vec<Case>, Option<Outside>)> {
+    let fresh = |listeners: &mut Listeners,
+                 neighbour: Option<&Neighbour>|
+     -> Result<(Values, Vec<Case>, Option<Outside>)> {
         let named = family.cases_of(user, kernel, &values);
         fixture::make_files(&dir, &family.all_files(&named, &values), &stage.act, uid)?;
         listeners.open_unix(&fixtures, &dir)?;
         cgroup.clear();
         let mut values = values.clone();
         let outside = match family.outside {
-            true => Some(Outside::start(stage, &dir, uid, &mut values)?),
+            true => Some(Outside::start(stage, &dir, uid, neighbour, &mut values)?),
             false => None,
         };
         Ok((
@@ -352,7 +356,7 @@ fn try_run(
             .collect()
     };
 
-    let (_, cases, outside) = fresh(&mut listeners)?;
+    let (_, cases, outside) = fresh(&mut listeners, None)?;
     if cases.is_empty() {
         return Ok(Vec::new());
     }
@@ -372,7 +376,18 @@ fn try_run(
     let without = without.context("without agentwatch")?;
     drop(outside);
 
-    let (values, cases, outside) = fresh(&mut listeners)?;
+    let neighbour = match &family.neighbour {
+        None => None,
+        Some(text) => {
+            let policy = stage.root.join(format!("{session}-neighbour.toml"));
+            fs::write(&policy, fill(text, &values))?;
+            Some(Neighbour {
+                agentwatch: &daemon.agentwatch,
+                policy,
+            })
+        }
+    };
+    let (values, cases, outside) = fresh(&mut listeners, neighbour.as_ref())?;
     let policy = stage.root.join(format!("{session}.toml"));
     fs::write(&policy, family.policy_for(&cases, &values))?;
     let within = if family.container {
@@ -575,11 +590,34 @@ struct Outside {
     child: Child,
 }
 
+/// The session that the process outside is in.
+struct Neighbour<'a> {
+    agentwatch: &'a Agentwatch,
+    policy: PathBuf,
+}
+
 impl Outside {
-    fn start(stage: &Stage, dir: &Path, uid: u32, values: &mut Values) -> Result<Outside> {
-        let mut command = Command::new(&stage.act);
+    fn start(
+        stage: &Stage,
+        dir: &Path,
+        uid: u32,
+        neighbour: Option<&Neighbour>,
+        values: &mut Values,
+    ) -> Result<Outside> {
+        let mut command = match neighbour {
+            None => Command::new(&stage.act),
+            Some(neighbour) => {
+                let mut command = neighbour.agentwatch.command(&["run", "--policy"]);
+                command.arg(&neighbour.policy).arg("--").arg(&stage.act);
+                command
+            }
+        };
         command
-            .arg("--outside")
+            .arg(if neighbour.is_some() {
+                "--neighbour"
+            } else {
+                "--outside"
+            })
             .arg(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());

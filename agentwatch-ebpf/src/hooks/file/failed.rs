@@ -88,6 +88,8 @@ fn given_back(subject: &Subject, context: *mut c_void) -> u32 {
     // SAFETY: a slot of an array map.
     let site = unsafe { (&raw const (*opens).site).read_volatile() };
     let Some(scratch) = emit::take() else {
+        // Whether this was an open at all is not known.
+        count(stats::NO_SCRATCH);
         return 0;
     };
     // SAFETY: the slot is ours.
@@ -110,6 +112,8 @@ fn given_back(subject: &Subject, context: *mut c_void) -> u32 {
                 flags: word(site.flags),
             });
         }
+    } else {
+        count(stats::READ_FAILED);
     }
     emit::give_back(scratch);
     if let Some(attempt) = attempt {
@@ -194,7 +198,7 @@ fn keep(open: kernel::IoOpenAt) -> u32 {
             .insert(bpf_get_current_pid_tgid(), &*asked, 0)
             .is_err()
         {
-            count(stats::NO_SCRATCH);
+            count(stats::URING_OPENS_FULL);
         }
     }
     emit::give_back(scratch);

@@ -41,10 +41,9 @@ impl Desk {
                 .collect(),
             rejected: self
                 .rejected
-                .iter()
-                .filter(|(number, ..)| *number == session)
-                .map(|(_, about, rights)| (about.clone(), *rights))
-                .collect(),
+                .get(&session)
+                .map(|rejected| rejected.iter().cloned().collect())
+                .unwrap_or_default(),
             asked: self
                 .asked
                 .get(&session)
@@ -58,12 +57,10 @@ impl Desk {
     pub fn restore(&mut self, session: u32, papers: Papers) {
         self.pending.extend(papers.pending);
         self.given.extend(papers.given);
-        self.rejected.extend(
-            papers
-                .rejected
-                .into_iter()
-                .map(|(about, rights)| (session, about, rights)),
-        );
+        self.rejected
+            .entry(session)
+            .or_default()
+            .extend(papers.rejected);
         self.asked.entry(session).or_default().extend(papers.asked);
         self.decided
             .entry(session)

@@ -149,6 +149,9 @@ impl Engine {
     pub(super) fn look_after_approvals(&mut self, thoroughly: bool) {
         let now = boottime_ns();
         self.look_after_tasks(now);
+        for number in std::mem::take(&mut self.unsaved) {
+            self.save_approvals(number);
+        }
         for id in self.desk.due(now) {
             let Some(pending) = self.desk.get(&id) else {
                 continue;

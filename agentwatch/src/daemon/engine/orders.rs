@@ -103,19 +103,17 @@ impl Engine {
                 accept_degraded,
             } => self.order_reload(peer, &session, policy.as_ref(), mode, accept_degraded),
             Request::Release { now } => self.order_release(peer, now),
-            Request::Sessions => Ok(Response::Sessions {
-                sessions: self
-                    .sessions
-                    .values()
-                    .filter(|live| may(peer, live))
-                    .map(Live::row)
-                    .collect(),
-            }),
+            Request::Sessions => {
+                let own = self.own_session(peer, asker);
+                own.map(|own| self.order_sessions(peer, own))
+            }
             Request::Approvals => Ok(self.order_approvals(peer)),
             Request::Decide { id, extent, reason } => self.order_decide(peer, &id, extent, reason),
             Request::Grants => Ok(self.order_grants(peer)),
             Request::Revoke { id, reason } => self.order_revoke(peer, &id, reason),
-            Request::Why { session, after } => self.order_why(peer, session.as_deref(), after),
+            Request::Why { session, after } => self
+                .own_session(peer, asker)
+                .and_then(|own| self.order_why(peer, own, session.as_deref(), after)),
             Request::Status => self.status(),
         };
         result.unwrap_or_else(|refusal| Response::Error {
@@ -124,13 +122,26 @@ impl Engine {
         })
     }
 
+    /// The sessions that somebody may know of: in one, it alone; outside, one's own, and root all.
+    fn order_sessions(&self, peer: Peer, own: Option<u32>) -> Response {
+        let may_know = |live: &&Live| match own {
+            Some(number) => live.number == number,
+            None => may(peer, live),
+        };
+        let rows = self.sessions.values().filter(may_know).map(Live::row);
+        Response::Sessions {
+            sessions: rows.collect(),
+        }
+    }
+
     /// Whether the asker belongs to a session, whatever its user.
-    fn is_inside(&self, peer: Peer) -> bool {
+    pub(super) fn is_inside(&self, peer: Peer) -> bool {
         let tagged = self
             .kernel
             .maps
             .process_session(peer.pid)
-            .is_some_and(|number| self.sessions.contains_key(&number));
+            // Also of a session that this daemon could not take over: the kernel holds it all the same.
+            .is_some_and(|number| self.kernel.maps.is_open(number));
         tagged
             || cgroup::of_process(&self.kernel.cgroup_root, peer.pid).is_some_and(|path| {
                 self.sessions

@@ -91,7 +91,7 @@ impl Engine {
                 self.kernel.maps.insert_cgroup(cgroup::id(path)?, number)?;
                 hear(path, &dir, self.kernel.file_backend == Backend::BpfLsm)
             });
-        self.kernel.maps.close_session(number)?;
+        let closed = self.kernel.maps.close_session(number);
         self.kernel.maps.remove_cgroups(number);
         self.kernel.maps.remove_policy(&bound);
         self.kernel.maps.remove_folds(number);
@@ -100,7 +100,7 @@ impl Engine {
         }
         drop(socket);
         let _ = fs::remove_dir_all(&dir);
-        heard
+        closed.and(heard)
     }
 }
 

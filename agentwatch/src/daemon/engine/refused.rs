@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Engine, live::Live, orders::Refusal};
 use crate::{
-    daemon::control::Peer,
+    daemon::control::{Asker, Peer},
     event::{Event, Verdict},
     policy::advice,
     session::cgroup,
@@ -46,6 +46,7 @@ impl Engine {
     pub(super) fn order_why(
         &mut self,
         peer: Peer,
+        own: Option<u32>,
         session: Option<&str>,
         after: u64,
     ) -> Result<Response, Refusal> {
@@ -55,7 +56,7 @@ impl Engine {
         } else {
             self.drain();
         }
-        let live = match (self.session_of(peer), session) {
+        let live = match (own, session) {
             (Some(number), asked) => {
                 let live = self.sessions.get(&number);
                 let own = live.filter(|live| {
@@ -79,6 +80,18 @@ impl Engine {
             count: live.refused.count,
             refused: refused(live, after),
         })
+    }
+
+    /// The session that the asker is in, none where it is in none for certain: one that is gone may have been in any.
+    pub(super) fn own_session(&self, peer: Peer, asker: &Asker) -> Result<Option<u32>, Refusal> {
+        let own = self.session_of(peer);
+        if own.is_none() && (self.is_inside(peer) || asker.is_gone()) {
+            return Err(Refusal::new(
+                "who asks is gone, or in a session that this daemon knows nothing of",
+            )
+            .hint("ask again, from outside the session"));
+        }
+        Ok(own)
     }
 
     /// The session that a process belongs to, whatever its user.

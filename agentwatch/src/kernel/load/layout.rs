@@ -8,7 +8,7 @@ use aya::maps::MapInfo;
 use super::{super::pin::Pins, load_object};
 
 /// Maps that are pinned: all of them, so that programs of one daemon and the maps of the next are never strangers.
-pub(super) const PINNED: [&str; 28] = [
+pub(super) const PINNED: [&str; 29] = [
     "VERDICTS",
     "BULK",
     "SESSIONS",
@@ -24,6 +24,7 @@ pub(super) const PINNED: [&str; 28] = [
     "PREFIXES",
     "COMMANDS",
     "HOLDS",
+    "HELD",
     "GRANTS",
     "DIRECTORIES",
     "SOCKETS",

@@ -33,7 +33,7 @@ pub(super) const ABSENT: &str = "?";
 
 /// LSM hooks: the program's names, any of which will do (a kernel takes the one that fits its signature), and the
 /// hook.
-pub(super) const LSM: [(&[&str], &str); 75] = [
+pub(super) const LSM: [(&[&str], &str); 74] = [
     (&["task_alloc"], "task_alloc"),
     (&["bprm_creds_for_exec"], "bprm_creds_for_exec"),
     (&["file_open"], "file_open"),
@@ -79,7 +79,6 @@ pub(super) const LSM: [(&[&str], &str); 75] = [
     (&["bpf"], "bpf"),
     (&["perf_event_open"], "perf_event_open"),
     (&["uring_override_creds"], "uring_override_creds"),
-    (&["tun_dev_create"], "tun_dev_create"),
     (&["tun_dev_open"], "tun_dev_open"),
     (&["syslog"], "syslog"),
     (&["capable"], "capable"),

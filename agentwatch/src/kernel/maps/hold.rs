@@ -10,7 +10,7 @@ use agentwatch_common::{
 use anyhow::{Result, ensure};
 use aya::maps::lpm_trie::Key;
 
-use super::{Bound, Maps, enter};
+use super::{Bound, Maps, enter, slot};
 use crate::{
     kernel::bind::{self, Looked, PlaceAt},
     policy::{
@@ -177,8 +177,13 @@ impl Maps {
 
     /// The task is not taken to wait any more.
     pub fn forget_hold(&mut self, tid: u32) {
-        // It may be gone with its task.
-        let _ = self.holds.remove(&tid);
+        let Some(hold) = self.hold(tid) else {
+            return;
+        };
+        // It may be gone with its task, which the programs have counted then.
+        if self.holds.remove(&tid).is_ok() {
+            self.held.one_less(slot(hold.key.session));
+        }
     }
 
     /// Lets tasks pass, or tells them that they may not.
@@ -215,7 +220,7 @@ impl Maps {
             .map(|hold| hold.tid)
             .collect();
         for task in tasks {
-            let _ = self.holds.remove(&task);
+            self.forget_hold(task);
         }
     }
 }

@@ -74,6 +74,24 @@ impl Bindings {
     }
 }
 
+/// How many tasks of each session wait.
+pub(super) struct Held(Shared<AtomicU64>);
+
+impl Held {
+    pub(super) fn of_sessions(map: Map) -> Result<Self> {
+        Shared::map(map, limits::SESSIONS).map(Self)
+    }
+
+    /// A session begins in a slot: what is left there is another's.
+    pub(super) fn clear(&self, slot: u32) {
+        self.0.words()[slot as usize].store(0, Ordering::Release);
+    }
+
+    pub(super) fn one_less(&self, slot: u32) {
+        self.0.words()[slot as usize].fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// The marks of folds, by their index.
 pub(super) type Marks = Shared<AtomicU32>;
 

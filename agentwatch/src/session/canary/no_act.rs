@@ -59,10 +59,7 @@ const NO_ACT: &[(&str, &[&str])] = &[
         "`ptrace_access_check` is asked first, and refuses",
         &["task_movememory"],
     ),
-    (
-        "`capable` is asked first, and refuses",
-        &["tun_dev_create", "sb_pivotroot"],
-    ),
+    ("`capable` is asked first, and refuses", &["sb_pivotroot"]),
     (
         "in the host's mounts, where the canary is, `capable` or `sb_mount` is asked first, and refuses",
         &[

@@ -94,9 +94,14 @@ impl Engine {
             Filed::New(id) => {
                 self.tell_requested(&id, now);
                 self.consult(&id);
+                self.save_approvals(hold.key.session);
                 id
             }
-            Filed::Joined(id) => id,
+            Filed::Joined(id) => {
+                // Many may wait for the same: they are written down together.
+                self.unsaved.insert(hold.key.session);
+                id
+            }
             Filed::Over(limit) => return self.turn_away(hold, event, limit, now),
         };
         event.approval = self
@@ -112,7 +117,6 @@ impl Engine {
                 "a command that waits is stopped, and not frozen"
             );
         }
-        self.save_approvals(hold.key.session);
     }
 
     /// What is known of an action that has begun to wait, for who decides.
@@ -144,7 +148,7 @@ impl Engine {
             event: about,
             limits: policy.approvals,
             rule_text,
-            ancestry: self.ancestry(hold.pid),
+            ancestry: self.ancestry(hold),
             before,
         })
     }
@@ -195,9 +199,9 @@ impl Engine {
     }
 
     /// The processes above one, within its session, the nearest first.
-    fn ancestry(&self, pid: u32) -> Vec<Ancestor> {
+    fn ancestry(&self, hold: &Hold) -> Vec<Ancestor> {
         let mut ancestors = Vec::new();
-        let mut at = pid;
+        let mut at = hold.pid;
         while ancestors.len() < ANCESTORS {
             let Ok(stat) =
                 procfs::process::Process::new(at.cast_signed()).and_then(|process| process.stat())
@@ -205,7 +209,7 @@ impl Engine {
                 break;
             };
             at = stat.ppid.cast_unsigned();
-            if self.kernel.maps.process_session(at).is_none() {
+            if self.kernel.maps.process_session(at) != Some(hold.key.session) {
                 break;
             }
             let known = self.enricher.process_of(at);

@@ -1,7 +1,10 @@
 //! The tasks that wait: telling them what was decided, and looking after those that go away, are sent a signal, or that nobody has
 //! told of.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use agentwatch_common::{
     hold::{Grant, GrantKey, Hold, object},
@@ -165,6 +168,8 @@ impl Engine {
     fn see_tasks(&mut self, now: u64) -> Seen {
         let mut seen = Seen::default();
         let maps = &self.kernel.maps;
+        // All of a process's threads are looked at for each of them: once for all.
+        let mut called = HashMap::new();
         for pending in self.desk.pending_mut() {
             let mut tries = pending.restarted;
             let command = pending.about.is_command();
@@ -177,7 +182,11 @@ impl Engine {
                         seen.doomed.push(*task);
                         return true;
                     }
-                    if !command && signal::is_called(task.pid, task.start) {
+                    if !command
+                        && *called
+                            .entry((task.pid, task.start))
+                            .or_insert_with(|| signal::is_called(task.pid, task.start))
+                    {
                         seen.called.push(*task);
                     }
                     // Where no program refuses it, others can tell a command to go on. It is frozen; that they tried is told once.
