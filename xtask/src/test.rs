@@ -2,9 +2,10 @@
 //! closing line that says how many of all these passed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::Path,
     process::{Command, ExitCode, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -48,8 +49,11 @@ const HOLDS: &str = "hold";
 /// What the names of the scenarios begin with that do real work under a preset.
 const PRESETS: &str = "preset_";
 
-/// How long what takes minutes may take in an emulated guest.
-const LONG: Duration = Duration::from_secs(1200);
+/// How long what takes minutes may take in an emulated guest, beside another one on a slow machine.
+const LONG: Duration = Duration::from_secs(2400);
+
+/// Guests at the same time. Each keeps about one processor busy.
+const GUESTS: usize = 2;
 
 /// How often the repeated cases of actions that wait are repeated in an emulated guest: among everything else, and for those who ask
 /// for them.
@@ -197,36 +201,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             .filter(|name| *name != "native")
             .collect();
         if !series.is_empty()
-            && let Some(image) =
-                summary.stage("initramfs", |_| Image::gather(&agentwatch, &guest, &[]))
+            && let Some(image) = summary.stage("initramfs", |_| {
+                for name in &series {
+                    kernels::fetch(name)?;
+                }
+                Image::gather(&agentwatch, &guest, &[])
+            })
         {
-            for name in series {
-                if !is_of_holds(only) && only != Some(OUTLIVE) && only != Some(WITHOUT) {
-                    summary.stage(&format!("scenarios on {name}"), |summary| {
-                        summary.in_vm(name, &image, only)
-                    });
-                }
-                if (name == MIDDLE && only.is_none()) || only == Some(WITHOUT) {
-                    let stage = format!("scenarios on {name} without BPF LSM");
-                    summary.stage(&stage, |summary| summary.without_bpf_lsm(name, &image));
-                }
-                let outlives = only.is_none() && (options.full || name == MIDDLE);
-                if outlives || only == Some(OUTLIVE) {
-                    summary.stage(&format!("daemons replaced on {name}"), |summary| {
-                        summary.outlive_in_vm(name, &image)
-                    });
-                }
-                if tries_presets(options.full, only) {
-                    summary.stage(&format!("presets on {name}"), |summary| {
-                        summary.presets_in_vm(name, &image, only)
-                    });
-                }
-                if is_of_holds(only) || (options.full && only.is_none()) {
-                    summary.stage(&format!("holds on {name}"), |summary| {
-                        summary.holds_in_vm(name, &image, only)
-                    });
-                }
-            }
+            summary.in_guests(in_guests(options, &series, &image));
         }
         if options.agents {
             summary.stage("agents", |summary| {
@@ -250,7 +232,101 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(summary.close())
 }
 
+/// A stage in a guest of its own, and its name.
+type InGuest<'a> = (
+    String,
+    Box<dyn FnOnce(&mut Summary) -> Result<()> + Send + 'a>,
+);
+
+/// What is to be tried in guests, those that take longest first.
+fn in_guests<'a>(
+    options: &'a Options,
+    series: &[&'a String],
+    image: &'a Image,
+) -> Vec<InGuest<'a>> {
+    let only = options.only.as_deref();
+    let mut stages: Vec<InGuest<'a>> = Vec::new();
+    if !is_of_holds(only) && only != Some(OUTLIVE) && only != Some(WITHOUT) {
+        for &name in series {
+            stages.push((
+                format!("scenarios on {name}"),
+                Box::new(move |summary| summary.in_vm(name, image, only)),
+            ));
+        }
+    }
+    for &name in series {
+        if only == Some(OUTLIVE) || (only.is_none() && (options.full || name == MIDDLE)) {
+            stages.push((
+                format!("daemons replaced on {name}"),
+                Box::new(move |summary| summary.outlive_in_vm(name, image)),
+            ));
+        }
+        if only == Some(WITHOUT) || (only.is_none() && name == MIDDLE) {
+            stages.push((
+                format!("scenarios on {name} without BPF LSM"),
+                Box::new(move |summary| summary.without_bpf_lsm(name, image)),
+            ));
+        }
+        if tries_presets(options.full, only) {
+            stages.push((
+                format!("presets on {name}"),
+                Box::new(move |summary| summary.presets_in_vm(name, image, only)),
+            ));
+        }
+        if is_of_holds(only) || (options.full && only.is_none()) {
+            stages.push((
+                format!("holds on {name}"),
+                Box::new(move |summary| summary.holds_in_vm(name, image, only)),
+            ));
+        }
+    }
+    stages
+}
+
 impl Summary {
+    /// Runs stages in guests, several at the same time.
+    fn in_guests(&mut self, stages: Vec<InGuest<'_>>) {
+        let lanes = std::thread::available_parallelism().map_or(1, |many| many.get().min(GUESTS));
+        let queue = Mutex::new(VecDeque::from(stages));
+        let whole = Mutex::new(self);
+        let next = || queue.lock().ok()?.pop_front();
+        std::thread::scope(|scope| {
+            for _ in 0..lanes {
+                scope.spawn(|| {
+                    while let Some((name, work)) = next() {
+                        let mut own = Summary::default();
+                        own.stage(&name, work);
+                        if let Ok(mut whole) = whole.lock() {
+                            whole.add(own);
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// Takes in what another has seen.
+    fn add(&mut self, other: Summary) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.stages.extend(other.stages);
+        self.failures.extend(other.failures);
+        for (name, places) in other.scenarios {
+            self.scenarios.entry(name).or_default().extend(places);
+        }
+        for (family, places) in other.conformance {
+            self.conformance.entry(family).or_default().extend(places);
+        }
+        for (case, (places, reason)) in other.failed_cases {
+            let known = self.failed_cases.entry(case);
+            known
+                .or_insert_with(|| (Vec::new(), reason))
+                .0
+                .extend(places);
+        }
+    }
+
     fn stage<T>(&mut self, name: &str, work: impl FnOnce(&mut Summary) -> Result<T>) -> Option<T> {
         println!("\n== {name}");
         let started = Instant::now();
@@ -511,7 +587,7 @@ impl Summary {
             return Ok(true);
         }
         let Some(json) = line.strip_prefix("@result ") else {
-            println!("  {line}");
+            println!("  {place}: {line}");
             return Ok(false);
         };
         let result: ScenarioResult =
