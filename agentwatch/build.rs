@@ -63,7 +63,9 @@ fn main() {
         Ok(status) => panic!(
             "the kernel programs do not build ({status}); hint: `cargo xtask setup` installs {TOOLCHAIN} with rust-src, and bpf-linker"
         ),
-        Err(error) => panic!("cannot run rustup: {error}; hint: see README.md, Set-up"),
+        Err(error) => panic!(
+            "cannot run rustup: {error}; hint: install it from https://rustup.rs; `cargo xtask build` installs the rest"
+        ),
     }
     let object = target_dir.join(TARGET).join("release/agentwatch-ebpf");
     put(&without_dwarf(&object), &out.join("agentwatch-ebpf.o"));

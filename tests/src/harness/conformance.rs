@@ -121,6 +121,13 @@ fn load(path: &Path) -> Result<Family> {
     for case in &mut family.cases {
         let refused = matches!(case.confined.as_str(), "EACCES" | "EPERM" | "denied");
         ensure!(seen.insert(case.id.clone()), "{} stands twice", case.id);
+        for bound in [&case.since, &case.until].into_iter().flatten() {
+            ensure!(
+                version(bound).is_some(),
+                "{}: {bound} is no kernel's version; write one like 6.12",
+                case.id
+            );
+        }
         ensure!(
             !refused || case.unconfined != case.confined,
             "{}: it ends the same way without agentwatch",
