@@ -173,28 +173,32 @@ fn act(action: &str) -> std::io::Result<String> {
             sleep(Duration::from_millis(object.parse().unwrap_or(0)));
             Ok("-".to_owned())
         }
-        // Many of one kind: `ports:N:ADDRESS` connects to N ports from the address's on.
-        "ports" => {
-            let (count, address) = object.split_once(':').unwrap_or(("0", object));
-            let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
-            let first: u16 = port.parse().unwrap_or(0);
-            let children: Vec<Child> = (0..count.parse().unwrap_or(0))
-                .map(|n| {
-                    Command::new(std::env::current_exe()?)
-                        .arg("do")
-                        .arg("/dev/null")
-                        .arg(format!("connect:{host}:{}", first + n))
-                        .spawn()
-                })
-                .collect::<std::io::Result<_>>()?;
-            let mut refused = 0;
-            for mut child in children {
-                refused += u32::from(child.wait()?.success());
-            }
-            Ok(refused.to_string())
-        }
+        // Many of one kind: `ports:N:ADDRESS` connects to N ports from the address's on, `crowd:N:ADDRESS` so many times to it.
+        "ports" => connect_many(object, 1),
+        "crowd" => connect_many(object, 0),
         _ => Err(invalid()),
     }
+}
+
+/// Connects by processes of their own, and says how many came through.
+fn connect_many(object: &str, step: u16) -> std::io::Result<String> {
+    let (count, address) = object.split_once(':').unwrap_or(("0", object));
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+    let first: u16 = port.parse().unwrap_or(0);
+    let children: Vec<Child> = (0..count.parse().unwrap_or(0))
+        .map(|n: u16| {
+            Command::new(std::env::current_exe()?)
+                .arg("do")
+                .arg("/dev/null")
+                .arg(format!("connect:{host}:{}", first + n * step))
+                .spawn()
+        })
+        .collect::<std::io::Result<_>>()?;
+    let mut through = 0;
+    for mut child in children {
+        through += u32::from(child.wait()?.success());
+    }
+    Ok(through.to_string())
 }
 
 fn invalid() -> std::io::Error {

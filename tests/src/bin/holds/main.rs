@@ -282,6 +282,7 @@ const CASES: &[(&str, Needs, Case)] = &[
         too_many_in_an_hour,
     ),
     ("hold_many", Needs::Nothing, many),
+    ("hold_more_than_a_share", Needs::Nothing, more_than_a_share),
     (
         "hold_one_after_the_other",
         Needs::Nothing,

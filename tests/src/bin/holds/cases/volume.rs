@@ -75,6 +75,52 @@ pub(crate) fn many(place: &Place) -> Result<()> {
     place.nothing_waits()
 }
 
+/// One session has so many tasks wait that another one's would find no room: it is refused what goes beyond its share, and that is
+/// recorded.
+pub(crate) fn more_than_a_share(place: &Place) -> Result<()> {
+    /// `limits::HOLD_SHARE`.
+    const SHARE: u64 = 1024;
+    const BEYOND: u64 = 20;
+    let (_listener, address, rule) = server()?;
+    let crowd = format!("crowd:{}:{address}", SHARE + BEYOND);
+    let doing = place.session("crowd", &rule, &[&crowd])?;
+    let waiting = || {
+        Some(
+            place.approvals().ok()?.first()?["tasks"]
+                .as_u64()
+                .unwrap_or(0),
+        )
+    };
+    eventually("its share waits", || {
+        waiting().filter(|tasks| *tasks == SHARE)
+    })?;
+    let refused = || {
+        let steps = place.agentwatch.events("crowd").ok()?;
+        let unasked = steps
+            .iter()
+            .filter(|event| event["kind"] == "connect" && event["approval"]["step"] == "unasked");
+        Some(
+            unasked
+                .map(|event| event["count"].as_u64().unwrap_or(1))
+                .sum(),
+        )
+    };
+    eventually("what goes beyond is refused", || {
+        refused().filter(|count: &u64| *count == BEYOND)
+    })?;
+    // Another session waits beside it as ever.
+    let other = place.session("beside-crowd", &rule, &[&format!("connect:{address}")])?;
+    eventually("another session waits", || {
+        (place.approvals().ok()?.len() == 2).then_some(())
+    })?;
+    place.agentwatch.output(&["detach", "crowd"])?;
+    place.approve(&[])?;
+    other.expect(0, "ok")?;
+    other.end()?;
+    drop(doing);
+    place.nothing_waits()
+}
+
 /// Connects, one after the other.
 pub(crate) fn one_after_the_other(place: &Place) -> Result<()> {
     let (listener, address, rule) = server()?;
