@@ -110,7 +110,7 @@ mod tests {
                 "/home/u/project/.env",
                 "/home/u/project/deep/er/.env",
                 "/home/u/project/id_rsa",
-                "/home/u/project/tls/server.key",
+                "/home/u/project/vault.kdbx",
                 "/etc/shadow",
             ] {
                 for access in Access::ALL {
