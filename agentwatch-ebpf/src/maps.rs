@@ -13,7 +13,7 @@ use agentwatch_common::{
 };
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -93,7 +93,7 @@ pub static GRANTS: HashMap<GrantKey, Grant, { limits::GRANTS }, { BPF_F_NO_PREAL
 /// What was found to hold in directories, those that were asked for last, by the digests of their places.
 #[btf_map]
 pub static DIRECTORIES: LruHashMap<u64, Kept, { limits::DIRECTORIES }> = LruHashMap::new();
-/// Sessions by the sockets that they made, with a bit for those that they listen with: see `hooks::socket`.
+/// Sessions by the sockets that they made.
 #[btf_map]
 pub static SOCKETS: SocketStorage<u32> = SocketStorage::new();
 /// Sessions by the address of other kernel objects that they made: file systems, keys, System V objects.
@@ -205,9 +205,9 @@ local_storage!(
     BPF_F_NO_PREALLOC
 );
 local_storage!(
-    /// A value per socket. One that is accepted begins with that of the socket which listened.
+    /// A value per socket.
     SocketStorage: BPF_MAP_TYPE_SK_STORAGE, bpf_sk_storage_get, BPF_SK_STORAGE_GET_F_CREATE,
-    BPF_F_NO_PREALLOC | BPF_F_CLONE
+    BPF_F_NO_PREALLOC
 );
 
 /// Adds one to a counter.

@@ -9,7 +9,6 @@ use agentwatch_common::{
     policy::{family, flags, rule},
 };
 use aya_ebpf::{
-    helpers::generated::bpf_sock_from_file,
     macros::{fexit, lsm},
     programs::{FExitContext, LsmContext},
 };
@@ -144,44 +143,28 @@ pub fn socket_bind(ctx: LsmContext) -> i32 {
     0
 }
 
-/// Beside the session's number: the session listens with the socket, or accepted it from one that it listens with.
-const LISTENS: u32 = 1 << 31;
-
 /// Marks a socket as the session's.
 #[inline(always)]
 fn mark_as_own(subject: &Subject, socket: *const c_void) {
-    mark(kernel::sock_of(socket), subject.number);
-}
-
-#[inline(always)]
-fn mark(sock: Sock, what: u32) {
+    let sock = kernel::sock_of(socket);
     if sock.0.is_null() {
         return;
     }
     let mark = SOCKETS.get_or_insert(sock.0, core::ptr::null());
     if !mark.is_null() {
         // SAFETY: not null.
-        unsafe { mark.write_volatile(what) };
+        unsafe { mark.write_volatile(subject.number) };
     }
-}
-
-/// How a socket is marked, 0 where it is not.
-#[inline(always)]
-fn mark_of(sock: Sock) -> u32 {
-    if sock.0.is_null() {
-        return 0;
-    }
-    let mark = SOCKETS.get(sock.0);
-    if mark.is_null() {
-        return 0;
-    }
-    // SAFETY: not null.
-    unsafe { mark.read_volatile() }
 }
 
 #[inline(always)]
 fn is_own(subject: &Subject, sock: Sock) -> bool {
-    mark_of(sock) & !LISTENS == subject.number
+    if sock.0.is_null() {
+        return false;
+    }
+    let mark = SOCKETS.get(sock.0);
+    // SAFETY: read where it is not null.
+    !mark.is_null() && unsafe { mark.read_volatile() } == subject.number
 }
 
 /// A connect begins: nothing of it has been recorded yet. Where a person is to be asked, it waits here: the program that decides
@@ -341,7 +324,6 @@ fn listens(socket: *const c_void, accepts: bool) -> i32 {
     let port = sock.local_port();
     // Its own have been decided when they were bound.
     if is_own(&subject, sock) && (accepts || port != 0) {
-        mark(sock, subject.number | LISTENS);
         return 0;
     }
     let addr = if family == AF_INET {
@@ -351,7 +333,6 @@ fn listens(socket: *const c_void, accepts: bool) -> i32 {
     };
     let decision = policy::listen(subject.policy, addr, port);
     if decision.allows() {
-        mark(sock, subject.number | LISTENS);
         return 0;
     }
     refused(
@@ -396,8 +377,7 @@ fn refused(
     answer(errno != 0, EPERM)
 }
 
-/// A socket that comes from another process: what it is connected to is decided as if the session connected to it. A connection that
-/// the session has accepted is its own, whoever is at the other end.
+/// A socket that comes from another process: what it is connected to is decided as if the session connected to it.
 #[lsm(hook = "file_receive")]
 pub fn socket_receive(ctx: LsmContext) -> i32 {
     let file = kernel::File(ctx.arg(0));
@@ -408,13 +388,6 @@ pub fn socket_receive(ctx: LsmContext) -> i32 {
     match Subject::current() {
         Some(subject) => {
             session::make_known(&subject);
-            // SAFETY: the hook's own argument, whose type the verifier knows.
-            let socket = unsafe { bpf_sock_from_file(file.0.cast_mut().cast()) };
-            if !socket.is_null()
-                && mark_of(kernel::sock_of(socket.cast())) == subject.number | LISTENS
-            {
-                return 0;
-            }
             received(&subject, FileAt(file.0 as u64))
         }
         None => 0,

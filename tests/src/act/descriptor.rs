@@ -2,8 +2,7 @@
 //! there is no path any more.
 
 use std::{
-    io::{IoSlice, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{Read, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
@@ -14,9 +13,7 @@ use std::{
 use nix::{
     fcntl::OFlag,
     sys::{
-        socket::{
-            self, ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
-        },
+        socket::{self, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
         stat::Mode,
     },
 };
@@ -248,11 +245,6 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
-        name: "pass-accepted",
-        usage: "ADDR PORT (accepts a connection of its own there, hands it to itself over a socket pair, and writes to it)",
-        run: pass_accepted,
-    },
-    Operation {
         name: "inherited",
         usage: "FD (whether it is open)",
         run: |args| {
@@ -398,26 +390,6 @@ fn ask(socket: &str, what: &str) -> Result<OwnedFd, Failure> {
         .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
     stream.write_all(format!("{what}\n").as_bytes())?;
     received(&stream)
-}
-
-/// Accepts a connection of its own, and hands it to itself over a socket pair, as a server does that shares its work out.
-fn pass_accepted(args: &[String]) -> Outcome {
-    let [addr, port] = arguments(args)?;
-    let listener = TcpListener::bind(SocketAddr::new(number(addr)?, number(port)?))?;
-    let client = TcpStream::connect(listener.local_addr()?)?;
-    let (accepted, _) = listener.accept()?;
-    let (one, other) = UnixStream::pair()?;
-    sendmsg::<()>(
-        one.as_raw_fd(),
-        &[IoSlice::new(b"x")],
-        &[ControlMessage::ScmRights(&[accepted.as_raw_fd()])],
-        MsgFlags::empty(),
-        None,
-    )?;
-    let passed = TcpStream::from(received(&other)?);
-    (&passed).write_all(b"x")?;
-    (&client).read_exact(&mut [0])?;
-    Ok(())
 }
 
 /// The descriptor that a message brings.
