@@ -31,7 +31,7 @@ pub struct Options {
     /// are then left out.
     #[arg(long)]
     only: Option<String>,
-    /// In guests also try what waits for a person, and work under presets; with `--only hold` or `--only preset` that is tried in any
+    /// In guests also try what waits for a person, work under presets, and daemons that are replaced; with `--only hold` or `--only preset` that is tried in any
     /// case. Each needs another boot, and half an hour on three kernels.
     #[arg(long)]
     full: bool,

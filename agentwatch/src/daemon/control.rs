@@ -141,12 +141,14 @@ struct Share {
 impl Share {
     fn of(stream: &UnixStream, shares: &Shares) -> Option<Self> {
         let credentials = stream.peer_cred().ok()?;
-        // Who has gone already is of no cgroup, and is given no place: whoever has its connection would have another one's.
-        let cgroup = credentials
+        // Who has gone already is given no place: whoever has its connection would have one beyond its own share.
+        let cgroups = credentials
             .pid()
-            .and_then(|pid| procfs::process::Process::new(pid).ok()?.cgroups().ok())
-            .and_then(|cgroups| cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0))?
-            .pathname;
+            .and_then(|pid| procfs::process::Process::new(pid).ok()?.cgroups().ok())?;
+        let cgroup = cgroups
+            .into_iter()
+            .find(|cgroup| cgroup.hierarchy == 0)
+            .map_or_else(String::new, |cgroup| cgroup.pathname);
         let mut of = vec![Of::Cgroup(cgroup)];
         if credentials.uid() != 0 {
             of.push(Of::User(credentials.uid()));

@@ -220,11 +220,7 @@ mod tests {
     use crate::policy::{Sources, examine_all, explain::decide_command, load, sources::Managed};
 
     fn context() -> Context {
-        Context {
-            cwd: "/w".into(),
-            home: "/home/u".into(),
-            ..Context::default()
-        }
+        Context::of_tests("/w")
     }
 
     #[test]

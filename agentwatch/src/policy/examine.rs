@@ -168,11 +168,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context {
-            cwd: "/w".into(),
-            home: "/home/u".into(),
-            ..Default::default()
-        }
+        Context::of_tests("/w")
     }
 
     #[test]

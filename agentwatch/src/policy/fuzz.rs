@@ -146,12 +146,7 @@ fn changed(text: &str, changes: &[Change]) -> Vec<u8> {
 }
 
 fn context() -> Context {
-    Context {
-        cwd: "/w".into(),
-        home: "/home/u".into(),
-        uid: 1000,
-        ..Context::default()
-    }
+    Context::of_tests("/w")
 }
 
 fn examined(text: &[u8], base: &[u8], managed: Option<&[u8]>) -> Examined {

@@ -11,12 +11,7 @@ use super::{
 use crate::event::model::{Layer, Mode};
 
 fn context() -> Context {
-    Context {
-        cwd: "/w".into(),
-        home: "/home/u".into(),
-        uid: 1000,
-        ..Context::default()
-    }
+    Context::of_tests("/w")
 }
 
 /// A policy in /p/task.toml, with files that it may extend and those of the administrator.

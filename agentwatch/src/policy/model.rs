@@ -442,3 +442,16 @@ pub struct Context {
     #[serde(default)]
     pub uid: u32,
 }
+
+#[cfg(test)]
+impl Context {
+    /// An ordinary user's, for tests.
+    pub(crate) fn of_tests(cwd: &str) -> Self {
+        Self {
+            cwd: cwd.into(),
+            home: "/home/u".into(),
+            uid: 1000,
+            ..Self::default()
+        }
+    }
+}

@@ -188,12 +188,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context {
-            cwd: "/w/project".into(),
-            home: "/home/u".into(),
-            uid: 1000,
-            ..Context::default()
-        }
+        Context::of_tests("/w/project")
     }
 
     #[test]

@@ -131,11 +131,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context {
-            cwd: "/w".into(),
-            home: "/home/u".into(),
-            ..Default::default()
-        }
+        Context::of_tests("/w")
     }
 
     #[test]

@@ -389,11 +389,6 @@ fn ask(socket: &str, what: &str) -> Result<OwnedFd, Failure> {
     let mut stream = UnixStream::connect(socket)
         .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
     stream.write_all(format!("{what}\n").as_bytes())?;
-    received(&stream)
-}
-
-/// The descriptor that a message brings.
-fn received(stream: &UnixStream) -> Result<OwnedFd, Failure> {
     let mut byte = [0_u8; 1];
     let mut parts = [std::io::IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!(RawFd);

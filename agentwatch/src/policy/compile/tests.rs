@@ -15,11 +15,7 @@ use crate::{
 };
 
 fn context() -> Context {
-    Context {
-        cwd: "/w".into(),
-        home: "/home/u".into(),
-        ..Default::default()
-    }
+    Context::of_tests("/w")
 }
 
 fn compiled(text: &str) -> Compiled {

@@ -10,12 +10,7 @@ use crate::{
 };
 
 fn context() -> Context {
-    Context {
-        cwd: "/home/u/project".into(),
-        home: "/home/u".into(),
-        uid: 1000,
-        ..Context::default()
-    }
+    Context::of_tests("/home/u/project")
 }
 
 fn file(kind: Kind, path: &str, access: &[&str]) -> Event {

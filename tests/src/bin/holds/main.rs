@@ -197,6 +197,7 @@ const CASES: &[(&str, Needs, Case)] = &[
         not_from_inside,
     ),
     ("hold_file_read", Needs::Lsm, file_read),
+    ("hold_file_library", Needs::Lsm, file_library),
     ("hold_file_changes", Needs::Lsm, file_changes),
     ("hold_file_rejected", Needs::Lsm, file_rejected),
     ("hold_file_made_once", Needs::Lsm, file_made_once),

@@ -431,6 +431,27 @@ pub(crate) fn file_read(place: &Place) -> Result<()> {
     place.nothing_waits()
 }
 
+/// A library is opened, and mapped as code when that was approved. It is no command for that.
+pub(crate) fn file_library(place: &Place) -> Result<()> {
+    let file = place.dir.path().join("library");
+    fs::copy(std::env::current_exe()?, &file)?;
+    let rule = format!("[files]\napprove = ['{}']\n", file.display());
+    let load = format!("act:mmap-exec {}", file.display());
+    let run = format!("exec:{}", file.display());
+    let doing = place.session("library", &rule, &[&load, &load, &run])?;
+    doing.is_waiting(0)?;
+    place.approve(&["--once"])?;
+    doing.expect(0, "ok ok")?;
+    place.request()?;
+    place.reject()?;
+    doing.expect(1, "ok EACCES")?;
+    place.request()?;
+    place.reject()?;
+    doing.expect(2, &format!("error {}", libc::EACCES))?;
+    doing.end()?;
+    place.nothing_waits()
+}
+
 /// Landlock cannot wait: what needs approval is denied, and `run` says so.
 pub(crate) fn file_without_lsm(place: &Place) -> Result<()> {
     let file = place.dir.path().join("secret");
