@@ -25,6 +25,13 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         effort: u64,
     },
+    /// Measure executions alone; `measure` runs it.
+    Executions {
+        #[arg(long)]
+        config: String,
+        #[arg(long)]
+        effort: u64,
+    },
     /// Measure under every configuration.
     Bench {
         #[arg(long)]
@@ -67,6 +74,7 @@ enum Command {
 fn main() -> Result<()> {
     match Options::parse().command {
         Command::Measure { config, effort } => measure::all(&config, effort),
+        Command::Executions { config, effort } => measure::executions(&config, effort),
         Command::Bench {
             agentwatch,
             strace,

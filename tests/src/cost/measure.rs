@@ -7,9 +7,10 @@ use std::{
     net::{TcpListener, TcpStream, UdpSocket},
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
     fcntl::{OFlag, open},
     sys::{stat::Mode, wait::waitpid},
@@ -38,7 +39,7 @@ pub struct Cost {
 pub fn all(config: &str, effort: u64) -> Result<()> {
     let dir = Path::new(DIR);
     fs::create_dir_all(dir)?;
-    let scaled = |number: u64| (number * effort / 100).max(2);
+    let scaled = |number: u64| scaled(number, effort);
     let measure = |action: &str,
                    times: u64,
                    batches: u64,
@@ -46,8 +47,7 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
      -> Result<()> {
         let cost = batch(config, action, scaled(times), scaled(batches), work)
             .with_context(|| action.to_owned())?;
-        println!("{MARK} {}", serde_json::to_string(&cost)?);
-        Ok(())
+        print(&cost)
     };
     for depth in [4, 12, 24] {
         let path = CString::new(deep_file(dir, depth)?.to_string_lossy().as_bytes())?;
@@ -90,9 +90,15 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
         black_box(file.read_at(&mut byte, 0)?);
         Ok(())
     })?;
-    // One at a time: a timer's tick, what is freed late and what the daemon does meanwhile are not the action's own path, and a tick
-    // falls into every third of them.
-    measure("fork + exec + wait", 1, 300, &mut || spawn(c"/bin/true"))?;
+    // In a process of its own that is alike under every configuration: of what this one has in its memory and its environment, a fork
+    // copies the pages and an execution the strings.
+    let status = Command::new(std::env::current_exe()?)
+        .args(["executions", "--config", config])
+        .args(["--effort", &effort.to_string()])
+        .env_clear()
+        .status()
+        .context("measure executions")?;
+    ensure!(status.success(), "measuring executions ended with {status}");
     let listener = TcpListener::bind("127.0.0.1:7001")?;
     let peer = listener.local_addr()?;
     measure("TCP connect + accept + close", 30, 20, &mut || {
@@ -109,6 +115,27 @@ pub fn all(config: &str, effort: u64) -> Result<()> {
         black_box(receiver.recv(&mut buffer)?);
         Ok(())
     })
+}
+
+/// Measures executions and prints their line.
+pub fn executions(config: &str, effort: u64) -> Result<()> {
+    // One at a time: a timer's tick, what is freed late and what the daemon does meanwhile are not the action's own path, and a tick
+    // falls into every third of them.
+    let batches = scaled(300, effort);
+    let cost = batch(config, "fork + exec + wait", 1, batches, &mut || {
+        spawn(c"/bin/true")
+    })?;
+    print(&cost)
+}
+
+/// Of so many repetitions, what an effort asks for: 100 is the usual.
+fn scaled(number: u64, effort: u64) -> u64 {
+    (number * effort / 100).max(2)
+}
+
+fn print(cost: &Cost) -> Result<()> {
+    println!("{MARK} {}", serde_json::to_string(cost)?);
+    Ok(())
 }
 
 fn read_only(path: &CStr) -> nix::Result<OwnedFd> {
