@@ -93,6 +93,7 @@ macro_rules! with_members {
             SOCK_RCV_SADDR6 = "sock": "__sk_common.skc_v6_rcv_saddr";
             SOCK_DPORT = "sock": "__sk_common.skc_dport";
             SOCK_NUM = "sock": "__sk_common.skc_num";
+            SOCK_CGROUP = "sock": "sk_cgrp_data.cgroup";
             UNIX_SOCK_PATH_DENTRY = "unix_sock": "path.dentry";
             UNIX_SOCK_ADDR = "unix_sock": "addr";
             UNIX_ADDRESS_LEN = "unix_address": "len";

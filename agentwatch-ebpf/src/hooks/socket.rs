@@ -19,7 +19,7 @@ use crate::{
         guard::{self, Guarded},
         net,
     },
-    kernel::{self, Address, Entry as _, FileAt, Sock, Sockaddr, SockaddrAt, Task},
+    kernel::{self, Address, Entry as _, FileAt, Sock, SockAt, Sockaddr, SockaddrAt, Task},
     maps::{POLICIES, SOCKETS},
     session::{self, Subject, answer},
     verdict::{self as policy, Own, from_words, is_mapped, mapped},
@@ -377,7 +377,8 @@ fn refused(
     answer(errno != 0, EPERM)
 }
 
-/// A socket that comes from another process: what it is connected to is decided as if the session connected to it.
+/// A socket that comes from another process: what it is connected to is decided as if the session connected to it, unless it has accepted
+/// the connection.
 #[lsm(hook = "file_receive")]
 pub fn socket_receive(ctx: LsmContext) -> i32 {
     let file = kernel::File(ctx.arg(0));
@@ -417,7 +418,7 @@ fn received(subject: &Subject, file: FileAt) -> i32 {
         from_words(sock.peer6())
     };
     let (decision, _) = policy::peer(subject.policy, addr, port, Own::NONE);
-    if decision.allows() {
+    if decision.allows() || is_accepted(subject, sock, family, kind) {
         return 0;
     }
     refused(
@@ -429,6 +430,21 @@ fn received(subject: &Subject, file: FileAt) -> i32 {
         kind,
         decision.rule,
     )
+}
+
+/// Whether the session accepted a connection itself, and may share it out among its processes, whoever is at the other end: the listener
+/// was made in its cgroup, where it may listen. Sockets that it made and somebody else connected have ports that the kernel chose.
+#[inline(always)]
+fn is_accepted(subject: &Subject, sock: SockAt, family: u16, kind: u32) -> bool {
+    if kind != SOCK_STREAM || session::of_cgroup(sock.cgroup().id()) != subject.number {
+        return false;
+    }
+    let addr = if family == AF_INET {
+        mapped(sock.local4())
+    } else {
+        from_words(sock.local6())
+    };
+    policy::listen(subject.policy, addr, sock.local_port()).allows()
 }
 
 /// Connecting to a UNIX socket.

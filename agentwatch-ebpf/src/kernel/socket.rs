@@ -97,6 +97,15 @@ impl SockAt {
     pub fn protocol(self) -> u32 {
         u32::from(member::<u16, _>(self.0, &SOCK_PROTOCOL))
     }
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        member(self.0, &SOCK_NUM)
+    }
+    /// The cgroup in which it was made; of what was accepted, the one in which its listener was made.
+    #[inline(always)]
+    pub fn cgroup(self) -> CgroupAt {
+        CgroupAt(member(self.0, &SOCK_CGROUP))
+    }
     /// The peer's address: IPv4 in network order, or IPv6 words.
     #[inline(always)]
     pub fn peer4(self) -> u32 {

@@ -2,7 +2,8 @@
 //! there is no path any more.
 
 use std::{
-    io::{Read, Write},
+    io::{IoSlice, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
@@ -13,7 +14,10 @@ use std::{
 use nix::{
     fcntl::OFlag,
     sys::{
-        socket::{self, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
+        socket::{
+            self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+            SockaddrStorage, recvmsg, sendmsg,
+        },
         stat::Mode,
     },
 };
@@ -245,6 +249,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "pass-accepted",
+        usage: "ADDR PORT (accepts a connection of its own there, hands it to itself over a socket pair, and writes to it)",
+        run: pass_accepted,
+    },
+    Operation {
+        name: "lend-socket",
+        usage: "SOCKET ADDR PORT (makes a TCP socket, has the process outside connect it, and takes it back)",
+        run: lend_socket,
+    },
+    Operation {
         name: "inherited",
         usage: "FD (whether it is open)",
         run: |args| {
@@ -389,6 +403,54 @@ fn ask(socket: &str, what: &str) -> Result<OwnedFd, Failure> {
     let mut stream = UnixStream::connect(socket)
         .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
     stream.write_all(format!("{what}\n").as_bytes())?;
+    received(&stream)
+}
+
+/// Accepts a connection of its own, and hands it to itself over a socket pair, as a server does that shares its work out.
+fn pass_accepted(args: &[String]) -> Outcome {
+    let [addr, port] = arguments(args)?;
+    let listener = TcpListener::bind(SocketAddr::new(number(addr)?, number(port)?))?;
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    let (accepted, _) = listener.accept()?;
+    let (one, other) = UnixStream::pair()?;
+    pass(&one, b"x", &accepted)?;
+    let passed = TcpStream::from(received(&other)?);
+    (&passed).write_all(b"x")?;
+    (&client).read_exact(&mut [0])?;
+    Ok(())
+}
+
+fn lend_socket(args: &[String]) -> Outcome {
+    let [socket, addr, port] = arguments(args)?;
+    let outside = UnixStream::connect(socket)
+        .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
+    let own = socket::socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let request = format!("connect {addr} {port}\n");
+    pass(&outside, request.as_bytes(), &own)?;
+    keep(received(&outside)?);
+    Ok(())
+}
+
+/// Sends a descriptor with a message.
+fn pass(to: &UnixStream, message: &[u8], fd: &impl AsRawFd) -> Result<(), Failure> {
+    let fds = [fd.as_raw_fd()];
+    sendmsg::<()>(
+        to.as_raw_fd(),
+        &[IoSlice::new(message)],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::empty(),
+        None,
+    )?;
+    Ok(())
+}
+
+/// The descriptor that a message brings.
+fn received(stream: &UnixStream) -> Result<OwnedFd, Failure> {
     let mut byte = [0_u8; 1];
     let mut parts = [std::io::IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!(RawFd);

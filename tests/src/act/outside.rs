@@ -4,10 +4,10 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, IoSlice, Read, Write},
+    io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         linux::net::SocketAddrExt,
         unix::{
             fs::PermissionsExt,
@@ -18,7 +18,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, sendmsg, sockopt};
+use nix::sys::socket::{
+    self, ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sockopt,
+};
 
 use super::{Failure, ipc, sys};
 
@@ -174,14 +176,19 @@ fn remove(values: &BTreeMap<String, String>) {
     }
 }
 
-/// Reads what is wanted and answers with a descriptor of it: a path, or `socket` and the words of [`make_socket`].
+/// Reads what is wanted and answers with a descriptor of it: a path, `socket` and the words of [`make_socket`], or `connect ADDR PORT` with
+/// a socket that comes along.
 fn hand_out(client: &UnixStream) -> Result<()> {
-    let mut wanted = String::new();
-    BufReader::new(client).read_line(&mut wanted)?;
-    let wanted = wanted.trim();
-    let file = match wanted.strip_prefix("socket ") {
-        Some(words) => make_socket(&words.split(' ').collect::<Vec<_>>())?,
-        None => File::open(wanted)?.into(),
+    let (wanted, lent) = request(client)?;
+    let words: Vec<&str> = wanted.trim().split(' ').collect();
+    let file = match (&words[..], lent) {
+        (["socket", words @ ..], _) => make_socket(words)?,
+        (["connect", addr, port], Some(lent)) => {
+            let to = SockaddrStorage::from(peer(addr, port)?);
+            socket::connect(lent.as_raw_fd(), &to)?;
+            lent
+        }
+        _ => File::open(wanted.trim())?.into(),
     };
     let fds = [file.as_raw_fd()];
     sendmsg::<()>(
@@ -192,6 +199,24 @@ fn hand_out(client: &UnixStream) -> Result<()> {
         None,
     )?;
     Ok(())
+}
+
+/// A line, and the descriptor that may come with its first byte.
+fn request(client: &UnixStream) -> Result<(String, Option<OwnedFd>)> {
+    let mut bytes = [0_u8; 1];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(client.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let lent = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::ScmRights(list) => list.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    let lent = lent.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let mut wanted = String::from_utf8(bytes.to_vec())?;
+    BufReader::new(client).read_line(&mut wanted)?;
+    Ok((wanted, lent))
 }
 
 /// Makes a socket: `raw`, `udplite`, `packet`, `stream` and `datagram` as they are; `tcp`, `mptcp`, `udp ADDR PORT` and `unix PATH` that are connected,
