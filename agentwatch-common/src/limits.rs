@@ -46,8 +46,10 @@ pub const URING_OPENS: usize = 4096;
 pub const HOLDS: usize = 1 << 14;
 /// Of one session at the most: what is to wait beyond is refused to it, and other sessions' share is left.
 pub const HOLD_SHARE: u64 = 1 << 10;
-/// What people have granted.
+/// What people have granted, and what was said to tasks that wait.
 pub const GRANTS: usize = 1 << 15;
+/// What was said to tasks of one session, and not heard yet: beyond it the oldest is forgotten, and its task asks again.
+pub const GRANT_SHARE: usize = 2 * HOLD_SHARE as usize;
 /// Rules on the arguments of commands, of all policies in force.
 pub const COMMANDS: usize = 1 << 14;
 /// Bytes of the arguments that such a rule names, their NULs included.

@@ -4,7 +4,10 @@ mod papers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use agentwatch_common::hold::Hold;
 use anyhow::{Result, bail};
@@ -32,6 +35,8 @@ const DECIDED: usize = 8;
 const REJECTED: usize = 4096;
 /// Requests of a session are counted over this time.
 const HOUR: u64 = 3600 * 1_000_000_000;
+/// After which time what could not be said is said again, in nanoseconds.
+const AGAIN: u64 = 5 * 1_000_000_000;
 
 /// A grant beyond once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,7 +58,8 @@ pub struct Given {
 /// What was said to a task, until it is known to have heard it.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    pub pending: Pending,
+    /// Many tasks may have waited for the same.
+    pub pending: Arc<Pending>,
     pub task: Waiting,
     pub at: u64,
     pub allowed: bool,
@@ -105,7 +111,7 @@ impl Desk {
             start: hold.start,
             since: hold.since,
         };
-        // A task waits for one thing at a time.
+        // A task waits for one thing at a time. What was said to it before may be for the same system call: that is `Told`'s.
         self.answers.remove(&task.tid);
         for pending in &mut self.pending {
             pending
@@ -217,6 +223,12 @@ impl Desk {
         Some(self.pending.remove(at))
     }
 
+    /// Puts a request back that was decided in vain, to be decided again. That it is late is not found out at once.
+    pub fn put_back(&mut self, mut pending: Pending, now: u64) {
+        pending.deadline = pending.deadline.max(now + AGAIN);
+        self.pending.push(pending);
+    }
+
     /// Requests that nobody has decided in time.
     pub fn due(&self, now: u64) -> Vec<String> {
         self.pending
@@ -227,7 +239,7 @@ impl Desk {
     }
 
     /// Remembers what was said, for the next request and for the tasks that are to hear it.
-    pub fn answered(&mut self, pending: &Pending, allowed: bool, how: &str, now: u64) {
+    pub fn answered(&mut self, pending: &Arc<Pending>, allowed: bool, how: &str, now: u64) {
         let list = self.decided.entry(pending.session).or_default();
         if list.len() >= DECIDED {
             list.pop_front();
@@ -244,7 +256,7 @@ impl Desk {
             self.answers.insert(
                 task.tid,
                 Answer {
-                    pending: pending.clone(),
+                    pending: Arc::clone(pending),
                     task: *task,
                     at: now,
                     allowed,

@@ -6,10 +6,12 @@ pub mod metrics;
 pub mod model;
 mod opinion;
 mod pending;
+mod told;
 
 pub use desk::{Answer, Asked, Desk, Filed, Given, Papers};
 pub use opinion::Opinion;
 pub use pending::{About, Pending, Waiting, summary};
+pub use told::Told;
 
 /// The longest reason that a decision may have, in bytes.
 pub const LONGEST_REASON: usize = 1024;

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    kernel::maps::Processes,
     session::pidfd,
     wire::{
         Connection,
@@ -25,9 +26,9 @@ use crate::{
     },
 };
 
-/// Clients at the same time; of one cgroup, which no session leaves; and of one user who is not root.
+/// Clients at the same time; of one session, or outside of them one cgroup; and of one user who is not root.
 const CLIENTS: usize = 512;
-const CLIENTS_OF_CGROUP: usize = 128;
+const CLIENTS_OF_GROUP: usize = 128;
 const CLIENTS_OF_USER: usize = 256;
 /// How long a client may take to send its request, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -91,7 +92,7 @@ pub fn listen(runtime: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
+pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>, processes: Processes) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
     let shares = Arc::new(Mutex::new(HashMap::new()));
     loop {
@@ -107,9 +108,9 @@ pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
             tracing::warn!("a client was turned away: too many at once");
             continue;
         };
-        let Some(share) = Share::of(&stream, &shares) else {
+        let Some(share) = Share::of(&stream, &shares, &processes) else {
             tracing::warn!(
-                "a client was turned away: it has gone already, or its cgroup or its user has too many at once"
+                "a client was turned away: it has gone already, or its session, its cgroup or its user has too many at once"
             );
             continue;
         };
@@ -126,37 +127,43 @@ pub async fn serve(listener: UnixListener, engine: mpsc::Sender<Order>) {
 /// Whose share of the clients one counts to.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Of {
+    Session(u32),
     Cgroup(String),
     User(u32),
 }
 
 type Shares = Arc<Mutex<HashMap<Of, usize>>>;
 
-/// A client's place in the shares of its cgroup and its user; nobody takes all there is.
+/// A client's place in the shares of its session or cgroup and of its user; nobody takes all there is.
 struct Share {
     of: Vec<Of>,
     shares: Shares,
 }
 
 impl Share {
-    fn of(stream: &UnixStream, shares: &Shares) -> Option<Self> {
+    fn of(stream: &UnixStream, shares: &Shares, processes: &Processes) -> Option<Self> {
         let credentials = stream.peer_cred().ok()?;
         // Who has gone already is given no place: whoever has its connection would have one beyond its own share.
-        let cgroups = credentials
-            .pid()
-            .and_then(|pid| procfs::process::Process::new(pid).ok()?.cgroups().ok())?;
-        let cgroup = cgroups
-            .into_iter()
-            .find(|cgroup| cgroup.hierarchy == 0)
-            .map_or_else(String::new, |cgroup| cgroup.pathname);
-        let mut of = vec![Of::Cgroup(cgroup)];
+        let pid = credentials.pid()?;
+        let cgroups = procfs::process::Process::new(pid).ok()?.cgroups().ok()?;
+        // Root in a session is in another cgroup for a moment.
+        let group = match processes.session_of(pid.cast_unsigned()) {
+            Some(number) => Of::Session(number),
+            None => Of::Cgroup(
+                cgroups
+                    .into_iter()
+                    .find(|cgroup| cgroup.hierarchy == 0)
+                    .map_or_else(String::new, |cgroup| cgroup.pathname),
+            ),
+        };
+        let mut of = vec![group];
         if credentials.uid() != 0 {
             of.push(Of::User(credentials.uid()));
         }
         let mut taken = shares.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |of: &Of| {
             let most = match of {
-                Of::Cgroup(_) => CLIENTS_OF_CGROUP,
+                Of::Session(_) | Of::Cgroup(_) => CLIENTS_OF_GROUP,
                 Of::User(_) => CLIENTS_OF_USER,
             };
             taken.get(of).is_some_and(|taken| *taken >= most)

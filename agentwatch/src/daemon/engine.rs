@@ -22,7 +22,6 @@ use std::{
 
 use agentwatch_common::{
     event::{Record, kind, state, verdict},
-    hold::GrantKey,
     limits::{BULK_RING, VERDICT_RING},
     policy::Session,
 };
@@ -48,7 +47,7 @@ use super::{
 };
 use crate::{
     allocator,
-    approval::Desk,
+    approval::{Desk, Told},
     event::{
         Event, Kind,
         account::Given,
@@ -132,8 +131,8 @@ pub struct Engine {
     /// Who decides before people do, where the configuration names one.
     reviewer: Option<Reviewer>,
     notifier: Notifier,
-    /// What was said to tasks that no request stands for.
-    heard_soon: Vec<(GrantKey, u64)>,
+    /// What was said to tasks.
+    told: Told,
     /// Sessions of which more tasks wait than is written down.
     unsaved: BTreeSet<u32>,
 }
@@ -222,7 +221,7 @@ impl Engine {
             deciders: config.approvals.clone(),
             reviewer: colleagues.reviewer,
             notifier: colleagues.notifier,
-            heard_soon: Vec::new(),
+            told: Told::default(),
             unsaved: BTreeSet::new(),
         })
     }

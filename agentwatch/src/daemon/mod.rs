@@ -116,6 +116,7 @@ impl Running {
         let (forward, figures) = forward::start(inbox, paths, config.spool.max_bytes, redactor)?;
         let supervisor = tokio::spawn(collector.run(stopped.clone()));
         let (commands, orders) = mpsc::channel(64);
+        let processes = kernel.maps.processes();
         let mut engine = engine::Engine::new(
             kernel,
             rings,
@@ -139,7 +140,7 @@ impl Running {
         Ok(Self {
             stop,
             engine: tokio::spawn(engine.run(orders, found, opinions, stopped)),
-            control: tokio::spawn(control::serve(listener, commands)),
+            control: tokio::spawn(control::serve(listener, commands, processes)),
             forward,
             reckoner,
             supervisor,

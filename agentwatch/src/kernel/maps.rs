@@ -6,7 +6,7 @@ mod hold;
 mod resume;
 mod shared;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
@@ -34,6 +34,18 @@ use super::{
 };
 use crate::policy::model::Compiled;
 
+/// The sessions of processes.
+#[derive(Clone)]
+pub struct Processes(Arc<Array<MapData, ProcessGroup>>);
+
+impl Processes {
+    pub fn session_of(&self, pid: u32) -> Option<u32> {
+        let group = self.0.get(&(pid / GROUP), 0).ok()?;
+        let number = group[(pid % GROUP) as usize];
+        (number != 0).then_some(number)
+    }
+}
+
 /// The maps that user space writes or reads.
 pub struct Maps {
     bindings: Bindings,
@@ -42,7 +54,7 @@ pub struct Maps {
     sessions: Array<MapData, Session>,
     census: Array<MapData, u32>,
     cgroups: HashMap<MapData, u64, u32>,
-    processes: Array<MapData, ProcessGroup>,
+    processes: Processes,
     owners: HashMap<MapData, u64, u32>,
     objects: HashMap<MapData, u64, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
@@ -124,7 +136,7 @@ impl Maps {
             sessions: map("SESSIONS")?.try_into()?,
             census: map("CENSUS")?.try_into()?,
             cgroups: map("CGROUPS")?.try_into()?,
-            processes: map("PROCESSES")?.try_into()?,
+            processes: Processes(Arc::new(map("PROCESSES")?.try_into()?)),
             owners: map("OWNERS")?.try_into()?,
             objects: map("OBJECTS")?.try_into()?,
             places: map("PLACES")?.try_into()?,
@@ -354,15 +366,18 @@ impl Maps {
 
     /// The session that a process belongs to, or belonged to.
     pub fn process_session(&self, pid: u32) -> Option<u32> {
-        let group = self.processes.get(&(pid / GROUP), 0).ok()?;
-        let number = group[(pid % GROUP) as usize];
-        (number != 0).then_some(number)
+        self.processes.session_of(pid)
+    }
+
+    /// The same for those who have nothing else of the kernel's.
+    pub fn processes(&self) -> Processes {
+        self.processes.clone()
     }
 
     /// The processes that belong to a session.
     pub fn processes_of(&self, session: u32) -> Vec<u32> {
         let mut pids = Vec::new();
-        for (first, group) in (0..).step_by(GROUP as usize).zip(self.processes.iter()) {
+        for (first, group) in (0..).step_by(GROUP as usize).zip(self.processes.0.iter()) {
             match group {
                 Ok(group) => pids.extend(
                     (first..)

@@ -54,20 +54,31 @@ pub fn is_doomed(pid: u32, start_ns: u64) -> bool {
     }) && is(pid, start_ns)
 }
 
-/// Whether a stopped process has a signal for one of its threads that it neither blocks nor ignores, and that it hears only when it
-/// goes on. What stops it is none: going on would undo that.
-pub fn is_called(pid: u32, start_ns: u64) -> bool {
-    let threads = procfs::process::Process::new(pid.cast_signed()).and_then(|it| it.tasks());
-    let called = threads.is_ok_and(|threads| {
-        threads
-            .flatten()
-            .filter_map(|thread| thread.status().ok())
-            .any(|status| {
-                let reaches = (status.sigpnd | status.shdpnd) & !status.sigblk & !status.sigign;
-                reaches & !stops() != 0
-            })
-    });
-    called && is(pid, start_ns)
+/// Threads of one process that are looked at beside the one that waits: a process may have tens of thousands.
+const THREADS: usize = 64;
+
+/// Whether a stopped process has a signal, for itself or one of its threads, that it neither blocks nor ignores, and that it hears only
+/// when it goes on. What stops it is none: going on would undo that. `tid` is the thread that waits; of the others the first are looked
+/// at, as long as `looks` are left.
+pub fn is_called(pid: u32, tid: u32, start_ns: u64, looks: &mut usize) -> bool {
+    let called = |status: procfs::process::Status| {
+        let reaches = (status.sigpnd | status.shdpnd) & !status.sigblk & !status.sigign;
+        reaches & !stops() != 0
+    };
+    let Ok(process) = procfs::process::Process::new(pid.cast_signed()) else {
+        return false;
+    };
+    let waiting = process.task_from_tid(tid.cast_signed());
+    let is_called = waiting.and_then(|thread| thread.status()).is_ok_and(called)
+        || process.tasks().is_ok_and(|threads| {
+            threads
+                .flatten()
+                .take(THREADS.min(*looks))
+                .inspect(|_| *looks -= 1)
+                .filter_map(|thread| thread.status().ok())
+                .any(called)
+        });
+    is_called && is(pid, start_ns)
 }
 
 /// Signals that stop a process or let it go on, as a bit each.
@@ -121,15 +132,18 @@ mod tests {
         while !stopped() {
             std::thread::yield_now();
         }
-        assert!(!is_doomed(child.id(), start) && !is_called(child.id(), start));
+        assert!(!is_doomed(child.id(), start) && !is_called(child.id(), child.id(), start, &mut 1));
         // What it ignores by itself does not end it.
         nix::sys::signal::kill(pid, Signal::SIGWINCH).unwrap();
         assert!(!is_doomed(child.id(), start));
         nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
         assert!(is_doomed(child.id(), start));
         assert!(!is_doomed(child.id(), 1), "another process");
-        assert!(is_called(child.id(), start));
-        assert!(!is_called(child.id(), 1), "another process");
+        assert!(is_called(child.id(), child.id(), start, &mut 1));
+        assert!(
+            !is_called(child.id(), child.id(), 1, &mut 1),
+            "another process"
+        );
         assert!(stopped());
         child.kill().unwrap();
         child.wait().unwrap();

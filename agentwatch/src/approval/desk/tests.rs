@@ -1,5 +1,7 @@
 //! The desk by its own word: what is asked, decided, bounded, and known to another one.
 
+use std::sync::Arc;
+
 use agentwatch_common::{
     hold::{GrantKey, Object, object},
     limits,
@@ -179,14 +181,14 @@ fn requests_are_found_by_their_beginning() {
 fn what_was_rejected_is_known_again() {
     let mut desk = Desk::default();
     let id = new(&mut desk, &hold(1, 10, about(443), 5));
-    let pending = desk.take(&id).expect("it waits");
+    let pending = Arc::new(desk.take(&id).expect("it waits"));
     desk.answered(&pending, false, "rejected", 6);
     assert_eq!(desk.answers().len(), 1);
     assert_eq!(desk.decided(1), ["rejected: connect 192.0.2.7:443"]);
     // The task has come back: the old answer is not for what it asks now.
     let id = new(&mut desk, &hold(1, 10, about(443), 7));
     assert!(desk.answers().is_empty());
-    let pending = desk.take(&id).expect("it waits");
+    let pending = Arc::new(desk.take(&id).expect("it waits"));
     assert_eq!(pending.finding.as_deref(), Some("repeated_after_rejection"));
     desk.answered(&pending, true, "approved", 8);
     let id = new(&mut desk, &hold(1, 10, about(443), 9));
@@ -206,7 +208,7 @@ fn another_desk_knows_what_was_asked_and_said() {
     };
     for (tid, port) in [(10, 443), (11, 80)] {
         let id = new(&mut desk, &hold(1, tid, about(port), 5));
-        let pending = desk.take(&id).expect("it waits");
+        let pending = Arc::new(desk.take(&id).expect("it waits"));
         desk.answered(&pending, port == 80, "decided", 6);
     }
     new(&mut desk, &hold(1, 12, about(7), 7));

@@ -6,10 +6,13 @@ mod papers;
 mod parked;
 mod tasks;
 
+use std::sync::Arc;
+
 use agentwatch_common::{
     hold::{Grant, GrantKey},
     policy::effect,
 };
+use anyhow::Result;
 
 use super::Engine;
 use crate::{
@@ -74,22 +77,50 @@ impl Engine {
         self.outbox.tell(event);
     }
 
-    /// Carries out a decision.
-    pub(super) fn decide(&mut self, id: &str, word: Word) {
-        let Some(pending) = self.desk.take(id) else {
-            return;
+    /// Carries out a decision. One that the kernel does not take is none: the request stays.
+    ///
+    /// # Errors
+    /// When no task, or not every task, could be told.
+    pub(super) fn decide(&mut self, id: &str, word: Word) -> Result<()> {
+        let Some(mut pending) = self.desk.take(id) else {
+            return Ok(());
         };
         let now = boottime_ns();
-        if word.allowed && matches!(word.scope, Some(Scope::For | Scope::Session)) {
-            self.grant_until(&pending, word.until);
-        }
+        let mut deaf = Vec::new();
+        let mut outcome = Ok(());
         for task in &pending.tasks {
             let key = GrantKey {
                 session: pending.session,
                 task: task.tid,
                 object: pending.about.object(),
             };
-            self.say(id, key, pending.rights, *task, word.allowed);
+            if let Err(error) = self.say(key, pending.rights, *task, word.allowed) {
+                deaf.push(*task);
+                outcome = Err(error);
+            }
+        }
+        if let Err(error) = &outcome {
+            tracing::error!(
+                session = pending.event.session.id,
+                id,
+                tasks = deaf.len(),
+                error = format!("{error:#}"),
+                "what was decided does not reach the kernel, and tasks wait on; hint: decide again, or kill the processes"
+            );
+            let heard = !deaf.is_empty() && deaf.len() < pending.tasks.len();
+            pending.tasks.retain(|task| heard && !deaf.contains(task));
+            let waits_on = Pending {
+                tasks: deaf,
+                ..pending.clone()
+            };
+            self.desk.put_back(waits_on, now);
+            if !heard {
+                return outcome;
+            }
+        }
+        let pending = Arc::new(pending);
+        if word.allowed && matches!(word.scope, Some(Scope::For | Scope::Session)) {
+            self.grant_until(&pending, word.until);
         }
         let how = match word.step {
             Step::Approved => "approved",
@@ -120,6 +151,12 @@ impl Engine {
             }
         }
         self.save_approvals(pending.session);
+        outcome
+    }
+
+    /// Decides where nobody is told how that went; what went wrong is in the log, and is tried again.
+    pub(super) fn decide_by_itself(&mut self, id: &str, word: Word) {
+        let _ = self.decide(id, word);
     }
 
     /// Lets a session do until then what a request is about, whichever of its tasks does.
@@ -157,7 +194,7 @@ impl Engine {
                 continue;
             };
             let allowed = pending.on_timeout == OnTimeout::Allow;
-            self.decide(&id, Word::of(Step::Expired, allowed, DeciderKind::Timeout));
+            self.decide_by_itself(&id, Word::of(Step::Expired, allowed, DeciderKind::Timeout));
         }
         self.look_after_answers(now);
         if thoroughly {

@@ -82,10 +82,11 @@ impl Engine {
         })
     }
 
-    /// The session that the asker is in, none where it is in none for certain: one that is gone may have been in any.
+    /// The session that the asker is in, none where it is in none for certain. One that is gone may have been in any, and its number may be
+    /// another's by now.
     pub(super) fn own_session(&self, peer: Peer, asker: &Asker) -> Result<Option<u32>, Refusal> {
         let own = self.session_of(peer);
-        if own.is_none() && (self.is_inside(peer) || asker.is_gone()) {
+        if asker.is_gone() || own.is_none() && self.is_inside(peer) {
             return Err(Refusal::new(
                 "who asks is gone, or in a session that this daemon knows nothing of",
             )

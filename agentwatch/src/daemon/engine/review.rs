@@ -70,7 +70,7 @@ impl Engine {
                 let mut word = Word::of(Step::Rejected, false, DeciderKind::Reviewer);
                 word.by = by;
                 word.reason = reason;
-                return self.decide(&id, word);
+                return self.decide_by_itself(&id, word);
             }
             Opinion::Approve {
                 seconds: None,

@@ -182,6 +182,13 @@ impl Engine {
 
     /// Opens the slot of a session whose policy is in the kernel, for all processes in its cgroup; gives back the cgroup's id.
     fn open(&mut self, number: u32, plan: &Plan<'_>, cgroup: &Path, bound: &Bound) -> Result<u64> {
+        let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
+        if !bound.gaps.is_empty() && !accepted {
+            bail!(
+                "some rules cannot be put in force:\n  - {}\nhint: --accept-degraded starts the session without them",
+                bound.gaps.join("\n  - ")
+            );
+        }
         let bits = self.flags(plan.mode, &plan.policy);
         self.kernel.maps.open_session(number, number, bits)?;
         // Each is in the map before its children are listed, so that the kernel adds those that are made meanwhile.
@@ -193,13 +200,6 @@ impl Engine {
             cgroups.extend(cgroup::children(&cgroup));
         }
         let id = cgroup::id(cgroup)?;
-        let accepted = plan.accept_degraded && plan.policy.floor.refuses_degraded.is_none();
-        if !bound.gaps.is_empty() && !accepted {
-            bail!(
-                "some rules cannot be put in force:\n  - {}\nhint: --accept-degraded starts the session without them",
-                bound.gaps.join("\n  - ")
-            );
-        }
         self.limit(cgroup, plan.origin, plan.mode, &plan.policy)?;
         Ok(id)
     }

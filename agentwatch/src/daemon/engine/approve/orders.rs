@@ -127,7 +127,7 @@ impl Engine {
                 let mut word = Word::of(Step::Rejected, false, DeciderKind::User);
                 word.by = person(peer.uid);
                 word.reason = reason;
-                self.decide(&id, word);
+                self.decide(&id, word)?;
             }
         }
         Ok(Response::Done)
@@ -149,8 +149,7 @@ impl Engine {
         word.reason = reason;
         let (scope, until) = match extent {
             Extent::Once => {
-                self.decide(id, word);
-                return Ok(());
+                return Ok(self.decide(id, word)?);
             }
             Extent::For { seconds } if seconds == 0 || seconds > LONGEST => {
                 return Err(Refusal::new(
@@ -186,7 +185,12 @@ impl Engine {
         self.desk
             .give(given)
             .map_err(|error| Refusal::new(format!("{error:#}")).hint("agentwatch grants"))?;
-        self.decide(id, word);
+        if let Err(error) = self.decide(id, word) {
+            for given in self.desk.take_given(|given| given.id == id) {
+                self.withdraw(&given);
+            }
+            return Err(error.into());
+        }
         Ok(())
     }
 

@@ -43,7 +43,7 @@ impl Engine {
     /// A session is out of the kernel.
     pub(in crate::daemon::engine) fn forget_approvals(&mut self, number: u32, id: &str) {
         self.kernel.maps.revoke_all(number);
-        self.heard_soon.retain(|(key, _)| key.session != number);
+        self.told.forget(number);
         self.desk.forget(number);
         self.registry.remove_approvals(id);
     }

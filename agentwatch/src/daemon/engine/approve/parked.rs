@@ -102,7 +102,7 @@ impl Engine {
                 self.unsaved.insert(hold.key.session);
                 id
             }
-            Filed::Over(limit) => return self.turn_away(hold, event, limit, now),
+            Filed::Over(limit) => return self.turn_away(hold, event, limit),
         };
         event.approval = self
             .desk
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     /// There are too many: it may not, and nobody is asked.
-    fn turn_away(&mut self, hold: &Hold, event: &mut Event, limit: &str, now: u64) {
+    fn turn_away(&mut self, hold: &Hold, event: &mut Event, limit: &str) {
         let step = Approval {
             by: Some(Decider {
                 kind: DeciderKind::Limit,
@@ -194,8 +194,15 @@ impl Engine {
             start: hold.start,
             since: hold.since,
         };
-        self.say("", key, hold.rights, task, false);
-        self.heard_soon.push((key, now));
+        if let Err(error) = self.say(key, hold.rights, task, false) {
+            tracing::error!(
+                session = about.session.id,
+                pid = task.pid,
+                tid = task.tid,
+                error = format!("{error:#}"),
+                "a task that nobody is asked for does not hear so; hint: it is told again"
+            );
+        }
     }
 
     /// The processes above one, within its session, the nearest first.

@@ -10,12 +10,13 @@ use agentwatch_common::{
     hold::{Grant, GrantKey, Hold, object},
     policy::effect,
 };
+use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::Word;
 use crate::{
     approval::Waiting,
-    daemon::engine::{Engine, live::Live},
+    daemon::engine::Engine,
     event::{
         host::boottime_ns,
         model::{DeciderKind, Step},
@@ -29,6 +30,8 @@ const HEARING: Duration = Duration::from_secs(60);
 const REST: Duration = Duration::from_secs(2);
 /// After which time a task is asked about of which no record has come.
 const UNTOLD: Duration = Duration::from_secs(1);
+/// Threads beside those that wait that are looked at for signals, each time.
+const LOOKS: usize = 1024;
 /// How long the end of a session waits for its tasks to hear that they may not.
 const DISMISSAL: Duration = Duration::from_millis(500);
 
@@ -50,38 +53,32 @@ struct Seen {
 }
 
 impl Engine {
-    /// Tells a task that it may go on, or that it may not. `id` is its request's; empty where there was no room for one.
+    /// Tells a task that it may go on, or that it may not.
+    ///
+    /// # Errors
+    /// When the kernel does not take it: the task waits on.
     pub(super) fn say(
         &mut self,
-        id: &str,
         key: GrantKey,
         rights: u32,
         task: Waiting,
         allowed: bool,
-    ) {
+    ) -> Result<()> {
         let is_command = key.object.kind == object::COMMAND;
         if !is_command {
+            let now = boottime_ns();
             let grant = Grant {
                 effect: u32::from(if allowed { effect::ALLOW } else { effect::DENY }),
                 rights,
-                until: boottime_ns().saturating_add(nanoseconds(HEARING)),
+                until: now.saturating_add(nanoseconds(HEARING)),
                 start: task.start,
                 used: 0,
                 _pad: 0,
             };
-            if let Err(error) = self.kernel.maps.grant(&key, grant) {
-                tracing::error!(
-                    session = self.sessions.get(&key.session).map(Live::id),
-                    request = id,
-                    pid = task.pid,
-                    tid = task.tid,
-                    allowed,
-                    error = format!("{error:#}"),
-                    "what was decided does not reach the kernel, and a task waits on; \
-                     hint: it is asked about again: decide again, or kill the process"
-                );
-                return;
+            if let Some(oldest) = self.told.note(key, now) {
+                self.kernel.maps.revoke(&oldest);
             }
+            self.kernel.maps.grant(&key, grant)?;
         }
         let signal = if is_command && !allowed {
             Signal::SIGKILL
@@ -109,6 +106,7 @@ impl Engine {
         // Its other tasks go on with it, and those that wait are parked again.
         self.desk
             .excuse(task.pid, boottime_ns() + nanoseconds(REST));
+        Ok(())
     }
 
     fn thaw(&self, pid: u32) {
@@ -168,8 +166,9 @@ impl Engine {
     fn see_tasks(&mut self, now: u64) -> Seen {
         let mut seen = Seen::default();
         let maps = &self.kernel.maps;
-        // All of a process's threads are looked at for each of them: once for all.
+        // The threads of a process are looked at once, whoever of them waits, and of all processes so many.
         let mut called = HashMap::new();
+        let mut looks = LOOKS;
         for pending in self.desk.pending_mut() {
             let mut tries = pending.restarted;
             let command = pending.about.is_command();
@@ -183,9 +182,9 @@ impl Engine {
                         return true;
                     }
                     if !command
-                        && *called
-                            .entry((task.pid, task.start))
-                            .or_insert_with(|| signal::is_called(task.pid, task.start))
+                        && *called.entry((task.pid, task.start)).or_insert_with(|| {
+                            signal::is_called(task.pid, task.tid, task.start, &mut looks)
+                        })
                     {
                         seen.called.push(*task);
                     }
@@ -217,23 +216,25 @@ impl Engine {
     /// Takes back what was said to tasks that have heard it, or that never will.
     pub(super) fn look_after_answers(&mut self, now: u64) {
         let maps = &mut self.kernel.maps;
-        let mut is_over = |key: &GrantKey, at: u64| {
+        self.told.retain(|key, at| {
             let age = now.saturating_sub(at);
             let over = age > nanoseconds(HEARING) || (age > nanoseconds(REST) && maps.is_used(key));
             if over {
                 maps.revoke(key);
             }
-            over
-        };
+            !over
+        });
+        let told = &self.told;
         self.desk.answers().retain(|tid, answer| {
             let key = GrantKey {
                 session: answer.pending.session,
                 task: *tid,
                 object: answer.pending.about.object(),
             };
-            !is_over(&key, answer.at)
+            // To a command nothing is said that it would hear.
+            let is_said = told.knows(&key) || key.object.kind == object::COMMAND;
+            is_said && now.saturating_sub(answer.at) <= nanoseconds(HEARING)
         });
-        self.heard_soon.retain(|(key, at)| !is_over(key, *at));
     }
 
     /// Asks about tasks of which no record has come: the ring was full, or an earlier daemon had it.
@@ -284,7 +285,7 @@ impl Engine {
                     )
                 }));
             }
-            self.decide(&id, Word::of(Step::Rejected, false, DeciderKind::Session));
+            self.decide_by_itself(&id, Word::of(Step::Rejected, false, DeciderKind::Session));
         }
         let since = std::time::Instant::now();
         while since.elapsed() < DISMISSAL {
@@ -296,6 +297,15 @@ impl Engine {
                 break;
             }
             std::thread::sleep(Duration::from_millis(2));
+        }
+        // What could not be told waits no more for a person.
+        let left: Vec<String> = self
+            .desk
+            .of_session(number)
+            .map(|pending| pending.id.clone())
+            .collect();
+        for id in left {
+            self.desk.take(&id);
         }
         self.desk.take_given(|given| given.session == number);
     }
