@@ -11,6 +11,7 @@ use std::{
     sync::Mutex,
 };
 
+use io_uring::{opcode, types};
 use nix::{
     fcntl::OFlag,
     sys::{
@@ -238,6 +239,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: |args| receive(args, false),
     },
     Operation {
+        name: "io_uring-receive",
+        usage: "SOCKET PATH (as `receive`, the descriptor by IORING_OP_RECVMSG)",
+        run: |args| {
+            let [socket, path] = arguments(args)?;
+            read_and_keep(received_by_ring(&asked(socket, path)?)?)
+        },
+    },
+    Operation {
         name: "receive-socket",
         usage: "SOCKET WORDS... (asks the process outside for a socket, and keeps it: see `outside`)",
         run: |args| {
@@ -390,20 +399,32 @@ fn handle_open(args: &[String]) -> Outcome {
 
 fn receive(args: &[String], read: bool) -> Outcome {
     let [socket, path] = arguments(args)?;
-    let mut file = std::fs::File::from(ask(socket, path)?);
+    let fd = ask(socket, path)?;
     if read {
-        file.read_exact(&mut [0])?;
+        return read_and_keep(fd);
     }
+    keep(fd);
+    Ok(())
+}
+
+fn read_and_keep(fd: OwnedFd) -> Outcome {
+    let mut file = std::fs::File::from(fd);
+    file.read_exact(&mut [0])?;
     keep(file.into());
     Ok(())
 }
 
 /// Asks the process outside for a descriptor.
 fn ask(socket: &str, what: &str) -> Result<OwnedFd, Failure> {
+    received(&asked(socket, what)?)
+}
+
+/// A connection to the process outside, on which it answers what it was asked.
+fn asked(socket: &str, what: &str) -> Result<UnixStream, Failure> {
     let mut stream = UnixStream::connect(socket)
         .map_err(|error| Failure::Usage(format!("the process outside: {error}")))?;
     stream.write_all(format!("{what}\n").as_bytes())?;
-    received(&stream)
+    Ok(stream)
 }
 
 /// Accepts a connection of its own, and hands it to itself over a socket pair, as a server does that shares its work out.
@@ -472,4 +493,37 @@ fn received(stream: &UnixStream) -> Result<OwnedFd, Failure> {
         None if truncated => Err(nix::errno::Errno::EACCES.into()),
         None => Err(Failure::Usage("no descriptor came".to_owned())),
     }
+}
+
+/// The same by io_uring, with the errno that `received` has for a message that was cut short.
+fn received_by_ring(stream: &UnixStream) -> Result<OwnedFd, Failure> {
+    let mut byte = [0_u8; 1];
+    let mut bytes = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: byte.len(),
+    };
+    // As much as CMSG_SPACE says, aligned.
+    let mut control = [0_u64; 3];
+    // SAFETY: plain data, all zeroes are a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let entry = opcode::RecvMsg::new(types::Fd(stream.as_raw_fd()), &raw mut message)
+        .flags(libc::MSG_CMSG_CLOEXEC as u32);
+    net::by_ring(&entry.build())?;
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(nix::errno::Errno::ENOBUFS.into());
+    }
+    // SAFETY: the kernel has said how much of the buffer it filled, and a header that it wrote is whole.
+    let fd = unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {
+            return Err(Failure::Usage("no descriptor came".to_owned()));
+        }
+        libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()
+    };
+    // SAFETY: the kernel just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
