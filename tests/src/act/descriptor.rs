@@ -258,6 +258,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "have-made",
+        usage: "SOCKET PATH (has the process outside make a file there, and the directories above it)",
+        run: |args| {
+            let [socket, path] = arguments(args)?;
+            ask(socket, &format!("make {path}")).map(drop)
+        },
+    },
+    Operation {
         name: "pass-accepted",
         usage: "ADDR PORT (accepts a connection of its own there, hands it to itself over a socket pair, and writes to it)",
         run: pass_accepted,

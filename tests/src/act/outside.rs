@@ -69,7 +69,7 @@ pub fn serve(dir: &Path, neighbour: bool) -> Result<()> {
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
             // A client that goes away in the middle is no concern of the next one.
-            let _ = hand_out(&client);
+            let _ = hand_out(&client, &kept);
         }
     });
     println!("{}", serde_json::to_string(&values)?);
@@ -177,8 +177,8 @@ fn remove(values: &BTreeMap<String, String>) {
 }
 
 /// Reads what is wanted and answers with a descriptor of it: a path, `socket` and the words of [`make_socket`], or `connect ADDR PORT` with
-/// a socket that comes along.
-fn hand_out(client: &UnixStream) -> Result<()> {
+/// a socket that comes along. After `make PATH` there is a file, and the answer is `kept`, which says nothing of it.
+fn hand_out(client: &UnixStream, kept: &File) -> Result<()> {
     let (wanted, lent) = request(client)?;
     let words: Vec<&str> = wanted.trim().split(' ').collect();
     let file = match (&words[..], lent) {
@@ -187,6 +187,10 @@ fn hand_out(client: &UnixStream) -> Result<()> {
             let to = SockaddrStorage::from(peer(addr, port)?);
             socket::connect(lent.as_raw_fd(), &to)?;
             lent
+        }
+        (["make", path], _) => {
+            make_file(Path::new(path))?;
+            kept.try_clone()?.into()
         }
         _ => File::open(wanted.trim())?.into(),
     };
@@ -198,6 +202,13 @@ fn hand_out(client: &UnixStream) -> Result<()> {
         MsgFlags::empty(),
         None,
     )?;
+    Ok(())
+}
+
+/// Makes a file that was not there, and the directories above it.
+fn make_file(path: &Path) -> Result<()> {
+    fs::create_dir_all(path.parent().context("a file lies in a directory")?)?;
+    File::create_new(path)?.write_all(b"made outside")?;
     Ok(())
 }
 
