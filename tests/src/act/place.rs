@@ -123,6 +123,19 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "remount",
+        usage: "DIR (its file system, with the options that it has)",
+        run: |args| {
+            let [dir] = arguments(args)?;
+            mount(NONE, dir, NONE, MsFlags::MS_REMOUNT, NONE)
+        },
+    },
+    Operation {
+        name: "reconfigure",
+        usage: "DIR (the same by fspick and fsconfig)",
+        run: reconfigure,
+    },
+    Operation {
         name: "mount-private",
         usage: "DIR",
         run: |args| {
@@ -188,6 +201,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
             Ok(nix::mount::umount2(
                 arguments::<1>(args)?[0],
                 MntFlags::MNT_DETACH,
+            )?)
+        },
+    },
+    Operation {
+        name: "umount-by-force",
+        usage: "DIR (MNT_FORCE)",
+        run: |args| {
+            Ok(nix::mount::umount2(
+                arguments::<1>(args)?[0],
+                MntFlags::MNT_FORCE,
             )?)
         },
     },
@@ -321,6 +344,27 @@ fn fsopen(args: &[String]) -> Outcome {
         libc::AT_FDCWD,
         dir.as_ptr(),
         EMPTY_FROM
+    ))
+    .map(drop)
+}
+
+fn reconfigure(args: &[String]) -> Outcome {
+    const CONFIG_RECONFIGURE: u32 = 7;
+    let dir = c_string(arguments::<1>(args)?[0])?;
+    let nothing = std::ptr::null::<u8>();
+    let context = sys!(libc::syscall(
+        libc::SYS_fspick,
+        libc::AT_FDCWD,
+        dir.as_ptr(),
+        0
+    ))?;
+    sys!(libc::syscall(
+        libc::SYS_fsconfig,
+        context,
+        CONFIG_RECONFIGURE,
+        nothing,
+        nothing,
+        0
     ))
     .map(drop)
 }
