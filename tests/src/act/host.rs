@@ -1,9 +1,11 @@
 //! Operations on the host as a whole: kernel programs, modules, clocks, names, devices, terminals. Each asks for something
-//! that changes nothing where it is granted (the name that the host has, a module that does not exist).
+//! that changes nothing where it is granted (the name that the host has), or takes it back (a module).
 
 use std::{
-    fs::{self, OpenOptions},
-    io::Write,
+    ffi::CStr,
+    fmt::Display,
+    fs::{self, File, OpenOptions},
+    io::{Read, Write},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
@@ -79,45 +81,34 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "init-module",
-        usage: "(of four bytes that are no module)",
-        run: |_| {
-            let options = c"";
-            sys!(libc::syscall(
-                libc::SYS_init_module,
-                b"none".as_ptr(),
-                4,
-                options.as_ptr()
-            ))
-            .map(drop)
+        usage: "PATH NAME OPTIONS (loads a module from memory, and removes it again)",
+        run: |args| {
+            load_and_remove(args, |file, options| {
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes)?;
+                sys!(libc::syscall(
+                    libc::SYS_init_module,
+                    bytes.as_ptr(),
+                    bytes.len(),
+                    options.as_ptr()
+                ))
+                .map(drop)
+            })
         },
     },
     Operation {
         name: "finit-module",
-        usage: "PATH",
-        run: |args| {
-            let file = std::fs::File::open(arguments::<1>(args)?[0])
-                .map_err(|error| Failure::Usage(error.to_string()))?;
-            let options = c"";
-            sys!(libc::syscall(
-                libc::SYS_finit_module,
-                file.as_raw_fd(),
-                options.as_ptr(),
-                0
-            ))
-            .map(drop)
-        },
+        usage: "PATH NAME OPTIONS (loads a module from its file, and removes it again)",
+        run: |args| load_and_remove(args, |file, options| load_module(file, options)),
     },
     Operation {
         name: "delete-module",
-        usage: "(that does not exist)",
-        run: |_| {
-            let name = c"agentwatch_none";
-            sys!(libc::syscall(
-                libc::SYS_delete_module,
-                name.as_ptr(),
-                libc::O_NONBLOCK
-            ))
-            .map(drop)
+        usage: "PATH NAME (removes a module that is loaded and not used, and loads it again)",
+        run: |args| {
+            let [path, name] = arguments(args)?;
+            let file = module(path)?;
+            remove_module(&c_string(name)?)?;
+            undone(load_module(&file, c""))
         },
     },
     Operation {
@@ -451,6 +442,37 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
 ];
 
+fn module(path: &str) -> Result<File, Failure> {
+    File::open(path).map_err(|error| Failure::Usage(format!("open the module: {error}")))
+}
+
+fn load_module(file: &File, options: &CStr) -> Outcome {
+    sys!(libc::syscall(
+        libc::SYS_finit_module,
+        file.as_raw_fd(),
+        options.as_ptr(),
+        0
+    ))
+    .map(drop)
+}
+
+fn remove_module(name: &CStr) -> Outcome {
+    sys!(libc::syscall(
+        libc::SYS_delete_module,
+        name.as_ptr(),
+        libc::O_NONBLOCK
+    ))
+    .map(drop)
+}
+
+/// Who comes next finds no more modules than there were.
+fn load_and_remove(args: &[String], load: impl FnOnce(&mut File, &CStr) -> Outcome) -> Outcome {
+    let [path, name, options] = arguments(args)?;
+    let (name, options) = (c_string(name)?, c_string(options)?);
+    load(&mut module(path)?, &options)?;
+    undone(remove_module(&name))
+}
+
 /// The bpf system call, with attributes given as words and the rest of them zero.
 fn bpf(command: i32, words: &[u64]) -> Result<OwnedFd, Failure> {
     let mut attributes = [0_u64; 16];
@@ -468,7 +490,7 @@ fn bpf_in(command: i32, attributes: &mut [u64]) -> Result<RawFd, Failure> {
 }
 
 /// What a case has done is taken back; where that fails, it has changed something.
-fn undone(result: std::io::Result<()>) -> Outcome {
+fn undone(result: Result<(), impl Display>) -> Outcome {
     result.map_err(|error| Failure::Usage(format!("it could not be taken back: {error}")))
 }
 
