@@ -195,8 +195,8 @@ fn actions(events: &[Value], verdict: &str, path: &str) -> u64 {
 /// Nobody empties the rings while more happens than they hold. What was refused meanwhile is told all the same, and what is lost
 /// is declared.
 fn full_ring(place: &Place<'_>) -> Result<()> {
-    /// Each makes two events that nothing folds. With names this long each takes more than 3 KiB: twice what the ring of 16 MiB takes,
-    /// in few events.
+    /// Each makes two events that nothing folds. With names this long each takes more than 3 KiB: seven times what the ring of 4 MiB
+    /// takes, in few events.
     const NAMES: u32 = 5000;
     const LEVELS: usize = 14;
     const LENGTH: usize = 220;
