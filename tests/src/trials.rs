@@ -1,6 +1,8 @@
 //! What neither a scenario's steps nor a table of cases can say: things that happen at the same time, or in great number. Each trial
 //! has a session of its own on the harness's daemon.
 
+mod floor;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -41,7 +43,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 7] = [
+pub const TRIALS: [Trial; 8] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -76,6 +78,11 @@ pub const TRIALS: [Trial; 7] = [
         name: "failed_opens_without_kprobes",
         needs: &["bpf-lsm"],
         try_it: failed_opens_without_kprobes,
+    },
+    Trial {
+        name: "floor_below_what_a_session_allows",
+        needs: &["bpf-lsm"],
+        try_it: floor::holds,
     },
 ];
 

@@ -77,6 +77,8 @@ pub fn said(output: &Output) -> String {
 pub struct Daemon {
     pub agentwatch: Agentwatch,
     child: Child,
+    /// What its command line has beside its directories.
+    arguments: Vec<String>,
     state: PathBuf,
     log: PathBuf,
 }
@@ -84,6 +86,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a daemon below `root` and waits until it answers.
     pub fn start(binary: &Path, root: &Path) -> Result<Daemon> {
+        Self::start_with(binary, root, Vec::new())
+    }
+
+    /// The same with arguments of its own.
+    pub fn start_with(binary: &Path, root: &Path, arguments: Vec<String>) -> Result<Daemon> {
         let (state, runtime, log) = (
             root.join("state"),
             root.join("run"),
@@ -98,8 +105,9 @@ impl Daemon {
             runtime_dir: runtime,
         };
         let mut daemon = Daemon {
-            child: spawn(&agentwatch, &state, &log)?,
+            child: spawn(&agentwatch, &arguments, &state, &log)?,
             agentwatch,
+            arguments,
             state,
             log,
         };
@@ -111,7 +119,7 @@ impl Daemon {
     pub fn replace(&mut self) -> Result<()> {
         self.child.kill().context("kill the daemon")?;
         self.child.wait().context("reap the daemon")?;
-        self.child = spawn(&self.agentwatch, &self.state, &self.log)?;
+        self.child = spawn(&self.agentwatch, &self.arguments, &self.state, &self.log)?;
         self.wait_until_ready()
     }
 
@@ -171,10 +179,11 @@ impl Daemon {
     }
 }
 
-fn spawn(agentwatch: &Agentwatch, state: &Path, log: &Path) -> Result<Child> {
+fn spawn(agentwatch: &Agentwatch, arguments: &[String], state: &Path, log: &Path) -> Result<Child> {
     let output = File::options().create(true).append(true).open(log)?;
     Command::new(&agentwatch.binary)
         .arg("daemon")
+        .args(arguments)
         .arg("--state-dir")
         .arg(state)
         .arg("--runtime-dir")
