@@ -2,6 +2,7 @@
 //! has a session of its own on the harness's daemon.
 
 mod floor;
+mod later;
 
 use std::{
     fs,
@@ -43,7 +44,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 8] = [
+pub const TRIALS: [Trial; 10] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -83,6 +84,16 @@ pub const TRIALS: [Trial; 8] = [
         name: "floor_below_what_a_session_allows",
         needs: &["bpf-lsm"],
         try_it: floor::holds,
+    },
+    Trial {
+        name: "denied_path_made_by_others",
+        needs: &["bpf-lsm"],
+        try_it: later::made_by_others,
+    },
+    Trial {
+        name: "denied_path_made_by_the_session",
+        needs: &["bpf-lsm"],
+        try_it: later::made_by_the_session,
     },
 ];
 

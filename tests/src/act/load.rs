@@ -5,7 +5,7 @@ use std::{
     os::fd::AsRawFd,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
-    thread::sleep,
+    thread::{sleep, yield_now},
     time::{Duration, Instant},
 };
 
@@ -81,6 +81,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         name: "race-open",
         usage: "SEQUENCE DIR NAME (until SEQUENCE says 0: nobody reads NAME in DIR while it is even)",
         run: race_open,
+    },
+    Operation {
+        name: "race-made",
+        usage: "MILLISECONDS DIR NAME [MADE] (threads open NAME in DIR whenever it is there; with MADE another makes that, with NAME in it, and renames it to DIR)",
+        run: race_made,
     },
 ];
 
@@ -196,4 +201,67 @@ fn race_open(args: &[String]) -> Outcome {
         )));
     }
     Ok(())
+}
+
+/// Opens a file that comes and goes, as soon as it is there. With `made` a thread of ours is who makes it, by renaming its directory,
+/// and others take it away. It is opened each time, or never.
+fn race_made(args: &[String]) -> Outcome {
+    const THREADS: u32 = 3;
+    let (milliseconds, dir, name, made) = match args {
+        [milliseconds, dir, name] => (milliseconds, dir, name, None),
+        [milliseconds, dir, name, made] => (milliseconds, dir, name, Some(Path::new(made))),
+        _ => return Err(Failure::Usage("three or four arguments".to_owned())),
+    };
+    let end = Instant::now() + Duration::from_millis(number(milliseconds)?);
+    let dir = Path::new(dir);
+    let path = dir.join(name);
+    let (opened, refused) = (AtomicU32::new(0), AtomicU32::new(0));
+    let open = || -> Outcome {
+        while Instant::now() < end {
+            // To look needs no right, and is not recorded.
+            if fs::metadata(&path).is_err() {
+                yield_now();
+                continue;
+            }
+            match File::open(&path) {
+                Ok(_) => opened.fetch_add(1, Ordering::SeqCst),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EACCES) => refused.fetch_add(1, Ordering::SeqCst),
+                    Some(libc::ENOENT) => 0,
+                    _ => return Err(error.into()),
+                },
+            };
+        }
+        Ok(())
+    };
+    let make = |made: &Path| -> Outcome {
+        while Instant::now() < end {
+            fs::create_dir(made)?;
+            fs::write(made.join(name), "made")?;
+            // As it is opened after the rename, so that something is known of it.
+            File::open(made.join(name))?;
+            while dir.exists() && Instant::now() < end {
+                sleep(Duration::from_micros(100));
+            }
+            if !dir.exists() {
+                fs::rename(made, dir)?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let mut threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(open)).collect();
+        threads.extend(made.map(|made| scope.spawn(move || make(made))));
+        threads.into_iter().try_for_each(|thread| {
+            let ended = thread.join();
+            ended.unwrap_or_else(|_| Err(Failure::Usage("a thread ended early".to_owned())))
+        })
+    })?;
+    match (opened.into_inner(), refused.into_inner()) {
+        (opened, 0) if opened >= 100 => Ok(()),
+        (0, refused) if refused >= 100 => Err(Errno::EACCES.into()),
+        (opened, refused) => Err(Failure::Usage(format!(
+            "opened {opened} times and refused {refused} times"
+        ))),
+    }
 }
