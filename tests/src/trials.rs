@@ -3,6 +3,7 @@
 
 mod floor;
 mod later;
+mod open;
 
 use std::{
     fs,
@@ -44,7 +45,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 10] = [
+pub const TRIALS: [Trial; 12] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -94,6 +95,16 @@ pub const TRIALS: [Trial; 10] = [
         name: "denied_path_made_by_the_session",
         needs: &["bpf-lsm"],
         try_it: later::made_by_the_session,
+    },
+    Trial {
+        name: "attach_with_open_things",
+        needs: &["bpf-lsm"],
+        try_it: open::attached,
+    },
+    Trial {
+        name: "listener_as_standard_input",
+        needs: &["bpf-lsm"],
+        try_it: open::passed_on,
     },
 ];
 

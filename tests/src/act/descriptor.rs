@@ -276,6 +276,17 @@ pub(super) const OPERATIONS: &[Operation] = &[
         run: lend_socket,
     },
     Operation {
+        name: "keep",
+        usage: "FD (one that it was started with: the held-* operations act on it)",
+        run: |args| {
+            let fd: RawFd = number(arguments::<1>(args)?[0])?;
+            sys!(libc::fcntl(fd, libc::F_GETFD))?;
+            // SAFETY: it is open, and nothing of ours knows it.
+            keep(unsafe { OwnedFd::from_raw_fd(fd) });
+            Ok(())
+        },
+    },
+    Operation {
         name: "inherited",
         usage: "FD (whether it is open)",
         run: |args| {
