@@ -3,6 +3,7 @@
 
 mod floor;
 mod later;
+mod mounts;
 mod open;
 
 use std::{
@@ -45,7 +46,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 12] = [
+pub const TRIALS: [Trial; 13] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -95,6 +96,11 @@ pub const TRIALS: [Trial; 12] = [
         name: "denied_path_made_by_the_session",
         needs: &["bpf-lsm"],
         try_it: later::made_by_the_session,
+    },
+    Trial {
+        name: "mounts_made_by_the_host",
+        needs: &["bpf-lsm"],
+        try_it: mounts::made_by_the_host,
     },
     Trial {
         name: "attach_with_open_things",
