@@ -70,17 +70,20 @@ fn race(
 ) -> Result<()> {
     let (secret, key) = (place.path("in/secret"), place.path("in/secret/key"));
     let policy = place.policy(&format!("deny = ['{key}']\n"))?;
-    let made = made.unwrap_or_default();
-    let script = steps(&[format!(
-        "race-made {} {secret} key {made}",
-        RACE.as_millis()
-    )]);
+    let (made, begun) = (made.unwrap_or_default(), place.path("in/begun"));
+    let script = steps(&[
+        format!("write-text {begun} x"),
+        format!("race-made {} {secret} key {made}", RACE.as_millis()),
+    ]);
     for (command, outcome) in [(place.unheld(), "ok"), (place.held(&policy), "EACCES")] {
         let done = AtomicBool::new(false);
         let results = std::thread::scope(|scope| {
             let maker = scope.spawn(|| -> io::Result<()> {
                 while !done.load(Ordering::SeqCst) {
-                    turn()?;
+                    // When the session begins, there is nothing yet.
+                    if Path::new(&begun).exists() {
+                        turn()?;
+                    }
                     sleep(Duration::from_micros(100));
                 }
                 Ok(())
@@ -93,7 +96,8 @@ fn race(
             }
             results
         })?;
-        expect(&results, &[outcome])?;
+        expect(&results, &["ok", outcome])?;
+        fs::remove_file(&begun)?;
         for left in [&secret, &made] {
             if Path::new(left).exists() {
                 fs::remove_dir_all(left)?;
