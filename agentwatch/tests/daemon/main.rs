@@ -5,6 +5,7 @@
 
 mod attached;
 mod bounds;
+mod coverage;
 mod decisions;
 mod evidence;
 mod faults;
