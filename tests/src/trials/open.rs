@@ -21,7 +21,7 @@ use crate::{
     harness::{agentwatch::said, conformance},
 };
 
-/// Two listeners, of which a policy lets the second be listened at, and that part of the policy.
+/// Two listeners; a policy lets the second be listened at.
 struct Listeners {
     outside: TcpListener,
     inside: TcpListener,
@@ -116,17 +116,21 @@ pub(super) fn attached(place: &Place<'_>) -> Result<()> {
                 true => attach_to(place, &cgroup, &policy),
                 false => Ok(()),
             });
+        let detached = match attach {
+            true => place.daemon.agentwatch.output(&["detach", place.name]),
+            false => Ok(String::new()),
+        };
+        let removed = fs::remove_dir(&cgroup);
+        let done = done?;
+        detached?;
+        removed?;
         if attach {
-            let detached = place.daemon.agentwatch.output(&["detach", place.name]);
-            let done = done?;
-            detached?;
             let held = expected.iter().map(|(_, outcome)| *outcome);
             let outcomes: Vec<&str> = held.chain(["ok", "exit:1"]).collect();
             expect(&done, &outcomes)?;
         } else {
-            expect(&done?, &["ok"; 9]).context("without a session")?;
+            expect(&done, &["ok"; 9]).context("without a session")?;
         }
-        fs::remove_dir(&cgroup)?;
     }
     let events = place.events(false)?;
     for kind in ["open", "attr"] {
