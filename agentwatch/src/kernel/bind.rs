@@ -248,14 +248,12 @@ impl Entries {
         self.flag(policy, above, &start, place::CHILDREN);
         let at = (start.identity.dev, start.identity.inode);
         self.wait_below(at, names.clone(), path, value);
-        // What may not be written keeps the directories above it where they are.
-        if value.effects[right::WRITE] == effect::ALLOW {
-            self.wait_above(policy, looked, (above, start), names, path, value);
-        }
+        self.wait_above(policy, looked, (above, start), names, path, value);
     }
 
-    /// Enters the same names, and those of the directories above, where the session may take such a directory away and make it again:
-    /// the rule is to hold in the new one. A way through a link is not gone back.
+    /// Enters the same names, and those of the directories above, where the session may write: such a directory may be taken away and made
+    /// again, the rule is to hold in the new one. What denies keeps the session from that, but not who works beside it. A way through a
+    /// link is not gone back.
     fn wait_above<'p>(
         &mut self,
         policy: &Compiled,

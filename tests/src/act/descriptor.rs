@@ -266,6 +266,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "have-made-again",
+        usage: "SOCKET DIRECTORY PATH (the same, after the directory was taken away with all that is in it)",
+        run: |args| {
+            let [socket, top, path] = arguments(args)?;
+            ask(socket, &format!("make-again {top} {path}")).map(drop)
+        },
+    },
+    Operation {
         name: "pass-accepted",
         usage: "ADDR PORT (accepts a connection of its own there, hands it to itself over a socket pair, and writes to it)",
         run: pass_accepted,

@@ -177,7 +177,7 @@ fn remove(values: &BTreeMap<String, String>) {
 }
 
 /// Reads what is wanted and answers with a descriptor of it: a path, `socket` and the words of [`make_socket`], or `connect ADDR PORT` with
-/// a socket that comes along. After `make PATH` there is a file, and the answer is `kept`, which says nothing of it.
+/// a socket that comes along. After `make PATH`, or `make-again DIRECTORY PATH`, which takes the directory away before, there is a file, and the answer is `kept`, which says nothing of it.
 fn hand_out(client: &UnixStream, kept: &File) -> Result<()> {
     let (wanted, lent) = request(client)?;
     let words: Vec<&str> = wanted.trim().split(' ').collect();
@@ -189,6 +189,11 @@ fn hand_out(client: &UnixStream, kept: &File) -> Result<()> {
             lent
         }
         (["make", path], _) => {
+            make_file(Path::new(path))?;
+            kept.try_clone()?.into()
+        }
+        (["make-again", top, path], _) => {
+            fs::remove_dir_all(top)?;
             make_file(Path::new(path))?;
             kept.try_clone()?.into()
         }
