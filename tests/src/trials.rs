@@ -3,7 +3,6 @@
 
 mod floor;
 mod later;
-mod mounts;
 mod open;
 
 use std::{
@@ -46,7 +45,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 13] = [
+pub const TRIALS: [Trial; 12] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -96,11 +95,6 @@ pub const TRIALS: [Trial; 13] = [
         name: "denied_path_made_by_the_session",
         needs: &["bpf-lsm"],
         try_it: later::made_by_the_session,
-    },
-    Trial {
-        name: "mounts_made_by_the_host",
-        needs: &["bpf-lsm"],
-        try_it: mounts::made_by_the_host,
     },
     Trial {
         name: "attach_with_open_things",
