@@ -1,8 +1,9 @@
 //! What neither a scenario's steps nor a table of cases can say: things that happen at the same time, or in great number. Each trial
 //! has a session of its own on the harness's daemon.
 
-mod floor;
+mod another;
 mod later;
+mod mounts;
 mod open;
 
 use std::{
@@ -30,7 +31,6 @@ use crate::{
     act::script::{Done, Step},
     harness::{
         agentwatch::{Daemon, said},
-        capability::Doctor,
         compare, conformance,
         run::{Actor, Stage, Verdict},
     },
@@ -77,14 +77,14 @@ pub const TRIALS: [Trial; 12] = [
         try_it: full_ring_of_refusals,
     },
     Trial {
-        name: "failed_opens_without_kprobes",
+        name: "a_floor_and_no_kprobes",
         needs: &["bpf-lsm"],
-        try_it: failed_opens_without_kprobes,
+        try_it: another::daemon,
     },
     Trial {
-        name: "floor_below_what_a_session_allows",
+        name: "mounts_of_the_host",
         needs: &["bpf-lsm"],
-        try_it: floor::holds,
+        try_it: mounts::made_by_the_host,
     },
     Trial {
         name: "denied_path_made_by_others",
@@ -346,63 +346,6 @@ fn full_ring_of_refusals(place: &Place<'_>) -> Result<()> {
         "{told} told of and {declared} declared lost are fewer than {REFUSALS}: {counts}"
     );
     println!("  {counts}");
-    Ok(())
-}
-
-/// Where nothing can be attached to what only failed opens pass, all opens are looked at, and the record is the same.
-fn failed_opens_without_kprobes(place: &Place<'_>) -> Result<()> {
-    let debugfs = Path::new("/sys/kernel/debug");
-    let none = None::<&str>;
-    nix::mount::mount(none, debugfs, Some("debugfs"), MsFlags::empty(), none)
-        .context("mount debugfs")?;
-    let switch = debugfs.join("kprobes/enabled");
-    fs::write(&switch, "0").context("switch kprobes off")?;
-    let tried = failed_opens_by_another_daemon(place);
-    fs::write(&switch, "1").context("switch kprobes on again")?;
-    nix::mount::umount2(debugfs, MntFlags::MNT_DETACH)?;
-    tried
-}
-
-fn failed_opens_by_another_daemon(place: &Place<'_>) -> Result<()> {
-    let root = place.dir.join("daemon");
-    fs::create_dir(&root)?;
-    fs::set_permissions(&root, fs::Permissions::from_mode(0o755))?;
-    let daemon = Daemon::start(&place.daemon.agentwatch.binary, &root)?;
-    let doctor = Doctor::ask(&daemon.agentwatch)?;
-    let check = doctor
-        .checks
-        .iter()
-        .find(|check| check.name == "failed-opens");
-    let detail = check.map_or("nothing", |check| check.detail.as_str());
-    println!("  {detail}");
-    ensure!(
-        detail.starts_with("looked at where any open of the host ends"),
-        "doctor says of failed opens: {detail}"
-    );
-    let place = Place {
-        name: place.name,
-        dir: place.dir.clone(),
-        daemon: &daemon,
-        stage: place.stage,
-    };
-    let policy = place.policy("")?;
-    let missing = ["open", "openat2", "io_uring"].map(|way| place.path(&format!("in/by-{way}")));
-    let script = steps(&[
-        format!("open-by-open {}", missing[0]),
-        format!("openat2 {}", missing[1]),
-        format!("io_uring-openat {}", missing[2]),
-    ]);
-    expect(
-        &place.actor().perform(place.held(&policy), &script)?,
-        &["ENOENT"; 3],
-    )?;
-    let events = place.events(false)?;
-    for path in &missing {
-        let told = events
-            .iter()
-            .any(|event| field(event, "/file/path") == path && event["errno"] == libc::ENOENT);
-        ensure!(told, "{path} is in no event");
-    }
     Ok(())
 }
 

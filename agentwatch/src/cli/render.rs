@@ -229,6 +229,22 @@ fn lifecycle(lifecycle: &Lifecycle) -> String {
             mode.name(),
             coverage.name()
         ),
+        Lifecycle::MountsChanged {
+            mounted,
+            unmounted,
+            coverage,
+        } => {
+            let list = |what, points: &[String]| match points {
+                [] => String::new(),
+                points => format!(", {what} {}", escape(&points.join(", "))),
+            };
+            format!(
+                "mounts of the host changed{}{}; {}",
+                list("mounted", mounted),
+                list("unmounted", unmounted),
+                coverage.name()
+            )
+        }
         Lifecycle::Ended {
             reason,
             exit_code,

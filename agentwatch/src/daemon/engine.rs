@@ -3,6 +3,7 @@
 mod approve;
 mod folds;
 mod live;
+mod mounts;
 mod orders;
 mod policies;
 mod prove;
@@ -90,6 +91,7 @@ pub struct Engine {
     canary: PathBuf,
     rings: Rings,
     enricher: Enricher,
+    mounts: mounts::Watched,
     sessions: HashMap<u32, Live>,
     /// The newest number of a session or a policy.
     last_number: u32,
@@ -191,6 +193,7 @@ impl Engine {
             canary: runtime.join("canary"),
             rings,
             enricher,
+            mounts: mounts::Watched::begin()?,
             sessions: HashMap::new(),
             last_number: 0,
             registry,
@@ -407,6 +410,7 @@ impl Engine {
                 }
             }
         }
+        self.look_after_mounts();
         if self.ticks.is_multiple_of(REBIND_TICKS) {
             self.look_after_strangers();
             self.retire();

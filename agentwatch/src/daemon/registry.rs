@@ -5,6 +5,7 @@
 //! reported, never half believed.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -21,6 +22,7 @@ use super::launch::{Holding, Origin};
 use crate::{
     approval::Papers,
     event::{Event, model::SessionRef},
+    kernel::bind::Concerned,
     policy::model::Compiled,
 };
 
@@ -64,6 +66,9 @@ pub struct Policy {
     /// Places that named nothing, by their index, and what of the policy is not in force.
     pub missing: Vec<usize>,
     pub gaps: Vec<String>,
+    /// The host's mounts that it was worked out with.
+    #[serde(default)]
+    pub mounts: Option<HashSet<Concerned>>,
 }
 
 /// A file that cannot be believed.
@@ -282,6 +287,12 @@ mod tests {
                 },
                 missing: vec![1],
                 gaps: Vec::new(),
+                mounts: Some(HashSet::from([Concerned {
+                    point: "/work/tmp".into(),
+                    dev: 1 << 20,
+                    inode: 1,
+                    generation: 3,
+                }])),
             }],
             told: vec![sample(Kind::Session)],
         }

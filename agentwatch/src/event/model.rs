@@ -459,6 +459,16 @@ pub enum Lifecycle {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         rules: Option<Box<PolicyRecord>>,
     },
+    /// The policy was worked out again, because mounts of the host have changed on which it depends: what is mounted now holds what the
+    /// policy says of it.
+    MountsChanged {
+        /// Mount points at which something is mounted since, the first 64 of them.
+        mounted: Vec<String>,
+        /// Mount points at which something was mounted before, the first 64 of them.
+        unmounted: Vec<String>,
+        /// How well the policy is held.
+        coverage: Coverage,
+    },
     /// The session ended.
     Ended {
         /// Why: `exited`, `wall_time` (the policy's limit), `killed` (nobody said how the command ended), `detached`, `empty`, `released` (`agentwatch release`),

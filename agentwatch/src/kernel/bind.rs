@@ -8,7 +8,7 @@ mod look;
 mod mounts;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
@@ -22,6 +22,7 @@ use anyhow::Result;
 
 pub(super) use self::look::Looked;
 use self::look::{Led, Seen};
+pub use self::mounts::{Concerned, concerned};
 use super::{
     container::Private,
     files::{self, Identifier, Identity},
@@ -54,6 +55,8 @@ pub struct Entries {
     pub gaps: Vec<String>,
     /// What else is good to know, a sentence each.
     pub notes: Vec<String>,
+    /// The mounts that it was worked out with.
+    pub mounts: HashSet<Concerned>,
     /// Numbers that have been given to names.
     numbers: u64,
 }
@@ -109,10 +112,12 @@ pub fn entries(
             ),
         }
     }
-    let mounts = files::list()?;
-    entries.roots(policy, &mut looked, &mounts);
+    let mounts = files::rooted(identifier)?;
+    entries.mounts = mounts::concerned(policy, &mounts);
+    entries.roots(policy, &mounts);
+    entries.other_names(policy, &mounts);
     entries.instances(policy, &mounts);
-    entries.again(identifier, &mounts);
+    entries.again(&mounts);
     entries.layers(policy, &mut looked, &mounts);
     entries.private(policy, identifier, private);
     for target in &policy.unix {

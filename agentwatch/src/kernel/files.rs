@@ -198,6 +198,15 @@ const SHOW_THE_HOST: [&str; 12] = [
 ];
 
 impl Mount {
+    /// The name of what is below its root.
+    fn shows(&self, below: &Path) -> PathBuf {
+        if below.as_os_str().is_empty() {
+            self.point.clone()
+        } else {
+            self.point.join(below)
+        }
+    }
+
     /// The same mount under another name.
     pub fn named(&self, point: PathBuf) -> Mount {
         Mount {
@@ -226,6 +235,25 @@ impl Mount {
     }
 }
 
+/// A mount of the host, and the file that its mount point names.
+pub struct Rooted {
+    pub mount: Mount,
+    /// `None` where another mount is on top of it, where it was taken away meanwhile, and where it cannot be looked at.
+    pub root: Option<Found>,
+}
+
+/// The host's mounts, each with what it shows at its mount point.
+pub fn rooted(identifier: &Identifier) -> Result<Vec<Rooted>> {
+    let rooted = list()?.into_iter().map(|mount| {
+        let found = identifier.identify_unlinked(&mount.point).ok().flatten();
+        Rooted {
+            root: found.filter(|found| found.identity.dev == mount.dev),
+            mount,
+        }
+    });
+    Ok(rooted.collect())
+}
+
 /// The magic number of the file system that a file is on.
 pub fn magic_of(file: &OwnedFd) -> Option<u64> {
     u64::try_from(fstatfs(file).ok()?.filesystem_type().0).ok()
@@ -242,17 +270,37 @@ fn layers_of(options: &HashMap<String, Option<String>>) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Says when the host's mounts have changed.
+pub struct MountChanges {
+    /// Is ready (`POLLPRI`) once a mount was made or taken away since it was last asked.
+    mountinfo: File,
+}
+
+impl MountChanges {
+    pub fn watch() -> Result<Self> {
+        let mountinfo = File::open("/proc/self/mountinfo")
+            .context("open /proc/self/mountinfo; hint: /proc must be mounted")?;
+        Ok(Self { mountinfo })
+    }
+
+    /// Whether a mount was made or taken away since this was last asked.
+    pub fn any(&self) -> Result<bool> {
+        let mut changed = [PollFd::new(self.mountinfo.as_fd(), PollFlags::POLLPRI)];
+        let ready =
+            poll(&mut changed, PollTimeout::ZERO).context("ask whether mounts have changed")?;
+        Ok(ready > 0)
+    }
+}
+
 /// The host's mounts as they are now.
 pub struct HostMounts {
     now: Mounts,
-    /// Is ready (`POLLPRI`) once a mount was made or taken away since it was last asked.
-    changes: File,
+    changes: MountChanges,
 }
 
 impl HostMounts {
     pub fn read() -> Result<Self> {
-        let changes = File::open("/proc/self/mountinfo")
-            .context("open /proc/self/mountinfo; hint: /proc must be mounted")?;
+        let changes = MountChanges::watch()?;
         Ok(Self {
             now: Mounts::read()?,
             changes,
@@ -262,10 +310,7 @@ impl HostMounts {
     /// Reads them again where they have changed. The number of a device that is gone is given to the next one, so a file must not
     /// be named by a mount of before.
     pub fn refresh(&mut self) -> Result<()> {
-        let mut changed = [PollFd::new(self.changes.as_fd(), PollFlags::POLLPRI)];
-        let ready =
-            poll(&mut changed, PollTimeout::ZERO).context("ask whether mounts have changed")?;
-        if ready > 0 {
+        if self.changes.any()? {
             self.now = Mounts::read()?;
         }
         Ok(())
@@ -303,19 +348,28 @@ impl Mounts {
                     .ok()
                     .map(|rest| (mount, rest))
             })
-            // The mount that shows the most specific part; of two, the one with the shorter name.
-            .max_by_key(|(mount, _)| {
+            // The host's root is what the others are names in; then the shortest name, and of two the one that was there first.
+            .min_by_key(|(mount, rest)| {
+                let below = rest.components().count();
                 (
-                    mount.root.as_os_str().len(),
-                    std::cmp::Reverse(mount.point.as_os_str().len()),
+                    mount.point != Path::new("/"),
+                    mount.point.components().count() + below,
                 )
             });
-        let (mount, rest) = best?;
-        if rest.as_os_str().is_empty() {
-            Some(mount.point.clone())
-        } else {
-            Some(mount.point.join(rest))
-        }
+        best.map(|(mount, rest)| mount.shows(rest))
+    }
+
+    /// The name whose rules hold for a file: that of the mount that shows the most of its file system, and was there first.
+    pub fn judged(&self, dev: u32, inside: &Path) -> Option<PathBuf> {
+        let mounts = self.by_device.get(&dev)?;
+        mounts
+            .iter()
+            .filter_map(|mount| {
+                let rest = inside.strip_prefix(&mount.root).ok()?;
+                Some((mount, rest))
+            })
+            .min_by_key(|(mount, _)| mount.root.components().count())
+            .map(|(mount, rest)| mount.shows(rest))
     }
 }
 
@@ -366,4 +420,46 @@ pub fn list_of(process: &Process) -> Result<Vec<Mount>> {
             })
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_the_hosts_shortest_name_and_are_judged_by_the_widest_mount() {
+        let mounts: Mounts = [
+            ("/", 1, "/"),
+            ("/srv/root/home", 1, "/home"),
+            ("/h", 1, "/home"),
+            ("/sysroot", 2, "/"),
+            ("/var", 2, "/deploy/var"),
+            ("/data", 3, "/"),
+            ("/work/data", 3, "/"),
+        ]
+        .into_iter()
+        .map(|(point, dev, root)| Mount {
+            point: point.into(),
+            root: root.into(),
+            dev,
+            kind: "ext4".to_owned(),
+            layers: Vec::new(),
+        })
+        .collect();
+        for (dev, inside, name, judged) in [
+            (1, "/home/a", "/home/a", "/home/a"),
+            (1, "/", "/", "/"),
+            (2, "/deploy/var/a", "/var/a", "/sysroot/deploy/var/a"),
+            (2, "/other", "/sysroot/other", "/sysroot/other"),
+            (3, "/a/b", "/data/a/b", "/data/a/b"),
+        ] {
+            let inside = Path::new(inside);
+            assert_eq!(mounts.find(dev, inside).as_deref(), Some(Path::new(name)));
+            assert_eq!(
+                mounts.judged(dev, inside).as_deref(),
+                Some(Path::new(judged))
+            );
+        }
+        assert_eq!(mounts.find(4, Path::new("/a")), None);
+    }
 }

@@ -6,7 +6,7 @@ mod hold;
 mod resume;
 mod shared;
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use agentwatch_common::{
     hold::{Grant, GrantKey, Hold},
@@ -27,9 +27,9 @@ use self::{
     shared::{Bindings, Held},
 };
 use super::{
-    bind::{self, Own},
+    bind::{self, Concerned, Own},
     container::Private,
-    files::{Identifier, Mounts},
+    files::{self, Identifier, Mounts, Rooted},
     probe,
 };
 use crate::policy::model::Compiled;
@@ -87,6 +87,8 @@ pub struct Bound {
     pub gaps: Vec<String>,
     /// What else is good to know, a sentence each.
     pub notes: Vec<String>,
+    /// The host's mounts that it was worked out with; `None` where that is not known.
+    pub mounts: Option<HashSet<Concerned>>,
     /// How the host would name what only the session's processes had mounted when it was bound.
     pub private: Mounts,
 }
@@ -173,6 +175,7 @@ impl Maps {
         bound.missing = entries.missing;
         bound.gaps = entries.gaps;
         bound.notes = entries.notes;
+        bound.mounts = Some(entries.mounts);
         bound.private = private.names();
         let entered = self.enter(policy, entries.places, entries.children, &mut bound);
         self.touch();
@@ -181,6 +184,11 @@ impl Maps {
             return Err(error);
         }
         Ok(bound)
+    }
+
+    /// The host's mounts as they are now.
+    pub fn host_mounts(&self) -> Result<Vec<Rooted>> {
+        files::rooted(&self.identifier)
     }
 
     /// What was found before is looked for again.

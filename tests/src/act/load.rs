@@ -73,6 +73,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
         },
     },
     Operation {
+        name: "await",
+        usage: "FILE (until it is there)",
+        run: |args| {
+            let [file] = arguments(args)?;
+            if await_file(file) {
+                Ok(())
+            } else {
+                Err(Errno::ETIMEDOUT.into())
+            }
+        },
+    },
+    Operation {
         name: "threads-when",
         usage: "FILE N PATH (says FILE.ready, waits for FILE; then N threads that were waiting open PATH)",
         run: threads_when,
@@ -91,6 +103,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
 
 /// How long one waits for another.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+fn await_file(file: &str) -> bool {
+    let begin = Instant::now();
+    while !Path::new(file).exists() && begin.elapsed() < PATIENCE {
+        sleep(Duration::from_millis(20));
+    }
+    Path::new(file).exists()
+}
 
 fn fork_bomb(args: &[String]) -> Outcome {
     let [milliseconds] = arguments(args)?;
@@ -118,17 +138,11 @@ fn fork_bomb(args: &[String]) -> Outcome {
 fn threads_when(args: &[String]) -> Outcome {
     let [file, count, path] = arguments(args)?;
     let count = number::<usize>(count)?;
-    let wait = || {
-        let begin = Instant::now();
-        while !Path::new(file).exists() && begin.elapsed() < PATIENCE {
-            sleep(Duration::from_millis(20));
-        }
-    };
     let results: Vec<Result<File, std::io::Error>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..count)
             .map(|_| {
                 scope.spawn(|| {
-                    wait();
+                    await_file(file);
                     File::open(path)
                 })
             })

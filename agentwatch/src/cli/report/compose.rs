@@ -366,6 +366,10 @@ fn step(lifecycle: &Lifecycle) -> String {
             mode.name(),
             coverage.name()
         ),
+        Lifecycle::MountsChanged { coverage, .. } => format!(
+            "policy worked out again for changed mounts of the host, coverage {}",
+            coverage.name()
+        ),
         Lifecycle::Ended {
             reason, exit_code, ..
         } => match exit_code {

@@ -682,7 +682,7 @@ fn record_lifecycle(
                 session,
             ])?;
         }
-        Lifecycle::Resumed { coverage } => {
+        Lifecycle::Resumed { coverage } | Lifecycle::MountsChanged { coverage, .. } => {
             transaction
                 .prepare_cached(
                     "UPDATE session_rows SET policy = ?, mode = ?, coverage = ? WHERE no = ?",

@@ -67,9 +67,7 @@ impl Engine {
             .with_context(|| format!("make {}", dir.display()))?;
         fs::write(dir.join(canary::FILE), "canary\n").context("make the canary's file")?;
         let socket = listen(&dir)?;
-        let number = self
-            .next_number()
-            .map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        let number = self.next_number()?;
         let context = model::Context {
             cwd: "/".into(),
             home: "/".into(),

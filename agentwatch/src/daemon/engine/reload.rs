@@ -12,19 +12,31 @@ use super::{Engine, live::Live, orders::Refusal, policies};
 use crate::{
     daemon::{
         control::Peer,
-        launch::{self, Origin},
+        launch::{self, Holding, Origin},
     },
     event::{
         Kind, Mode,
         model::{Lifecycle, SessionRef},
     },
-    kernel::probe,
+    kernel::{maps::Bound, probe},
+    policy::model::Compiled,
     wire::control::{PolicyText, Response},
 };
 
 /// How long a policy that is no longer in force stays in the kernel: longer than any record of it stays in a ring that
 /// is drained ten times a second.
 const RETIRE: Duration = Duration::from_secs(3);
+
+/// Another policy for a session, or the same once more.
+pub(super) struct Exchange {
+    pub reference: SessionRef,
+    pub policy: Arc<Compiled>,
+    pub holding: Holding,
+    /// It is in the kernel, and not in force.
+    pub bound: Bound,
+    /// What the record says of it.
+    pub told: Lifecycle,
+}
 
 impl Engine {
     pub(super) fn order_reload(
@@ -82,46 +94,71 @@ impl Engine {
 
         self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
-        let mut bound = self.kernel.insert_policy(key, &policy, Some(&cgroup))?;
+        let bound = self.kernel.insert_policy(key, &policy, Some(&cgroup))?;
         if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {
             self.kernel.maps.remove_policy(&bound);
             return Err(refusal);
         }
-        let bits = self.flags(mode, &policy);
-        let Some(live) = self.sessions.get_mut(&number) else {
+        if !self.sessions.contains_key(&number) {
             self.kernel.maps.remove_policy(&bound);
             return Err(Refusal::new("the session is gone"));
+        }
+        tracing::info!(
+            session = reference.id,
+            policy = reference.policy,
+            ?mode,
+            uid = peer.uid,
+            "policy exchanged"
+        );
+        let told = Lifecycle::Reloaded {
+            policy: reference.policy.clone(),
+            mode,
+            coverage: holding.coverage,
+            missing: holding.missing.clone(),
+            uid: peer.uid,
+            rules: Some(Box::new(policy.record())),
         };
-        live.subject
-            .reload(key, reference.clone(), Arc::clone(&policy));
+        self.distrust_reviewer(number);
+        self.exchange(
+            number,
+            Exchange {
+                reference,
+                policy,
+                holding,
+                bound,
+                told,
+            },
+        );
+        self.ready(number)
+    }
+
+    /// Puts in force what is in the kernel already.
+    pub(super) fn exchange(&mut self, number: u32, exchange: Exchange) {
+        let Exchange {
+            reference,
+            policy,
+            holding,
+            mut bound,
+            told,
+        } = exchange;
+        let bits = self.flags(reference.mode, &policy);
+        let Some(live) = self.sessions.get_mut(&number) else {
+            return;
+        };
+        let key = bound.number();
+        live.subject.reload(key, reference.clone(), policy);
         live.subject.private = std::mem::take(&mut bound.private);
         let old = std::mem::replace(&mut live.bound, bound);
         live.retiring.push((Instant::now(), old));
         live.holding = holding;
         let bits = bits | live.epoch << flags::EPOCH_SHIFT;
         let mut event = self.enricher.own(&reference, Kind::Session);
-        event.lifecycle = Some(Lifecycle::Reloaded {
-            policy: reference.policy.clone(),
-            mode,
-            coverage: live.holding.coverage,
-            missing: live.holding.missing.clone(),
-            uid: peer.uid,
-            rules: Some(Box::new(policy.record())),
-        });
-        tracing::info!(
-            session = live.id(),
-            policy = reference.policy,
-            ?mode,
-            uid = peer.uid,
-            "policy exchanged"
-        );
+        event.lifecycle = Some(told);
         live.changed(&event);
         // Both are written down before the store, so that whichever a killed daemon leaves in force is known.
         self.write_down(number);
-        self.distrust_reviewer(number);
         self.kernel.maps.bind_policy(number, key, bits);
         self.outbox.tell(event);
-        self.ready(number)
     }
 
     /// Takes policies out of the kernel that no program goes by any more.

@@ -134,13 +134,13 @@ impl Engine {
         for (record, at) in live {
             let policy = &record.policies[at];
             let mut bound = bound.remove(&policy.number).unwrap_or_default();
-            let missing = if at + 1 == record.policies.len() {
-                policy.missing.clone()
+            // The newest was never put in force, if it is another one, and these are its own.
+            let (missing, mounts) = if at + 1 == record.policies.len() {
+                (policy.missing.clone(), policy.mounts.clone())
             } else {
-                // The newest was never put in force, and these are its own.
-                (0..policy.policy.places.len()).collect()
+                ((0..policy.policy.places.len()).collect(), None)
             };
-            bound.remember(missing, policy.gaps.clone());
+            bound.remember(missing, policy.gaps.clone(), mounts);
             self.resume(record, at, bound);
         }
         self.want(Wanted::Running);
@@ -465,6 +465,7 @@ impl Engine {
             holding: live.holding.clone(),
             missing: live.bound.missing().to_vec(),
             gaps: live.bound.gaps.clone(),
+            mounts: live.bound.mounts.clone(),
         };
         let subject = &live.subject;
         Record {

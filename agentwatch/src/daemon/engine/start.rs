@@ -294,7 +294,7 @@ impl Engine {
     }
 
     /// A number that nothing has had: a tag or a record may still bear an old one.
-    pub(super) fn next_number(&mut self) -> Result<u32, Refusal> {
+    pub(super) fn next_number(&mut self) -> anyhow::Result<u32> {
         self.last_number = self.last_number.wrapping_add(1).max(1);
         self.kernel.set_last_number(self.last_number)?;
         Ok(self.last_number)

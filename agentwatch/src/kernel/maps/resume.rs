@@ -1,11 +1,11 @@
 //! What the maps hold of a daemon that is gone: sessions, and the rules of their policies. Whatever belongs to nobody is
 //! removed; nothing that a session stands on is.
 
-use std::collections::{BTreeSet, HashMap as StdMap};
+use std::collections::{BTreeSet, HashMap as StdMap, HashSet};
 
 use agentwatch_common::policy::{Binding, Session};
 
-use super::{Bound, Maps, slot};
+use super::{Bound, Concerned, Maps, slot};
 
 impl Maps {
     /// The sessions in the kernel.
@@ -176,8 +176,14 @@ impl Bound {
     }
 
     /// Adds what the maps do not say.
-    pub fn remember(&mut self, missing: Vec<usize>, gaps: Vec<String>) {
+    pub fn remember(
+        &mut self,
+        missing: Vec<usize>,
+        gaps: Vec<String>,
+        mounts: Option<HashSet<Concerned>>,
+    ) {
         self.missing = missing;
         self.gaps = gaps;
+        self.mounts = mounts;
     }
 }
