@@ -104,7 +104,8 @@ pub struct Policy {
     pub guards: u64,
     /// The rule that allows each.
     pub guard_rules: [u32; guard::COUNT],
-    pub _pad: u32,
+    /// Number of the session whose policy it is.
+    pub session: u32,
 }
 const _: () = assert!(size_of::<Policy>() == 64);
 

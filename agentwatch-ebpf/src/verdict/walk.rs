@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     kernel::{self, Dentry, DentryAt, Entry as _},
-    maps::{BINDINGS, DIRECTORIES, HOST, OBJECTS, PLACES, SESSIONS, count},
+    maps::{DIRECTORIES, HOST, OBJECTS, PLACES, POLICIES, count},
     memory,
 };
 
@@ -277,17 +277,11 @@ fn top(policy: u32, dentry: u64, held: &mut Held) -> u32 {
     let Some(owner) = (unsafe { OBJECTS.get(super_block.0) }) else {
         return 0;
     };
-    let owner = *owner;
-    let Some(binding) = BINDINGS.get_ptr(owner & (limits::SESSIONS as u32 - 1)) else {
+    // SAFETY: entries are replaced whole. One that is no longer in force stays for as long as anything is decided by it.
+    let Some(own_policy) = (unsafe { POLICIES.get(policy) }) else {
         return 0;
     };
-    let Some(session) = SESSIONS.get(owner & (limits::SESSIONS as u32 - 1)) else {
-        return 0;
-    };
-    // SAFETY: a slot of an array map.
-    if session.number != owner
-        || unsafe { (&raw const (*binding).policy).read_volatile() } != policy
-    {
+    if own_policy.session != *owner {
         return 0;
     }
     let magic = super_block.magic();

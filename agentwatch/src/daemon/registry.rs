@@ -5,7 +5,6 @@
 //! reported, never half believed.
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -66,9 +65,11 @@ pub struct Policy {
     /// Places that named nothing, by their index, and what of the policy is not in force.
     pub missing: Vec<usize>,
     pub gaps: Vec<String>,
-    /// The host's mounts that it was worked out with.
+    /// The host's mounts that it was worked out with, and where its paths led by links.
     #[serde(default)]
-    pub mounts: Option<HashSet<Concerned>>,
+    pub mounts: Option<Vec<Concerned>>,
+    #[serde(default)]
+    pub links: Vec<String>,
 }
 
 /// A file that cannot be believed.
@@ -287,12 +288,8 @@ mod tests {
                 },
                 missing: vec![1],
                 gaps: Vec::new(),
-                mounts: Some(HashSet::from([Concerned {
-                    point: "/work/tmp".into(),
-                    dev: 1 << 20,
-                    inode: 1,
-                    generation: 3,
-                }])),
+                mounts: Some(Vec::new()),
+                links: vec!["/mnt/work".to_owned()],
             }],
             told: vec![sample(Kind::Session)],
         }

@@ -8,7 +8,7 @@ mod look;
 mod mounts;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
@@ -22,10 +22,10 @@ use anyhow::Result;
 
 pub(super) use self::look::Looked;
 use self::look::{Led, Seen};
-pub use self::mounts::{Concerned, concerned};
+pub use self::mounts::{Concerned, Ways};
 use super::{
     container::Private,
-    files::{self, Identifier, Identity},
+    files::{self, Identifier, Identity, MountChanges},
 };
 use crate::policy::{
     explain::{self, UnixPeer},
@@ -55,8 +55,10 @@ pub struct Entries {
     pub gaps: Vec<String>,
     /// What else is good to know, a sentence each.
     pub notes: Vec<String>,
-    /// The mounts that it was worked out with.
-    pub mounts: HashSet<Concerned>,
+    /// The host's mounts that it was worked out with; `None` where they changed meanwhile.
+    pub mounts: Option<Vec<Concerned>>,
+    /// Where paths of the policy lead by links.
+    pub links: Vec<String>,
     /// Numbers that have been given to names.
     numbers: u64,
 }
@@ -77,6 +79,8 @@ pub fn entries(
     own: &Own,
     private: &Private,
 ) -> Result<Entries> {
+    let changes = MountChanges::watch()?;
+    let mounts = files::list()?;
     let mut looked = Looked::new(policy, identifier);
     let mut entries = Entries::default();
     for (index, place) in policy.places.iter().enumerate() {
@@ -112,8 +116,11 @@ pub fn entries(
             ),
         }
     }
-    let mounts = files::rooted(identifier)?;
-    entries.mounts = mounts::concerned(policy, &mounts);
+    entries.links = looked.links();
+    let ways = Ways::of(policy, &entries.links);
+    let devices = ways.devices(&mounts);
+    let mounts = files::rooted(mounts, &devices, identifier);
+    let concerned = ways.concerned(&mounts, &devices);
     entries.roots(policy, &mounts);
     entries.other_names(policy, &mounts);
     entries.instances(policy, &mounts);
@@ -155,7 +162,36 @@ pub fn entries(
     entries.pin_ancestors(policy, &mut looked);
     entries.protect(policy, &mut looked, own);
     entries.measure();
+    // Where something was mounted meanwhile, paths were looked at before it and after it.
+    entries.mounts = (!changes.any()?).then_some(concerned);
     Ok(entries)
+}
+
+/// Whether a file system is mounted at a directory or not far above it, and a rule takes something away from what holds above that.
+fn below_a_mount(
+    policy: &Compiled,
+    looked: &mut Looked<'_>,
+    (below, seen): (&Path, &Seen),
+    path: &Path,
+    value: Place,
+) -> bool {
+    let takes_away = |above: &Path| {
+        let around = place_of(policy, &inherited(policy, above));
+        stricter(around, value).effects != around.effects
+    };
+    let names = path.components().count() - below.components().count();
+    for above in below
+        .ancestors()
+        .skip(1)
+        .take(limits::MISSING.saturating_sub(names))
+    {
+        match looked.seen(above) {
+            Ok(Some(other)) if other.identity.dev == seen.identity.dev => {}
+            Ok(Some(_)) => return takes_away(above),
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// What a rule gives through such a link: no more than the policy does where it leads.
@@ -242,12 +278,13 @@ impl Entries {
             }
         };
         if names.len() > limits::MISSING {
-            self.gaps.push(format!(
+            let told = format!(
                 "{}: {} directories on the way do not exist, more than {}; hint: make them before the session starts",
                 path.display(),
                 names.len() - 1,
                 limits::MISSING - 1
-            ));
+            );
+            self.miss(policy, path, value, told);
             return;
         }
         self.flag(policy, above, &start, place::CHILDREN);
@@ -257,8 +294,9 @@ impl Entries {
     }
 
     /// Enters the same names, and those of the directories above, where the session may write: such a directory may be taken away and made
-    /// again, the rule is to hold in the new one. What denies keeps the session from that, but not who works beside it. A way through a
-    /// link is not gone back.
+    /// again, the rule is to hold in the new one. What denies keeps the session from that, but not who works beside it. The same up to where
+    /// the file system is mounted, if the rule takes something away: what lies below the mount may be reached otherwise. A way through a link is
+    /// not gone back.
     fn wait_above<'p>(
         &mut self,
         policy: &Compiled,
@@ -270,9 +308,12 @@ impl Entries {
     ) {
         while let (Some(above), Some(name)) = (below.parent(), below.file_name()) {
             names.push(name);
+            if seen.led.is_some() || names.len() > limits::MISSING {
+                return;
+            }
             let may_write =
                 explain::decide_file(policy, Access::Write, above).effect == Effect::Allow;
-            if seen.led.is_some() || names.len() > limits::MISSING || !may_write {
+            if !may_write && !below_a_mount(policy, looked, (below, &seen), path, value) {
                 return;
             }
             let Ok(Some(next)) = looked.seen(above) else {

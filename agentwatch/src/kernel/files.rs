@@ -1,11 +1,12 @@
 //! Files by identity, and identities by the host's names.
 
 use std::{
-    collections::HashMap,
-    fs::File,
+    collections::{HashMap, HashSet},
+    ffi::OsString,
+    fs::{self, File},
     os::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -23,7 +24,7 @@ use nix::{
         statfs::fstatfs,
     },
 };
-use procfs::process::Process;
+use procfs::process::{MountInfo, Process};
 
 /// A file as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +39,8 @@ pub struct Identity {
 /// What a path named when it was looked at.
 pub struct Found {
     pub identity: Identity,
+    /// Number of the mount by which it was found. Since Linux 6.8 none is given twice.
+    pub mount: u64,
     pub is_block_device: bool,
 }
 
@@ -74,11 +77,12 @@ impl Identifier {
 
     fn found(&self, file: &OwnedFd, path: &Path) -> Result<Found> {
         let (identity, _) = self.identify_open(file, path)?;
-        let stat = fstat(file.as_fd()).with_context(|| format!("look at {}", path.display()))?;
+        let stat = statx(file).with_context(|| format!("look at {}", path.display()))?;
+        let kind = SFlag::from_bits_truncate(u32::from(stat.stx_mode) & SFlag::S_IFMT.bits());
         Ok(Found {
             identity,
-            is_block_device: SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
-                == SFlag::S_IFBLK,
+            mount: stat.stx_mnt_id,
+            is_block_device: kind == SFlag::S_IFBLK,
         })
     }
 
@@ -135,6 +139,25 @@ fn open_path(path: &Path, resolve: ResolveFlag) -> nix::Result<OwnedFd> {
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(resolve);
     openat2(AT_FDCWD, path, how)
+}
+
+/// What the kernel knows of a file without asking its file system.
+fn statx(file: &OwnedFd) -> nix::Result<libc::statx> {
+    // SAFETY: all zeroes is a valid statx.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty string, and the struct outlives the call.
+    let done = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
+            // The older number is what kernels give that do not know the newer.
+            libc::STATX_TYPE | libc::STATX_MNT_ID | libc::STATX_MNT_ID_UNIQUE,
+            &raw mut stat,
+        )
+    };
+    Errno::result(done)?;
+    Ok(stat)
 }
 
 /// A device number as the kernel has it inside, from what stat(2) shows.
@@ -198,8 +221,19 @@ const SHOW_THE_HOST: [&str; 12] = [
 ];
 
 impl Mount {
+    #[cfg(test)]
+    pub fn sample(point: &str, dev: u32, root: &str) -> Self {
+        Self {
+            point: point.into(),
+            root: root.into(),
+            dev,
+            kind: "ext4".to_owned(),
+            layers: Vec::new(),
+        }
+    }
+
     /// The name of what is below its root.
-    fn shows(&self, below: &Path) -> PathBuf {
+    pub fn shows(&self, below: &Path) -> PathBuf {
         if below.as_os_str().is_empty() {
             self.point.clone()
         } else {
@@ -238,20 +272,26 @@ impl Mount {
 /// A mount of the host, and the file that its mount point names.
 pub struct Rooted {
     pub mount: Mount,
-    /// `None` where another mount is on top of it, where it was taken away meanwhile, and where it cannot be looked at.
+    /// `None` where another mount is on top of it, where it was taken away meanwhile, and where it was not looked at or cannot be.
     pub root: Option<Found>,
 }
 
-/// The host's mounts, each with what it shows at its mount point.
-pub fn rooted(identifier: &Identifier) -> Result<Vec<Rooted>> {
-    let rooted = list()?.into_iter().map(|mount| {
-        let found = identifier.identify_unlinked(&mount.point).ok().flatten();
-        Rooted {
-            root: found.filter(|found| found.identity.dev == mount.dev),
+/// Mounts with what they show at their mount points; file systems on other devices are not looked at, of which some wait for a server.
+pub fn rooted(mounts: Vec<Mount>, devices: &HashSet<u32>, identifier: &Identifier) -> Vec<Rooted> {
+    let look = |mount: &Mount| {
+        let wanted = devices.contains(&mount.dev) || mount.shows_the_host();
+        let found = identifier
+            .identify_unlinked(wanted.then_some(mount.point.as_path())?)
+            .ok()?;
+        found.filter(|found| found.identity.dev == mount.dev)
+    };
+    mounts
+        .into_iter()
+        .map(|mount| Rooted {
+            root: look(&mount),
             mount,
-        }
-    });
-    Ok(rooted.collect())
+        })
+        .collect()
 }
 
 /// The magic number of the file system that a file is on.
@@ -266,7 +306,7 @@ fn layers_of(options: &HashMap<String, Option<String>>) -> Vec<PathBuf> {
         .filter_map(|name| options.get(name)?.as_deref())
         .flat_map(|value| value.split(':'))
         .filter(|path| path.starts_with('/'))
-        .map(PathBuf::from)
+        .map(unescaped)
         .collect()
 }
 
@@ -358,19 +398,6 @@ impl Mounts {
             });
         best.map(|(mount, rest)| mount.shows(rest))
     }
-
-    /// The name whose rules hold for a file: that of the mount that shows the most of its file system, and was there first.
-    pub fn judged(&self, dev: u32, inside: &Path) -> Option<PathBuf> {
-        let mounts = self.by_device.get(&dev)?;
-        mounts
-            .iter()
-            .filter_map(|mount| {
-                let rest = inside.strip_prefix(&mount.root).ok()?;
-                Some((mount, rest))
-            })
-            .min_by_key(|(mount, _)| mount.root.components().count())
-            .map(|(mount, rest)| mount.shows(rest))
-    }
 }
 
 impl FromIterator<Mount> for Mounts {
@@ -399,27 +426,72 @@ pub fn list() -> Result<Vec<Mount>> {
 
 /// The mounts that a process has below its root, named from there, in the order in which they were made.
 pub fn list_of(process: &Process) -> Result<Vec<Mount>> {
-    let infos = process
-        .mountinfo()
-        .with_context(|| format!("read /proc/{}/mountinfo", process.pid))?;
-    Ok(infos
-        .into_iter()
-        .filter_map(|info| {
-            let (major, minor) = info.majmin.split_once(':')?;
-            let dev = (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?;
-            Some(Mount {
-                point: info.mount_point,
-                root: PathBuf::from(info.root),
-                dev,
-                layers: if info.fs_type == "overlay" {
-                    layers_of(&info.super_options)
-                } else {
-                    Vec::new()
-                },
-                kind: info.fs_type,
-            })
-        })
-        .collect())
+    let path = format!("/proc/{}/mountinfo", process.pid);
+    let bytes = fs::read(&path).with_context(|| format!("read {path}"))?;
+    let mounts = bytes
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .filter_map(|line| {
+            let mount = mount_of(line);
+            if mount.is_none() {
+                tracing::warn!(
+                    line = %String::from_utf8_lossy(line),
+                    "a mount cannot be read from {path}: what is on it is closed to sessions"
+                );
+            }
+            mount
+        });
+    Ok(mounts.collect())
+}
+
+fn mount_of(line: &[u8]) -> Option<Mount> {
+    // The kernel writes what would end a field as octal digits, and everything else as it is, in whatever encoding: the library takes
+    // UTF-8 alone.
+    let mut ascii = String::with_capacity(line.len());
+    for byte in line {
+        if byte.is_ascii() {
+            ascii.push(char::from(*byte));
+        } else {
+            ascii.push_str(&format!("\\{byte:03o}"));
+        }
+    }
+    let info = MountInfo::from_line(&ascii).ok()?;
+    let (major, minor) = info.majmin.split_once(':')?;
+    let dev = (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?;
+    Some(Mount {
+        point: unescaped(info.mount_point.to_str()?),
+        root: unescaped(&info.root),
+        dev,
+        layers: if info.fs_type == "overlay" {
+            layers_of(&info.super_options)
+        } else {
+            Vec::new()
+        },
+        kind: info.fs_type,
+    })
+}
+
+/// A path from what mountinfo writes: a backslash and three octal digits are a byte.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after
+            .get(..3)
+            .and_then(|digits| str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match byte {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 #[cfg(test)]
@@ -427,38 +499,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_have_the_hosts_shortest_name_and_are_judged_by_the_widest_mount() {
+    fn mount_points_may_have_any_name() {
+        let line =
+            b"36 35 8:17 /a\\040b /media/My\\040\xffDisk rw,noatime shared:1 - vfat /dev/sdb1 rw";
+        let mount = mount_of(line).expect("a mount");
+        assert_eq!(mount.point.as_os_str().as_bytes(), b"/media/My \xffDisk");
+        assert_eq!(mount.root, Path::new("/a b"));
+        assert_eq!((mount.dev, &*mount.kind), (8 << 20 | 17, "vfat"));
+        assert!(mount_of(b"36 35 8:17 /").is_none());
+        assert_eq!(unescaped("/a\\0x\\"), Path::new("/a\\0x\\"));
+        let overlay =
+            b"40 35 0:50 / /m rw - overlay overlay rw,lowerdir=/l\\040a:/b,upperdir=/u,workdir=/w";
+        let layers: Vec<PathBuf> = mount_of(overlay).expect("a mount").layers().collect();
+        assert_eq!(layers, ["/l a", "/b", "/u", "/w"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn files_have_the_hosts_shortest_name() {
         let mounts: Mounts = [
-            ("/", 1, "/"),
-            ("/srv/root/home", 1, "/home"),
-            ("/h", 1, "/home"),
-            ("/sysroot", 2, "/"),
-            ("/var", 2, "/deploy/var"),
-            ("/data", 3, "/"),
-            ("/work/data", 3, "/"),
+            Mount::sample("/", 1, "/"),
+            Mount::sample("/srv/root/home", 1, "/home"),
+            Mount::sample("/h", 1, "/home"),
+            Mount::sample("/sysroot", 2, "/"),
+            Mount::sample("/var", 2, "/deploy/var"),
+            Mount::sample("/data", 3, "/"),
+            Mount::sample("/work/data", 3, "/"),
         ]
         .into_iter()
-        .map(|(point, dev, root)| Mount {
-            point: point.into(),
-            root: root.into(),
-            dev,
-            kind: "ext4".to_owned(),
-            layers: Vec::new(),
-        })
         .collect();
-        for (dev, inside, name, judged) in [
-            (1, "/home/a", "/home/a", "/home/a"),
-            (1, "/", "/", "/"),
-            (2, "/deploy/var/a", "/var/a", "/sysroot/deploy/var/a"),
-            (2, "/other", "/sysroot/other", "/sysroot/other"),
-            (3, "/a/b", "/data/a/b", "/data/a/b"),
+        for (dev, inside, name) in [
+            (1, "/home/a", "/home/a"),
+            (1, "/", "/"),
+            (2, "/deploy/var/a", "/var/a"),
+            (2, "/other", "/sysroot/other"),
+            (3, "/a/b", "/data/a/b"),
         ] {
-            let inside = Path::new(inside);
-            assert_eq!(mounts.find(dev, inside).as_deref(), Some(Path::new(name)));
-            assert_eq!(
-                mounts.judged(dev, inside).as_deref(),
-                Some(Path::new(judged))
-            );
+            let found = mounts.find(dev, Path::new(inside));
+            assert_eq!(found.as_deref(), Some(Path::new(name)));
         }
         assert_eq!(mounts.find(4, Path::new("/a")), None);
     }

@@ -7,6 +7,7 @@ mod programs;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +24,9 @@ use self::{
     programs::{PAGE_FAULT, TASKS},
 };
 use super::{
-    btf, facts,
+    btf,
+    container::Private,
+    facts,
     maps::{Bound, Maps},
     pin::{Attached, Pins},
     probe::{self, Check, State},
@@ -192,15 +195,16 @@ impl Kernel {
     pub fn insert_policy(
         &mut self,
         number: u32,
+        session: u32,
         policy: &Compiled,
-        cgroup: Option<&Path>,
+        private: Arc<Private>,
     ) -> Result<Bound> {
         if policy.commands_wait() && !self.commands_wait {
             self.stop_commands().context(
                 "commands cannot be made to wait on this kernel; hint: no `approve` under [exec]",
             )?;
         }
-        self.maps.insert_policy(number, policy, cgroup)
+        self.maps.insert_policy(number, session, policy, private)
     }
 
     /// Attaches what stops a command that waits and was told to go on.

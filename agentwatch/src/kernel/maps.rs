@@ -29,7 +29,7 @@ use self::{
 use super::{
     bind::{self, Concerned, Own},
     container::Private,
-    files::{self, Identifier, Mounts, Rooted},
+    files::{self, Identifier, Mount, Rooted},
     probe,
 };
 use crate::policy::model::Compiled;
@@ -87,10 +87,12 @@ pub struct Bound {
     pub gaps: Vec<String>,
     /// What else is good to know, a sentence each.
     pub notes: Vec<String>,
-    /// The host's mounts that it was worked out with; `None` where that is not known.
-    pub mounts: Option<HashSet<Concerned>>,
-    /// How the host would name what only the session's processes had mounted when it was bound.
-    pub private: Mounts,
+    /// The host's mounts that it was worked out with; `None` where they changed meanwhile.
+    pub mounts: Option<Vec<Concerned>>,
+    /// Where paths of the policy led by links.
+    pub links: Vec<String>,
+    /// What only the session's processes had mounted when it began; `None` where that is not known any more.
+    pub private: Option<Arc<Private>>,
 }
 
 /// Processes whose sessions stand side by side.
@@ -155,18 +157,21 @@ impl Maps {
         self.own = own;
     }
 
-    /// Puts a policy into the kernel under a number of its own. It is in force when a session names that number. `cgroup`: the
-    /// session's, whose processes may have mounts that the host has not.
+    /// What the processes of a cgroup have mounted, and the host has not. To be asked before they are in a session: what they mount from then on
+    /// is to have no name of the host's.
+    pub fn private(&self, cgroup: &Path) -> Result<Private> {
+        Private::of(cgroup, &self.identifier)
+    }
+
+    /// Puts a policy of a session's into the kernel under a number of its own. It is in force when the session names that number. `private`: what
+    /// only its processes had mounted when it began.
     pub fn insert_policy(
         &mut self,
         number: u32,
+        session: u32,
         policy: &Compiled,
-        cgroup: Option<&Path>,
+        private: Arc<Private>,
     ) -> Result<Bound> {
-        let private = match cgroup {
-            Some(cgroup) => Private::of(cgroup, &self.identifier)?,
-            None => Private::default(),
-        };
         let mut bound = Bound {
             number,
             ..Bound::default()
@@ -175,9 +180,16 @@ impl Maps {
         bound.missing = entries.missing;
         bound.gaps = entries.gaps;
         bound.notes = entries.notes;
-        bound.mounts = Some(entries.mounts);
-        bound.private = private.names();
-        let entered = self.enter(policy, entries.places, entries.children, &mut bound);
+        bound.mounts = entries.mounts;
+        bound.links = entries.links;
+        bound.private = Some(private);
+        let entered = self.enter(
+            session,
+            policy,
+            entries.places,
+            entries.children,
+            &mut bound,
+        );
         self.touch();
         if let Err(error) = entered {
             self.remove_policy(&bound);
@@ -186,9 +198,26 @@ impl Maps {
         Ok(bound)
     }
 
-    /// The host's mounts as they are now.
-    pub fn host_mounts(&self) -> Result<Vec<Rooted>> {
-        files::rooted(&self.identifier)
+    /// Mounts with what they show, as far as they are on these devices.
+    pub fn rooted(&self, mounts: Vec<Mount>, devices: &HashSet<u32>) -> Vec<Rooted> {
+        files::rooted(mounts, devices, &self.identifier)
+    }
+
+    /// Closes file systems that are gone: what held in them does not hold in others that get their numbers.
+    pub fn close_devices(&mut self, bound: &mut Bound, gone: &HashSet<u32>) {
+        let (stale, still) = std::mem::take(&mut bound.places)
+            .into_iter()
+            .partition(|key| gone.contains(&key.dev));
+        bound.places = still;
+        let stale: Vec<PlaceKey> = stale;
+        for key in &stale {
+            if let Err(error) = self.places.remove(key) {
+                tracing::warn!(%error, "a file rule stays in the kernel whose file system is gone");
+            }
+        }
+        if !stale.is_empty() {
+            self.touch();
+        }
     }
 
     /// What was found before is looked for again.

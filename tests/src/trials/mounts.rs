@@ -21,7 +21,7 @@ use super::{Place, actions, expect, field, steps};
 const NONE: Option<&str> = None;
 
 /// A part of what is outside that the host shows inside the scope stays outside, and a part of the scope that it shows elsewhere stays in
-/// it. A file system that it mounts in the scope while the session runs is closed at first, and holds what the policy says there once the
+/// it, but for what a rule denies there. A file system that it mounts in the scope while the session runs is closed at first, and holds what the policy says there once the
 /// daemon has seen it, also what is denied below; when it is gone, the next one with its number holds nothing of that.
 pub(super) fn made_by_the_host(place: &Place<'_>) -> Result<()> {
     let host = Host {
@@ -30,18 +30,29 @@ pub(super) fn made_by_the_host(place: &Place<'_>) -> Result<()> {
         place,
     };
     for dir in [
-        "in/late", "in/part", "in/kept", "in/tmp", "out/late", "out/part", "out/kept",
+        "in/late",
+        "in/part",
+        "in/kept",
+        "in/shown",
+        "in/closed/part",
+        "in/tmp",
+        "out/late",
+        "out/part",
+        "out/kept",
     ] {
         fs::create_dir_all(place.dir.join(dir))?;
     }
-    for file in ["out/part/a", "in/kept/a"] {
+    for file in ["out/part/a", "in/kept/a", "in/shown/a"] {
         fs::write(place.dir.join(file), file)?;
     }
-    let policy = place.policy(&format!("deny = ['{}']\n", host.secret().display()))?;
+    let (secret, closed) = (host.secret(), place.path("in/closed"));
+    let policy = place.policy(&format!("deny = ['{}', '{closed}']\n", secret.display()))?;
     let acts = [
         ("open-read in/part/a", "EACCES"),
         ("open-rdwr out/kept/a", "ok"),
         ("open-rdwr in/kept/a", "ok"),
+        ("open-read in/closed/part/a", "EACCES"),
+        ("open-read in/shown/a", "EACCES"),
         ("write-text in/tmp/begun x", "ok"),
         ("await in/tmp/mounted", "ok"),
         ("open-read in/late/a", "EACCES"),
@@ -69,7 +80,11 @@ pub(super) fn made_by_the_host(place: &Place<'_>) -> Result<()> {
             .collect();
         words.join(" ")
     }));
-    let bound = [("out/part", "in/part"), ("in/kept", "out/kept")];
+    let bound = [
+        ("out/part", "in/part"),
+        ("in/kept", "out/kept"),
+        ("in/shown", "in/closed/part"),
+    ];
     for (from, to) in bound {
         let (from, to) = (place.dir.join(from), place.dir.join(to));
         mount(Some(&from), &to, NONE, MsFlags::MS_BIND, NONE).context("bind")?;
@@ -97,7 +112,7 @@ pub(super) fn made_by_the_host(place: &Place<'_>) -> Result<()> {
             let expected = if in_session {
                 acts.map(|(_, outcome)| outcome)
             } else {
-                ["ok"; 19]
+                ["ok"; 21]
             };
             let told = format!("in a session: {in_session}");
             expect(&done?, &expected).with_context(|| told.clone())?;
@@ -112,7 +127,8 @@ pub(super) fn made_by_the_host(place: &Place<'_>) -> Result<()> {
     let events = place.events(false)?;
     for (path, times) in [
         (host.late.join("a"), 2),
-        (host.secret().join("a"), 1),
+        (secret.join("a"), 1),
+        (place.dir.join("in/shown/a"), 2),
         (place.dir.join("out/part/a"), 1),
     ] {
         let told = actions(&events, "denied", &path.to_string_lossy());

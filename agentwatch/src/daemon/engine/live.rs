@@ -8,7 +8,7 @@ use super::{refused::Refusals, stray::Strays};
 use crate::{
     approval::summary,
     daemon::launch::{Holding, Origin},
-    event::{Event, Kind, Verdict, account::Account, enrich::Subject},
+    event::{Event, Kind, Verdict, account::Account, enrich::Subject, model::Lifecycle},
     kernel::maps::Bound,
     wire::collector::SessionRow,
 };
@@ -52,6 +52,8 @@ pub struct Live {
     pub refused: Refusals,
     /// Processes that were put back into its cgroup.
     pub strays: Strays,
+    /// When its policy may be worked out again for the host's mounts, where that was refused.
+    pub bind_after: Option<Instant>,
 }
 
 /// Actions that are kept of it.
@@ -123,6 +125,7 @@ impl Live {
             recent: VecDeque::new(),
             refused: Refusals::default(),
             strays: Strays::default(),
+            bind_after: None,
         }
     }
 
@@ -132,6 +135,12 @@ impl Live {
 
     /// Remembers a change in the session's life.
     pub fn changed(&mut self, event: &Event) {
+        let of_mounts =
+            |event: &Event| matches!(event.lifecycle, Some(Lifecycle::MountsChanged { .. }));
+        if of_mounts(event) && self.told.last().is_some_and(of_mounts) {
+            // There may be many, and none undoes another change.
+            self.told.pop();
+        }
         if self.told.len() >= TOLD {
             // The start stays.
             self.told.remove(1);

@@ -3,23 +3,21 @@
 
 use std::{
     collections::HashSet,
-    path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use super::{Engine, reload::Exchange};
+use super::{Engine, policies, reload::Exchange};
 use crate::{
     event::{Mode, model::Lifecycle},
     kernel::{
-        bind::{Concerned, concerned},
-        files::{MountChanges, Rooted},
+        bind::{Concerned, Ways},
+        files::{self, MountChanges, Rooted},
     },
 };
 
-/// The least time between two looks at what has changed; each keeps the engine no more than a tenth of the time.
+/// The least time between two looks at what has changed; they take no more than a tenth of the time.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 10;
 /// When it is tried again what did not succeed.
@@ -62,75 +60,114 @@ impl Engine {
             return;
         }
         let begin = Instant::now();
-        self.mounts.due = false;
-        let mut pause = PAUSE;
-        if let Err(error) = self.work_out_again() {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "what the host has mounted or unmounted is not taken into a session's policy; it is tried again"
-            );
-            self.mounts.due = true;
-            pause = AGAIN;
-        }
+        let pause = match self.work_out_again() {
+            Ok(settled) => {
+                self.mounts.due = !settled;
+                PAUSE
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the host's mounts cannot be looked at; it is tried again"
+                );
+                AGAIN
+            }
+        };
         self.mounts.not_before = Instant::now() + pause.max(begin.elapsed() * SHARE);
     }
 
-    /// Works the policies out again that depend on what has changed.
-    fn work_out_again(&mut self) -> Result<()> {
+    /// Works the policies out again that depend on what has changed. Says whether each is as the mounts are now.
+    fn work_out_again(&mut self) -> Result<bool> {
         if self.sessions.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
-        let mounts = self.kernel.maps.host_mounts()?;
+        let mounts = files::list()?;
+        let mut devices = HashSet::new();
+        for live in self.sessions.values() {
+            let ways = Ways::of(&live.subject.policy, &live.bound.links);
+            devices.extend(ways.devices(&mounts));
+        }
+        let mounts = self.kernel.maps.rooted(mounts, &devices);
         let numbers: Vec<u32> = self.sessions.keys().copied().collect();
-        let mut failure = None;
+        let mut settled = true;
         for number in numbers {
-            if let Err(error) = self.bind_again(number, &mounts) {
-                failure = failure.or(Some(error));
-            }
+            settled &= match self.bind_again(number, &mounts) {
+                Ok(settled) => settled,
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "what the host has mounted stays closed to a session; it is tried again"
+                    );
+                    if let Some(live) = self.sessions.get_mut(&number) {
+                        live.bind_after = Some(Instant::now() + AGAIN);
+                    }
+                    false
+                }
+            };
+            // What happens meanwhile does not wait for all of them.
+            self.drain();
         }
-        failure.map_or(Ok(()), Err)
+        Ok(settled)
     }
 
-    fn bind_again(&mut self, number: u32, mounts: &[Rooted]) -> Result<()> {
-        let Some(live) = self.sessions.get(&number) else {
-            return Ok(());
+    fn bind_again(&mut self, number: u32, mounts: &[Rooted]) -> Result<bool> {
+        let Some(live) = self.sessions.get_mut(&number) else {
+            return Ok(true);
         };
-        let policy = Arc::clone(&live.subject.policy);
-        let now = concerned(&policy, mounts);
-        if live.bound.mounts.as_ref() == Some(&now) {
-            return Ok(());
-        }
+        let ways = Ways::of(&live.subject.policy, &live.bound.links);
+        let devices = ways.devices(mounts.iter().map(|rooted| &rooted.mount));
+        let now = ways.concerned(mounts, &devices);
         let before = live.bound.mounts.clone();
-        let told_of = live.id().to_owned();
+        if before.as_ref() == Some(&now) {
+            return Ok(true);
+        }
+        // What is no longer in force stays in the kernel for a while: there are no more than two of a session.
+        if !live.retiring.is_empty()
+            || live
+                .bind_after
+                .is_some_and(|not_before| Instant::now() < not_before)
+        {
+            return Ok(false);
+        }
+        let Some(private) = live.bound.private.clone() else {
+            // A container that an earlier daemon was attached to: what its processes had mounted before they were held, nobody can tell any more.
+            // Its policy is exchanged by people alone.
+            return Ok(true);
+        };
+        live.bind_after = None;
+        let policy = policies::again(&live.subject.policy);
+        let id = live.id().to_owned();
         let reference = live.subject.reference.clone();
         let holding = live.holding.clone();
-        let cgroup = live.cgroup.clone();
         let known_gaps = live.bound.gaps.clone();
-        let context = || format!("session {told_of}");
+        let context = || format!("session {id}");
 
         let key = self.next_number().with_context(context)?;
         let bound = self
             .kernel
-            .insert_policy(key, &policy, Some(&cgroup))
+            .insert_policy(key, number, &policy, private)
             .with_context(context)?;
         // Nobody was asked whether it may be held in part.
         let gap = bound.gaps.iter().find(|gap| !known_gaps.contains(gap));
         if reference.mode == Mode::Enforce
-            && let Some(gap) = gap.cloned()
+            && let Some(gap) = gap
         {
+            let refusal = format!("session {id}: {gap}");
             self.kernel.maps.remove_policy(&bound);
-            anyhow::bail!("session {told_of}: {gap}");
+            if let (Some(before), Some(live)) = (before, self.sessions.get_mut(&number)) {
+                let gone = gone(&before, &now);
+                self.kernel.maps.close_devices(&mut live.bound, &gone);
+            }
+            bail!(refusal);
         }
-        let now = bound.mounts.clone().unwrap_or_default();
-        if before.as_ref() == Some(&now) {
-            // Meanwhile it is as it was.
-            self.kernel.maps.remove_policy(&bound);
-            return Ok(());
-        }
-        let before = before.unwrap_or_default();
-        let (mounted, unmounted) = (points(&now, &before), points(&before, &now));
+        let settled = bound.mounts.is_some();
+        let (mounted, unmounted) = match (&before, &bound.mounts) {
+            (Some(before), Some(now)) => (points(now, before), points(before, now)),
+            (Some(before), None) => (points(&now, before), points(before, &now)),
+            (None, _) => Default::default(),
+        };
         tracing::info!(
-            session = told_of,
+            session = id,
             ?mounted,
             ?unmounted,
             "policy worked out again: the host's mounts have changed"
@@ -150,21 +187,35 @@ impl Engine {
                 told,
             },
         );
-        Ok(())
+        Ok(settled)
     }
 }
 
+/// Devices of which no mount is left that was there before.
+fn gone(before: &[Concerned], now: &[Concerned]) -> HashSet<u32> {
+    let known = |mount: &&Concerned| {
+        before
+            .iter()
+            .any(|other| (other.dev, other.mount) == (mount.dev, mount.mount))
+    };
+    let still: HashSet<u32> = now.iter().filter(known).map(|mount| mount.dev).collect();
+    before
+        .iter()
+        .map(|mount| mount.dev)
+        .filter(|dev| !still.contains(dev))
+        .collect()
+}
+
 /// Mount points of what is in the one and not in the other.
-fn points(these: &HashSet<Concerned>, those: &HashSet<Concerned>) -> Vec<String> {
-    let mut points: Vec<&Path> = these
-        .difference(those)
-        .map(|mount| mount.point.as_path())
+fn points(these: &[Concerned], those: &[Concerned]) -> Vec<String> {
+    let those: HashSet<&Concerned> = those.iter().collect();
+    let mut points: Vec<&str> = these
+        .iter()
+        .filter(|mount| !those.contains(mount))
+        .map(|mount| mount.point.as_str())
         .collect();
     points.sort_unstable();
     points.dedup();
     points.truncate(NAMED);
-    points
-        .into_iter()
-        .map(|point| point.to_string_lossy().into_owned())
-        .collect()
+    points.into_iter().map(str::to_owned).collect()
 }

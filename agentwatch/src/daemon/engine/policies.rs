@@ -193,6 +193,13 @@ impl Engine {
     }
 }
 
+/// The same policy, for what its paths name now.
+pub(super) fn again(policy: &Compiled) -> Arc<Compiled> {
+    let mut policy = policy.clone();
+    follow_links(&mut policy);
+    Arc::new(policy)
+}
+
 /// A place is bound to what its path names when the session starts. Where links lead into what the administrator denies,
 /// that holds there too.
 fn follow_links(policy: &mut Compiled) {

@@ -9,6 +9,7 @@ use std::{
     },
     path::Path,
     process::{ChildStdout, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -76,7 +77,9 @@ impl Engine {
         };
         let nothing = policy::load("canary", b"", &context)
             .map_err(|error| anyhow::anyhow!("the empty policy: {error}"))?;
-        let bound = self.kernel.insert_policy(number, &nothing, None)?;
+        let bound = self
+            .kernel
+            .insert_policy(number, number, &nothing, Arc::default())?;
         let path = cgroup::create(
             &self.kernel.cgroup_root,
             &format!("canary-{}-{number}", std::process::id()),

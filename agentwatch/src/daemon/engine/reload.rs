@@ -61,10 +61,11 @@ impl Engine {
         let (number, origin, uid) = (live.number, live.origin, live.uid);
         let in_force = Arc::clone(&live.subject.policy);
         let cgroup = live.cgroup.clone();
+        let private = live.bound.private.clone();
         let mode_in_force = live.subject.reference.mode;
         let (policy, asked) = match text {
             Some(text) => (self.compile(text, uid)?.0, mode),
-            None => (in_force, mode.or(Some(mode_in_force))),
+            None => (policies::again(&in_force), mode.or(Some(mode_in_force))),
         };
         let mode = policies::mode_of(&policy, asked);
         let live = self.find(peer, session)?;
@@ -94,7 +95,11 @@ impl Engine {
 
         self.limit(&cgroup, origin, mode, &policy)?;
         let key = self.next_number()?;
-        let bound = self.kernel.insert_policy(key, &policy, Some(&cgroup))?;
+        let private = match private {
+            Some(private) => private,
+            None => Arc::new(self.kernel.maps.private(&cgroup)?),
+        };
+        let bound = self.kernel.insert_policy(key, number, &policy, private)?;
         if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {
             self.kernel.maps.remove_policy(&bound);
             return Err(refusal);
@@ -138,16 +143,18 @@ impl Engine {
             reference,
             policy,
             holding,
-            mut bound,
+            bound,
             told,
         } = exchange;
         let bits = self.flags(reference.mode, &policy);
         let Some(live) = self.sessions.get_mut(&number) else {
+            self.kernel.maps.remove_policy(&bound);
             return;
         };
         let key = bound.number();
         live.subject.reload(key, reference.clone(), policy);
-        live.subject.private = std::mem::take(&mut bound.private);
+        let private = bound.private.as_ref();
+        live.subject.private = private.map(|own| own.names()).unwrap_or_default();
         let old = std::mem::replace(&mut live.bound, bound);
         live.retiring.push((Instant::now(), old));
         live.holding = holding;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     daemon::{
-        launch,
+        launch::{self, Origin},
         reckon::{Found, History, Wanted},
         registry::{Damaged, Policy, Record},
     },
@@ -140,7 +140,10 @@ impl Engine {
             } else {
                 ((0..policy.policy.places.len()).collect(), None)
             };
-            bound.remember(missing, policy.gaps.clone(), mounts);
+            bound.remember(missing, policy.gaps.clone(), mounts, policy.links.clone());
+            if record.origin == Origin::Run {
+                bound.private = Some(Arc::default());
+            }
             self.resume(record, at, bound);
         }
         self.want(Wanted::Running);
@@ -466,6 +469,7 @@ impl Engine {
             missing: live.bound.missing().to_vec(),
             gaps: live.bound.gaps.clone(),
             mounts: live.bound.mounts.clone(),
+            links: live.bound.links.clone(),
         };
         let subject = &live.subject;
         Record {

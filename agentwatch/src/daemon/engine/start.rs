@@ -24,7 +24,7 @@ use crate::{
         enrich::Subject,
         model::{Coverage, Lifecycle, SessionRef},
     },
-    kernel::{maps::Bound, probe},
+    kernel::{container::Private, maps::Bound, probe},
     policy::model::{Compiled, Opens},
     session::cgroup,
 };
@@ -168,9 +168,14 @@ impl Engine {
         plan: &Plan<'_>,
         cgroup: &Path,
     ) -> Result<(Bound, u64)> {
+        let private = match plan.cgroup {
+            Some(path) => self.kernel.maps.private(path)?,
+            None => Private::default(),
+        };
+        let private = Arc::new(private);
         let bound = self
             .kernel
-            .insert_policy(number, &plan.policy, plan.cgroup)?;
+            .insert_policy(number, number, &plan.policy, private)?;
         match self.open(number, plan, cgroup, &bound) {
             Ok(id) => Ok((bound, id)),
             Err(error) => {
@@ -225,7 +230,7 @@ impl Engine {
 
     /// Tells that a session has begun.
     fn begin(&mut self, plan: Plan<'_>, holding: Holding, in_force: InForce) -> Live {
-        let mut bound = in_force.bound;
+        let bound = in_force.bound;
         let shown = cgroup::shown(&self.kernel.cgroup_root, &in_force.cgroup);
         let backends = match holding.coverage {
             Coverage::Off => Vec::new(),
@@ -270,7 +275,11 @@ impl Engine {
                 before: Vec::new(),
                 cgroups: HashMap::new(),
                 landlock: self.kernel.traces_by_syscall(),
-                private: std::mem::take(&mut bound.private),
+                private: bound
+                    .private
+                    .as_ref()
+                    .map(|own| own.names())
+                    .unwrap_or_default(),
             },
             bound,
             told: vec![event],

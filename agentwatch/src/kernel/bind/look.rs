@@ -1,7 +1,7 @@
 //! Which file a path names, and the links on the way to it that a session could have made.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -36,6 +36,8 @@ pub(in crate::kernel) struct Looked<'a> {
     /// Where paths lead in a container, if that is what is asked.
     private: Option<&'a Private>,
     known: HashMap<PathBuf, Option<Seen>>,
+    /// Where paths lead that have links on their way, whoever made them.
+    links: HashSet<PathBuf>,
 }
 
 impl<'a> Looked<'a> {
@@ -48,6 +50,7 @@ impl<'a> Looked<'a> {
             identifier,
             private: None,
             known: HashMap::new(),
+            links: HashSet::new(),
         }
     }
 
@@ -65,6 +68,14 @@ impl<'a> Looked<'a> {
                 .collect(),
             ..Self::new(policy, identifier)
         }
+    }
+
+    /// Where paths lead by links, for people where that is not UTF-8.
+    pub(super) fn links(&self) -> Vec<String> {
+        let links = self.links.iter();
+        links
+            .map(|link| link.to_string_lossy().into_owned())
+            .collect()
     }
 
     pub(super) fn at(&mut self, path: &Path) -> Result<Option<Identity>> {
@@ -87,7 +98,7 @@ impl<'a> Looked<'a> {
     }
 
     /// What is opened and the links on the way are looked at one after the other: they belong together where both lead to the same file.
-    fn look(&self, path: &Path) -> Result<Option<Seen>> {
+    fn look(&mut self, path: &Path) -> Result<Option<Seen>> {
         for _ in 0..Self::TRIES {
             let Some(found) = self.identifier.identify(path)? else {
                 return Ok(None);
@@ -95,6 +106,9 @@ impl<'a> Looked<'a> {
             let (to, link) = follow(self.policy, path);
             let there = self.identifier.identify_unlinked(&to)?;
             if there.is_some_and(|there| there.identity == found.identity) {
+                if to != path {
+                    self.links.insert(to.clone());
+                }
                 return Ok(Some(Seen {
                     identity: found.identity,
                     led: link.map(|link| Led { link, to }),

@@ -115,12 +115,17 @@ pub(super) fn ids(policy: &Compiled, rules: impl IntoIterator<Item = RuleIndex>)
 impl Maps {
     pub(super) fn enter(
         &mut self,
+        session: u32,
         policy: &Compiled,
         places: HashMap<PlaceAt, Place>,
         children: BTreeMap<ChildAt, Child>,
         bound: &mut Bound,
     ) -> Result<()> {
-        let entered = self.policies.insert(bound.number, beyond(policy), 0);
+        let beyond = Policy {
+            session,
+            ..beyond(policy)
+        };
+        let entered = self.policies.insert(bound.number, beyond, 0);
         POLICIES.entered(entered, || "the policy".to_owned())?;
         self.enter_places(policy, places, bound)?;
         self.enter_children(policy, children, bound)?;

@@ -1,7 +1,7 @@
 //! What the maps hold of a daemon that is gone: sessions, and the rules of their policies. Whatever belongs to nobody is
 //! removed; nothing that a session stands on is.
 
-use std::collections::{BTreeSet, HashMap as StdMap, HashSet};
+use std::collections::{BTreeSet, HashMap as StdMap};
 
 use agentwatch_common::policy::{Binding, Session};
 
@@ -180,10 +180,12 @@ impl Bound {
         &mut self,
         missing: Vec<usize>,
         gaps: Vec<String>,
-        mounts: Option<HashSet<Concerned>>,
+        mounts: Option<Vec<Concerned>>,
+        links: Vec<String>,
     ) {
         self.missing = missing;
         self.gaps = gaps;
         self.mounts = mounts;
+        self.links = links;
     }
 }
