@@ -5,6 +5,7 @@ mod another;
 mod later;
 mod mounts;
 mod open;
+mod rare;
 
 use std::{
     fs,
@@ -45,7 +46,7 @@ pub struct Trial {
 }
 
 /// All of them.
-pub const TRIALS: [Trial; 12] = [
+pub const TRIALS: [Trial; 15] = [
     Trial {
         name: "ten_thousand_rules",
         needs: &["bpf-lsm"],
@@ -95,6 +96,21 @@ pub const TRIALS: [Trial; 12] = [
         name: "denied_path_made_by_the_session",
         needs: &["bpf-lsm"],
         try_it: later::made_by_the_session,
+    },
+    Trial {
+        name: "deeper_than_a_walk",
+        needs: &["bpf-lsm"],
+        try_it: rare::deeper_than_a_walk,
+    },
+    Trial {
+        name: "keyring_to_a_parent_outside",
+        needs: &["bpf-lsm"],
+        try_it: rare::keyring_to_a_parent_outside,
+    },
+    Trial {
+        name: "tun_that_stands",
+        needs: &["bpf-lsm"],
+        try_it: rare::tun_that_stands,
     },
     Trial {
         name: "attach_with_open_things",

@@ -283,12 +283,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
             join_new_keyring()?;
             process::in_child(|| {
                 join_new_keyring()?;
-                sys!(libc::syscall(
-                    libc::SYS_keyctl,
-                    libc::KEYCTL_SESSION_TO_PARENT
-                ))
-                .map(drop)
+                keyring_to_parent()
             })
+        },
+    },
+    Operation {
+        name: "own-keyring-to-parent",
+        usage: "(of this process)",
+        run: |_| {
+            join_new_keyring()?;
+            keyring_to_parent()
         },
     },
     Operation {
@@ -470,6 +474,14 @@ fn join_new_keyring() -> Outcome {
         libc::SYS_keyctl,
         libc::KEYCTL_JOIN_SESSION_KEYRING,
         none
+    ))
+    .map(drop)
+}
+
+fn keyring_to_parent() -> Outcome {
+    sys!(libc::syscall(
+        libc::SYS_keyctl,
+        libc::KEYCTL_SESSION_TO_PARENT
     ))
     .map(drop)
 }
