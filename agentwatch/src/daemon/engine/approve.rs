@@ -86,6 +86,10 @@ impl Engine {
             return Ok(());
         };
         let now = boottime_ns();
+        // Before who waits goes on, and comes to the next of the same. Who asked for it takes it back where this fails.
+        if word.allowed && matches!(word.scope, Some(Scope::For | Scope::Session)) {
+            self.grant_until(&pending, word.until);
+        }
         let mut deaf = Vec::new();
         let mut outcome = Ok(());
         for task in &pending.tasks {
@@ -119,9 +123,6 @@ impl Engine {
             }
         }
         let pending = Arc::new(pending);
-        if word.allowed && matches!(word.scope, Some(Scope::For | Scope::Session)) {
-            self.grant_until(&pending, word.until);
-        }
         let how = match word.step {
             Step::Approved => "approved",
             Step::Expired => "expired",
