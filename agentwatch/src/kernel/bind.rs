@@ -116,6 +116,12 @@ pub fn entries(
             ),
         }
     }
+    for target in &policy.unix {
+        if let UnixTarget::Path(path) = &target.target {
+            // Told of below, where it cannot be looked at.
+            let _ = looked.leads(path);
+        }
+    }
     entries.links = looked.links();
     let ways = Ways::of(policy, &entries.links);
     let devices = ways.devices(&mounts);

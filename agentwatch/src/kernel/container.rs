@@ -7,7 +7,7 @@
 //! A container may have a file system that it serves itself (FUSE): nothing here waits for one. What cannot be found without is closed.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
@@ -23,7 +23,7 @@ use nix::{
 use procfs::process::Process;
 
 use super::files::{self, Identifier, Identity, Mount, Mounts};
-use crate::session::cgroup;
+use crate::{policy::model::Compiled, session::cgroup};
 
 /// Mounts of one cgroup that are looked at: the processes decide how many there are.
 const MOST: usize = 256;
@@ -37,6 +37,8 @@ const TRIES: u32 = 8;
 #[derive(Default)]
 pub struct Private {
     pub mounts: Vec<PrivateMount>,
+    /// What paths of the policy named in them.
+    known: HashMap<PathBuf, Identity>,
     /// What is closed because it has no name on the host, a sentence each.
     pub notes: Vec<String>,
 }
@@ -45,8 +47,8 @@ pub struct Private {
 pub struct PrivateMount {
     /// Named as the host would name it.
     pub mount: Mount,
-    /// What it shows at its mount point, open and by identity.
-    root: OwnedFd,
+    /// What it shows at its mount point, open and by identity. Who holds it open keeps it from being unmounted.
+    root: Option<OwnedFd>,
     pub identity: Identity,
     /// Magic number of its kind, where such file systems show the host.
     pub shows_the_host: Option<u64>,
@@ -90,6 +92,23 @@ impl Private {
         Ok(private)
     }
 
+    /// Looks up what a policy's paths name in them, and lets go of them.
+    pub fn learn(mut self, policy: &Compiled, identifier: &Identifier) -> Result<Self> {
+        let places = policy.places.iter().map(|place| place.path.as_path());
+        let paths: BTreeSet<&Path> = places.flat_map(Path::ancestors).collect();
+        let mut known = HashMap::new();
+        for path in paths.into_iter().filter(|path| self.holds(path)) {
+            if let Some(identity) = self.identify(path, identifier)? {
+                known.insert(path.to_owned(), identity);
+            }
+        }
+        self.known = known;
+        for private in &mut self.mounts {
+            private.root = None;
+        }
+        Ok(self)
+    }
+
     /// How the host would name what is in these file systems.
     pub fn names(&self) -> Mounts {
         self.mounts
@@ -111,13 +130,19 @@ impl Private {
 
     /// The file that a path names in such a file system, no link followed; `None` where it names none, or leads to no such file system.
     pub fn identify(&self, path: &Path, identifier: &Identifier) -> Result<Option<Identity>> {
+        if let Some(known) = self.known.get(path) {
+            return Ok(Some(*known));
+        }
         let Some(private) = self.around(path) else {
+            return Ok(None);
+        };
+        let Some(root) = &private.root else {
             return Ok(None);
         };
         let inside = path
             .strip_prefix(&private.mount.point)
             .unwrap_or(Path::new(""));
-        let Ok(file) = open_below(&private.root, inside) else {
+        let Ok(file) = open_below(root, inside) else {
             return Ok(None);
         };
         let (identity, _) = identifier.identify_open(&file, path)?;
@@ -203,7 +228,7 @@ impl Private {
                     .then(|| files::magic_of(&file))
                     .flatten();
                 self.mounts.push(PrivateMount {
-                    root: file,
+                    root: Some(file),
                     shows_the_host,
                     mount: mount.named(point),
                     identity,

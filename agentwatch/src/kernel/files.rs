@@ -3,7 +3,8 @@
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
+    io::Read as _,
     os::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::{OsStrExt as _, OsStringExt as _},
@@ -274,22 +275,37 @@ pub struct Rooted {
     pub mount: Mount,
     /// `None` where another mount is on top of it, where it was taken away meanwhile, and where it was not looked at or cannot be.
     pub root: Option<Found>,
+    /// Whether the mount point names something else.
+    pub is_hidden: bool,
 }
 
 /// Mounts with what they show at their mount points; file systems on other devices are not looked at, of which some wait for a server.
 pub fn rooted(mounts: Vec<Mount>, devices: &HashSet<u32>, identifier: &Identifier) -> Vec<Rooted> {
     let look = |mount: &Mount| {
-        let wanted = devices.contains(&mount.dev) || mount.shows_the_host();
-        let found = identifier
-            .identify_unlinked(wanted.then_some(mount.point.as_path())?)
-            .ok()?;
-        found.filter(|found| found.identity.dev == mount.dev)
+        if !devices.contains(&mount.dev) && !mount.shows_the_host() {
+            return (None, false);
+        }
+        match open_path(&mount.point, ResolveFlag::RESOLVE_NO_SYMLINKS) {
+            Ok(file) => match identifier.found(&file, &mount.point) {
+                Ok(found) if found.identity.dev == mount.dev => (Some(found), false),
+                Ok(_) => (None, true),
+                Err(_) => (None, false),
+            },
+            Err(error) => (
+                None,
+                matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP),
+            ),
+        }
     };
     mounts
         .into_iter()
-        .map(|mount| Rooted {
-            root: look(&mount),
-            mount,
+        .map(|mount| {
+            let (root, is_hidden) = look(&mount);
+            Rooted {
+                mount,
+                root,
+                is_hidden,
+            }
         })
         .collect()
 }
@@ -427,7 +443,12 @@ pub fn list() -> Result<Vec<Mount>> {
 /// The mounts that a process has below its root, named from there, in the order in which they were made.
 pub fn list_of(process: &Process) -> Result<Vec<Mount>> {
     let path = format!("/proc/{}/mountinfo", process.pid);
-    let bytes = fs::read(&path).with_context(|| format!("read {path}"))?;
+    let mut bytes = Vec::new();
+    process
+        .open_relative("mountinfo")
+        .map_err(anyhow::Error::from)
+        .and_then(|mut file| Ok(file.read_to_end(&mut bytes)?))
+        .with_context(|| format!("read {path}"))?;
     let mounts = bytes
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())

@@ -159,8 +159,8 @@ impl Maps {
 
     /// What the processes of a cgroup have mounted, and the host has not. To be asked before they are in a session: what they mount from then on
     /// is to have no name of the host's.
-    pub fn private(&self, cgroup: &Path) -> Result<Private> {
-        Private::of(cgroup, &self.identifier)
+    pub fn private(&self, cgroup: &Path, policy: &Compiled) -> Result<Private> {
+        Private::of(cgroup, &self.identifier)?.learn(policy, &self.identifier)
     }
 
     /// Puts a policy of a session's into the kernel under a number of its own. It is in force when the session names that number. `private`: what

@@ -167,9 +167,20 @@ impl Engine {
             task: 0,
             object: pending.about.object(),
         };
+        // One grant has all that was granted of the same thing, for as long at least.
+        let rights = self
+            .desk
+            .given()
+            .iter()
+            .filter(|given| {
+                given.session == key.session
+                    && given.about.object() == key.object
+                    && given.until >= until
+            })
+            .fold(pending.rights, |rights, given| rights | given.rights);
         let grant = Grant {
             effect: u32::from(effect::ALLOW),
-            rights: pending.rights,
+            rights,
             until,
             start: 0,
             used: 0,
@@ -199,12 +210,51 @@ impl Engine {
         }
         self.look_after_answers(now);
         if thoroughly {
+            for (id, word) in self.granted_meanwhile(now) {
+                self.decide_by_itself(&id, word);
+            }
             for given in self.desk.take_given(|given| given.until <= now) {
                 self.withdraw(&given);
                 self.save_approvals(given.session);
             }
             self.find_untold(now);
         }
+    }
+
+    /// The words on requests of who began to wait in the moment in which the same was being granted to the session.
+    fn granted_meanwhile(&self, now: u64) -> Vec<(String, Word)> {
+        let word = |given: &Given| {
+            let mut word = Word::of(Step::Approved, true, given.by.kind);
+            word.by = given.by.clone();
+            word.reason.clone_from(&given.reason);
+            word
+        };
+        self.desk
+            .given()
+            .iter()
+            .filter(|given| given.until > now)
+            .flat_map(|given| {
+                let covers = move |pending: &&Pending| {
+                    pending.about == given.about && given.rights & pending.rights == pending.rights
+                };
+                let pending = self.desk.of_session(given.session).filter(covers);
+                pending.map(move |pending| (pending.id.clone(), word(given)))
+            })
+            .filter(|(id, _)| {
+                // The kernel has the last word on what is granted.
+                let Some(pending) = self.desk.get(id) else {
+                    return false;
+                };
+                let key = GrantKey {
+                    session: pending.session,
+                    task: 0,
+                    object: pending.about.object(),
+                };
+                self.kernel.maps.granted(&key).is_some_and(|grant| {
+                    grant.rights & pending.rights == pending.rights && grant.until > now
+                })
+            })
+            .collect()
     }
 
     fn withdraw(&mut self, given: &Given) {

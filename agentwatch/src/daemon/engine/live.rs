@@ -52,8 +52,9 @@ pub struct Live {
     pub refused: Refusals,
     /// Processes that were put back into its cgroup.
     pub strays: Strays,
-    /// When its policy may be worked out again for the host's mounts, where that was refused.
+    /// When its policy may be worked out again for the host's mounts, where that was refused, and how often it was.
     pub bind_after: Option<Instant>,
+    pub bind_refused: u32,
 }
 
 /// Actions that are kept of it.
@@ -126,6 +127,7 @@ impl Live {
             refused: Refusals::default(),
             strays: Strays::default(),
             bind_after: None,
+            bind_refused: 0,
         }
     }
 

@@ -3,12 +3,16 @@
 
 use std::{
     collections::HashSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Engine, policies, reload::Exchange};
+use super::{
+    Engine, policies,
+    reload::{Exchange, RETIRE},
+};
 use crate::{
     event::{Mode, model::Lifecycle},
     kernel::{
@@ -20,15 +24,17 @@ use crate::{
 /// The least time between two looks at what has changed; they take no more than a tenth of the time.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 10;
-/// When it is tried again what did not succeed.
+/// After how long it is tried again what did not succeed: each time twice as long, so often.
 const AGAIN: Duration = Duration::from_secs(10);
+const DOUBLED: u32 = 5;
 /// Mount points that an event names.
 const NAMED: usize = 64;
 
 /// Whether something has changed, and when it is to be looked at.
 pub struct Watched {
     changes: MountChanges,
-    due: bool,
+    /// When it is to be looked at, if it is.
+    due: Option<Instant>,
     not_before: Instant,
 }
 
@@ -37,7 +43,7 @@ impl Watched {
         Ok(Self {
             changes: MountChanges::watch()?,
             // Sessions of a daemon before this one may have missed something.
-            due: true,
+            due: Some(Instant::now()),
             not_before: Instant::now(),
         })
     }
@@ -50,36 +56,32 @@ impl Engine {
             return;
         }
         match self.mounts.changes.any() {
-            Ok(changed) => self.mounts.due |= changed,
+            Ok(true) => self.mounts.due = Some(Instant::now()),
+            Ok(false) => {}
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 "what is mounted from here on stays closed to sessions"
             ),
         }
-        if !self.mounts.due || Instant::now() < self.mounts.not_before {
+        let begin = Instant::now();
+        let is_due = self.mounts.due.is_some_and(|due| due <= begin);
+        if !is_due || begin < self.mounts.not_before {
             return;
         }
-        let begin = Instant::now();
-        let pause = match self.work_out_again() {
-            Ok(settled) => {
-                self.mounts.due = !settled;
-                PAUSE
-            }
-            Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the host's mounts cannot be looked at; it is tried again"
-                );
-                AGAIN
-            }
-        };
-        self.mounts.not_before = Instant::now() + pause.max(begin.elapsed() * SHARE);
+        self.mounts.due = self.work_out_again().unwrap_or_else(|error| {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the host's mounts cannot be looked at; it is tried again"
+            );
+            Some(Instant::now() + AGAIN)
+        });
+        self.mounts.not_before = Instant::now() + PAUSE.max(begin.elapsed() * SHARE);
     }
 
-    /// Works the policies out again that depend on what has changed. Says whether each is as the mounts are now.
-    fn work_out_again(&mut self) -> Result<bool> {
+    /// Works the policies out again that depend on what has changed. Says when to look again, if not all are as the mounts are now.
+    fn work_out_again(&mut self) -> Result<Option<Instant>> {
         if self.sessions.is_empty() {
-            return Ok(true);
+            return Ok(None);
         }
         let mounts = files::list()?;
         let mut devices = HashSet::new();
@@ -89,52 +91,62 @@ impl Engine {
         }
         let mounts = self.kernel.maps.rooted(mounts, &devices);
         let numbers: Vec<u32> = self.sessions.keys().copied().collect();
-        let mut settled = true;
+        let mut again: Option<Instant> = None;
         for number in numbers {
-            settled &= match self.bind_again(number, &mounts) {
-                Ok(settled) => settled,
-                Err(error) => {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "what the host has mounted stays closed to a session; it is tried again"
-                    );
-                    if let Some(live) = self.sessions.get_mut(&number) {
-                        live.bind_after = Some(Instant::now() + AGAIN);
-                    }
-                    false
-                }
-            };
+            let wanted = self.bind_again(number, &mounts).unwrap_or_else(|error| {
+                let live = self.sessions.get_mut(&number)?;
+                let pause = AGAIN * 2_u32.pow(live.bind_refused.min(DOUBLED));
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    again_after = pause.as_secs(),
+                    "what the host has mounted stays closed to a session"
+                );
+                live.bind_refused += 1;
+                live.bind_after = Some(Instant::now() + pause);
+                live.bind_after
+            });
+            again = [again, wanted].into_iter().flatten().min();
             // What happens meanwhile does not wait for all of them.
             self.drain();
         }
-        Ok(settled)
+        Ok(again)
     }
 
-    fn bind_again(&mut self, number: u32, mounts: &[Rooted]) -> Result<bool> {
+    /// Works the policy of a session out again, if it depends on what has changed. Says when that is to be tried again.
+    fn bind_again(&mut self, number: u32, mounts: &[Rooted]) -> Result<Option<Instant>> {
         let Some(live) = self.sessions.get_mut(&number) else {
-            return Ok(true);
+            return Ok(None);
         };
         let ways = Ways::of(&live.subject.policy, &live.bound.links);
         let devices = ways.devices(mounts.iter().map(|rooted| &rooted.mount));
         let now = ways.concerned(mounts, &devices);
         let before = live.bound.mounts.clone();
         if before.as_ref() == Some(&now) {
-            return Ok(true);
+            return Ok(None);
         }
-        // What is no longer in force stays in the kernel for a while: there are no more than two of a session.
-        if !live.retiring.is_empty()
-            || live
-                .bind_after
-                .is_some_and(|not_before| Instant::now() < not_before)
-        {
-            return Ok(false);
+        if let Some(before) = &before {
+            let gone = gone(before, &now);
+            self.kernel.maps.close_devices(&mut live.bound, &gone);
         }
         let Some(private) = live.bound.private.clone() else {
-            // A container that an earlier daemon was attached to: what its processes had mounted before they were held, nobody can tell any more.
-            // Its policy is exchanged by people alone.
-            return Ok(true);
+            // What its processes had mounted before they were held, nobody can tell any more.
+            tracing::warn!(
+                session = live.id(),
+                "the host's mounts have changed, and what is new is closed to it, because an earlier daemon was attached to it; \
+                 hint: agentwatch reload"
+            );
+            live.bound.mounts = Some(now);
+            return Ok(None);
         };
+        // What is no longer in force stays in the kernel for a while: there are no more than two of a session.
+        if !live.retiring.is_empty() {
+            return Ok(Some(Instant::now() + RETIRE));
+        }
+        if let Some(not_before) = live.bind_after.filter(|at| Instant::now() < *at) {
+            return Ok(Some(not_before));
+        }
         live.bind_after = None;
+        let policy_before = Arc::clone(&live.subject.policy);
         let policy = policies::again(&live.subject.policy);
         let id = live.id().to_owned();
         let reference = live.subject.reference.clone();
@@ -154,13 +166,10 @@ impl Engine {
         {
             let refusal = format!("session {id}: {gap}");
             self.kernel.maps.remove_policy(&bound);
-            if let (Some(before), Some(live)) = (before, self.sessions.get_mut(&number)) {
-                let gone = gone(&before, &now);
-                self.kernel.maps.close_devices(&mut live.bound, &gone);
-            }
             bail!(refusal);
         }
-        let settled = bound.mounts.is_some();
+        // Mounts have changed meanwhile.
+        let again = bound.mounts.is_none().then(|| Instant::now() + RETIRE);
         let (mounted, unmounted) = match (&before, &bound.mounts) {
             (Some(before), Some(now)) => (points(now, before), points(before, now)),
             (Some(before), None) => (points(&now, before), points(before, &now)),
@@ -172,6 +181,13 @@ impl Engine {
             ?unmounted,
             "policy worked out again: the host's mounts have changed"
         );
+        if policy != policy_before {
+            // Links of others lead into what the administrator rules, by now.
+            self.distrust_reviewer(number);
+        }
+        if let Some(live) = self.sessions.get_mut(&number) {
+            live.bind_refused = 0;
+        }
         let told = Lifecycle::MountsChanged {
             mounted,
             unmounted,
@@ -187,7 +203,7 @@ impl Engine {
                 told,
             },
         );
-        Ok(settled)
+        Ok(again)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 
 /// How long a policy that is no longer in force stays in the kernel: longer than any record of it stays in a ring that
 /// is drained ten times a second.
-const RETIRE: Duration = Duration::from_secs(3);
+pub(super) const RETIRE: Duration = Duration::from_secs(3);
 
 /// Another policy for a session, or the same once more.
 pub(super) struct Exchange {
@@ -97,7 +97,7 @@ impl Engine {
         let key = self.next_number()?;
         let private = match private {
             Some(private) => private,
-            None => Arc::new(self.kernel.maps.private(&cgroup)?),
+            None => Arc::new(self.kernel.maps.private(&cgroup, &policy)?),
         };
         let bound = self.kernel.insert_policy(key, number, &policy, private)?;
         if let Err(refusal) = policies::degraded(&bound.gaps, accept_degraded, &policy) {

@@ -169,7 +169,7 @@ impl Engine {
         cgroup: &Path,
     ) -> Result<(Bound, u64)> {
         let private = match plan.cgroup {
-            Some(path) => self.kernel.maps.private(path)?,
+            Some(path) => self.kernel.maps.private(path, &plan.policy)?,
             None => Private::default(),
         };
         let private = Arc::new(private);

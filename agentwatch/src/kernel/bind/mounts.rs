@@ -18,7 +18,7 @@ use crate::{
         container::Private,
         files::{Identifier, Mount, Rooted},
     },
-    policy::model::{Access, Compiled, Decision, Effect, FILES_DEFAULT, Rule, UnixTarget},
+    policy::model::{Access, Compiled, Decision, Effect, FILES_DEFAULT, Program, Rule, UnixTarget},
 };
 
 /// A mount of the host on which it depends what a policy is worked out to.
@@ -51,8 +51,16 @@ impl<'a> Ways<'a> {
             UnixTarget::Path(path) => Some(path.as_path()),
             _ => None,
         });
+        let programs = policy
+            .commands
+            .iter()
+            .filter_map(|rule| match &rule.program {
+                Program::Path(path) => Some(path.as_path()),
+                Program::Name(_) => None,
+            });
         let ways = places
             .chain(sockets)
+            .chain(programs)
             .chain(links.iter().map(Path::new))
             .flat_map(Path::ancestors)
             .collect();
@@ -91,7 +99,7 @@ impl<'a> Ways<'a> {
         let mounts = mounts.iter().zip(&parts.is_part);
         mounts
             .filter(|(rooted, is_part)| concerns(rooted, **is_part))
-            .map(|(Rooted { mount, root }, is_part)| {
+            .map(|(Rooted { mount, root, .. }, is_part)| {
                 let root = root.as_ref();
                 let text = |path: &Path| path.to_string_lossy().into_owned();
                 Concerned {
@@ -122,17 +130,22 @@ impl<'a> Parts<'a> {
         let mut first: HashMap<u32, HashMap<&Path, &Mount>> = HashMap::new();
         let is_part = mounts
             .iter()
-            .map(|Rooted { mount, root }| {
-                let of_device = first.entry(mount.dev).or_default();
-                let is_part = mount
-                    .root
-                    .ancestors()
-                    .any(|root| of_device.contains_key(root));
-                if !is_part && root.is_some() {
-                    of_device.insert(&mount.root, mount);
-                }
-                is_part
-            })
+            .map(
+                |Rooted {
+                     mount, is_hidden, ..
+                 }| {
+                    let of_device = first.entry(mount.dev).or_default();
+                    let is_part = mount
+                        .root
+                        .ancestors()
+                        .any(|root| of_device.contains_key(root));
+                    // One that cannot be looked at is there all the same.
+                    if !is_part && !is_hidden {
+                        of_device.insert(&mount.root, mount);
+                    }
+                    is_part
+                },
+            )
             .collect();
         Self { first, is_part }
     }
@@ -152,7 +165,7 @@ impl Entries {
     pub(super) fn roots(&mut self, policy: &Compiled, mounts: &[Rooted]) {
         let parts = Parts::of(mounts);
         let mut roots: HashMap<PlaceAt, (Place, &Path)> = HashMap::new();
-        for (Rooted { mount, root }, is_part) in mounts.iter().zip(&parts.is_part) {
+        for (Rooted { mount, root, .. }, is_part) in mounts.iter().zip(&parts.is_part) {
             let Some(found) = root else {
                 continue;
             };
@@ -193,8 +206,18 @@ impl Entries {
             // What is mounted over is not reached by this name, and what cannot be looked at is denied anyway. A device that is mounted
             // as a file is named by no rule around it.
             let identity = found.identity;
-            if !found.is_block_device && !self.places.contains_key(&(identity.dev, identity.inode))
-            {
+            if found.is_block_device {
+                continue;
+            }
+            if let Some(place) = self.places.get_mut(&(identity.dev, identity.inode)) {
+                if *is_part {
+                    let generation = place.generation;
+                    *place = Place {
+                        generation,
+                        ..less(*place)
+                    };
+                }
+            } else {
                 let value = Place {
                     generation: identity.generation,
                     ..value
@@ -214,7 +237,7 @@ impl Entries {
             .map(|place| place.path.as_path())
             .collect();
         let parts = Parts::of(mounts);
-        for (Rooted { mount, root }, is_part) in mounts.iter().zip(&parts.is_part) {
+        for (Rooted { mount, root, .. }, is_part) in mounts.iter().zip(&parts.is_part) {
             if !is_part
                 || root.is_none()
                 || named.contains(mount.point.as_path())
@@ -463,6 +486,7 @@ mod tests {
                     mount: number,
                     is_block_device: false,
                 }),
+                is_hidden: false,
             })
             .collect()
     }
@@ -501,6 +525,42 @@ mod tests {
         assert!(!roots.contains_key(&(1, 10)), "in the scope all the same");
         assert_eq!(roots[&(1, 11)].effects, CLOSED, "denied by one name");
         assert_eq!(roots[&(1, 11)].generation, 7);
+    }
+
+    #[test]
+    fn what_a_rule_denies_by_another_name_is_denied_where_names_are_waited_for() {
+        let policy = compiled("[files]\nwrite = ['/work']\ndeny = ['/work/closed']\n");
+        let list = [("/", 1, "/"), ("/work/closed/shown", 1, "/work/shown")];
+        let mut entries = Entries::default();
+        let waits = Place {
+            effects: WRITABLE,
+            flags: place::CHILDREN,
+            generation: 7,
+            ..Place::default()
+        };
+        entries.places.insert((1, 11), waits);
+        entries.roots(&policy, &mounts(&list));
+        let found = entries.places[&(1, 11)];
+        assert_eq!(found.effects, CLOSED);
+        assert_eq!(
+            (found.flags & place::CHILDREN, found.generation),
+            (place::CHILDREN, 7)
+        );
+    }
+
+    #[test]
+    fn a_first_mount_that_cannot_be_looked_at_is_still_the_first() {
+        let policy = compiled("[files]\nwrite = ['/work']\n");
+        let mut mounts = mounts(&[("/disk", 5, "/"), ("/work/part", 5, "/part")]);
+        mounts[0].root = None;
+        let entered = |mounts: &[Rooted]| {
+            let mut entries = Entries::default();
+            entries.roots(&policy, mounts);
+            entries.places.len()
+        };
+        assert_eq!(entered(&mounts), 0, "nothing is given to a part");
+        mounts[0].is_hidden = true;
+        assert_eq!(entered(&mounts), 1);
     }
 
     #[test]

@@ -192,6 +192,12 @@ impl Maps {
         enter::GRANTS.entered(entered, || "a decision".to_owned())
     }
 
+    /// What is granted, if anything is.
+    pub fn granted(&self, key: &GrantKey) -> Option<Grant> {
+        let grant = self.grants.get(key, 0).ok()?;
+        (grant.effect == u32::from(effect::ALLOW)).then_some(grant)
+    }
+
     /// Whether any operation has passed by a task's grant.
     pub fn is_used(&self, key: &GrantKey) -> bool {
         self.grants.get(key, 0).is_ok_and(|grant| grant.used != 0)

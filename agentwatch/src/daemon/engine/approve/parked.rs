@@ -7,7 +7,7 @@ use agentwatch_common::{
 
 use crate::{
     approval::{About, Asked, Filed, Waiting, model::Ancestor, summary},
-    daemon::engine::{Engine, approve::Word},
+    daemon::engine::Engine,
     event::{
         Event,
         enrich::kind_of,
@@ -92,11 +92,6 @@ impl Engine {
         let now = boottime_ns();
         let id = match self.desk.file(asked, now) {
             Filed::New(id) => {
-                if let Some(word) = self.granted_meanwhile(hold, now) {
-                    let pending = self.desk.get(&id);
-                    event.approval = pending.map(|pending| pending.step(Step::Requested, now));
-                    return self.decide_by_itself(&id, word);
-                }
                 self.tell_requested(&id, now);
                 self.consult(&id);
                 self.save_approvals(hold.key.session);
@@ -122,20 +117,6 @@ impl Engine {
                 "a command that waits is stopped, and not frozen"
             );
         }
-    }
-
-    /// The word on an action that began to wait when what it is about was being granted to its session.
-    fn granted_meanwhile(&self, hold: &Hold, now: u64) -> Option<Word> {
-        let given = self.desk.given().iter().find(|given| {
-            given.session == hold.key.session
-                && given.about.object() == hold.key.object
-                && given.rights & hold.rights == hold.rights
-                && given.until > now
-        })?;
-        let mut word = Word::of(Step::Approved, true, given.by.kind);
-        word.by = given.by.clone();
-        word.reason.clone_from(&given.reason);
-        Some(word)
     }
 
     /// What is known of an action that has begun to wait, for who decides.
